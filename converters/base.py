@@ -1,0 +1,163 @@
+"""What every format does: plan without weights, write beside the target, read back, check, and only then rename.
+
+Export ──plan──► refusals (exit 4) ──write──► temporary path ──checks──► rename
+                                                   │
+                                      read_factors ┴ static_checks ┴ open_source (its runtime's logits)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from longrope.checkpoint import Checkpoint
+from longrope.errors import LongRopeError
+from longrope.factors import FactorSets, RescaleFactors
+from longrope.files import staged
+from longrope.progress import Progress
+from longrope.scoring import LogitSource
+
+Status = Literal["pass", "fail", "warn", "skip"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding about an artifact. Ids are stable and documented with the fault each one catches."""
+
+    id: str
+    status: Status
+    expected: Any = None
+    actual: Any = None
+    message: str = ""
+
+    @classmethod
+    def equal(cls, id: str, expected: Any, actual: Any, message: str) -> Check:
+        """Passes when both are equal; `message` says what it means when they are not."""
+        ok = expected == actual
+        return cls(id, "pass" if ok else "fail", expected, actual, "" if ok else message)
+
+
+@dataclass(frozen=True)
+class RuntimeUse:
+    """Which set a runtime uses when, in plain words, for `inspect` and the report."""
+
+    runtime: str
+    uses: str
+    safe: bool
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write.
+
+    Args:
+        checkpoint: the source model.
+        factors: bound to the checkpoint, with the factor sets that are to be written.
+        outtype: weight type, a name the format knows; None for its default.
+        options: the format's own options.
+    """
+
+    checkpoint: Checkpoint
+    factors: RescaleFactors
+    outtype: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Converter(ABC):
+    """One output format. Stateless; a subclass is registered by entry point `longrope_export.formats`.
+
+    Attributes:
+        name: what users call the format.
+        suffix: of a single-file format ("" for folders).
+        auto_factor_sets: what `--factor-sets auto` means here.
+        outtypes: weight types it can write, the default first.
+        extra: pip extra that brings its libraries; None when the core has them.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str] = ""
+    auto_factor_sets: ClassVar[FactorSets] = "single"
+    outtypes: ClassVar[Sequence[str]] = ("auto",)
+    extra: ClassVar[str | None] = None
+
+    @abstractmethod
+    def recognizes(self, path: Path) -> bool:
+        """Whether `path` looks like an artifact of this format; looks at names and magic bytes only."""
+
+    @abstractmethod
+    def check_requirements(self) -> None:
+        """Raise MissingRequirementError, with the pip command, when a library is missing."""
+
+    @abstractmethod
+    def plan(self, export: Export) -> None:
+        """Validate everything that can be known without weights.
+
+        Raises:
+            UnsupportedError: the format cannot express this model, tokenizer, type or these factors.
+        """
+
+    @abstractmethod
+    def write(self, export: Export, path: Path, progress: Progress) -> None:
+        """Write the artifact under `path`, a temporary name; `plan` has passed."""
+
+    @abstractmethod
+    def read_factors(self, path: Path) -> RescaleFactors | None:
+        """The factors in an artifact, exactly as stored; None when there are none.
+
+        Raises:
+            InputError: the artifact is broken.
+        """
+
+    @abstractmethod
+    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+        """Compare keys, tensors, factors and weights of an artifact with what they must be, without running it."""
+
+    @abstractmethod
+    def open_source(
+        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+    ) -> LogitSource:
+        """The artifact in its own runtime, ready for windows of up to `max_length` tokens."""
+
+    @abstractmethod
+    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
+        """Which runtime uses which set when."""
+
+    @abstractmethod
+    def describe(self, path: Path) -> dict[str, Any]:
+        """Facts for `inspect`, JSON-able: format version, architecture, weight types, lengths, provenance."""
+
+    def convert(self, export: Export, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
+        """Plan, write, read back and rename.
+
+        Returns:
+            The static checks, all of them without a failure.
+
+        Raises:
+            LongRopeError: what was written is not what was asked; nothing is left behind.
+        """
+        self.check_requirements()
+        self.plan(export)
+        with staged(path, overwrite=overwrite) as temporary:
+            self.write(export, temporary, progress)
+            checks = self.static_checks(temporary, export.factors, export.checkpoint)
+            failed = [check for check in checks if check.status == "fail"]
+            if failed:
+                raise FailedReadBackError(path, failed)
+        return checks
+
+
+class FailedReadBackError(LongRopeError):
+    """A converter read back something else than it was asked to write."""
+
+    exit_code = 1
+
+    def __init__(self, path: Path, failed: Sequence[Check]) -> None:
+        first = failed[0]
+        super().__init__(
+            f"{path}: read-back failed ({len(failed)} checks), nothing was written. {first.id}: "
+            f"expected {first.expected}, got {first.actual}. {first.message}"
+        )

@@ -1,0 +1,79 @@
+"""What is known of each model type: one table, one row a type, no branches elsewhere.
+
+A row says how transformers builds the rotary embedding, and what each format can express:
+  gguf        name of the llama.cpp architecture the weights are written as, None if there is none
+  gguf_rope   "sets": it loads rope_factors_long/short; "freqs": only rope_freqs (one set for every context); None: neither
+  permute_qk  llama.cpp wants the rows of q and k interleaved
+  hf, onnx    transformers honours longrope / the export has been tested with parity
+Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from longrope.errors import UnsupportedError
+
+GgufRope = Literal["sets", "freqs"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Facts about one transformers model type; see the module's docstring."""
+
+    model_type: str
+    gguf: str | None = None
+    gguf_rope: GgufRope | None = None
+    permute_qk: bool = False
+    onnx: bool = False
+    sliding_window: bool = False
+    drops_cache_at_crossing: bool = False
+    note: str = ""
+
+
+def _table(*rows: Architecture) -> Mapping[str, Architecture]:
+    return {row.model_type: row for row in rows}
+
+
+ARCHITECTURES = _table(
+    Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=True),
+    Architecture("mistral", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=True, sliding_window=True),
+    Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=True),
+    Architecture("phi3", gguf="phi3", gguf_rope="sets", onnx=True, sliding_window=True, drops_cache_at_crossing=True),
+    Architecture("qwen2", onnx=True, sliding_window=True, note="llama.cpp's qwen2 loads no rope factors"),
+    Architecture("qwen3", onnx=True, sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"),
+    Architecture("olmo2", onnx=True, note="llama.cpp's olmo2 loads no rope factors"),
+    Architecture("smollm3", onnx=True, note="llama.cpp's smollm3 loads no rope factors"),
+)
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The row of a config.json.
+
+    Raises:
+        UnsupportedError: the type is not in the table, or the config uses a feature that extension would break.
+    """
+    model_type = config.get("model_type")
+    row = ARCHITECTURES.get(str(model_type))
+    if row is None:
+        near = difflib.get_close_matches(str(model_type), ARCHITECTURES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UnsupportedError(
+            f"model type {model_type!r} is not supported{hint} Supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    _refuse_sliding_window(config, row)
+    return row
+
+
+def _refuse_sliding_window(config: Mapping[str, Any], row: Architecture) -> None:
+    """Attention that looks back fewer tokens than the window cannot be extended by rescaling alone."""
+    window = config.get("sliding_window")
+    used = row.sliding_window and window and config.get("use_sliding_window", True)
+    if used and window < config.get("max_position_embeddings", 0):
+        raise UnsupportedError(
+            f"this {row.model_type} model attends to the last {window} tokens only (sliding_window); a longer window "
+            "has no effect on it. Set sliding_window to null in config.json if its layers were trained in full"
+        )

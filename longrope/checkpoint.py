@@ -1,0 +1,279 @@
+"""Open a model from a folder, a Hub id or (through an opener of the converters) a GGUF file, without loading weights.
+
+    open_checkpoint("folder" | "org/name@rev" | "file.gguf") ──► Checkpoint: facts of config.json, tokenizer, weight files
+
+Nothing here imports torch or transformers; `longrope.modeling.build_model` does, when a model is to run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longrope.architectures import Architecture, architecture_of
+from longrope.errors import InputError, MissingRequirementError, UnsupportedError
+from longrope.factors import RescaleFactors, from_config, rope_parameters
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
+DEFAULT_ROPE_THETA = 10_000.0
+EXTENDABLE_ROPE_TYPES = ("default", "longrope", "su", None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder whose config.json and weight headers have been read and found sound.
+
+    Args:
+        path: the folder.
+        name: what the user called it; goes into reports.
+        config: parsed config.json.
+        keep_alive: whatever owns `path` when it is temporary (a GGUF file unpacked for the run).
+    """
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    keep_alive: Any = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Row of the architecture table. Raises UnsupportedError."""
+        return architecture_of(self.config)
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type"))
+
+    @cached_property
+    def factors(self) -> RescaleFactors | None:
+        """The rescale factors the checkpoint already carries, bound to it; None when it has not been extended."""
+        found = from_config(self.config)
+        return self.bind(found) if found else None
+
+    @property
+    def window(self) -> int:
+        """L: the window the model was trained for before any extension, in tokens."""
+        extended = from_config(self.config)
+        if extended and extended.original_max_position_embeddings:
+            return extended.original_max_position_embeddings
+        return int(self._config_value("max_position_embeddings"))
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return int(self._config_value("max_position_embeddings"))
+
+    @property
+    def rope_theta(self) -> float:
+        rope = rope_parameters(self.config)
+        return float(rope.get("rope_theta") or self.config.get("rope_theta") or DEFAULT_ROPE_THETA)
+
+    @property
+    def head_dim(self) -> int:
+        given = self.config.get("head_dim")
+        return int(given or self._config_value("hidden_size") // self._config_value("num_attention_heads"))
+
+    @property
+    def rotary_dim(self) -> int:
+        """head_dim * partial_rotary_factor, as transformers computes it."""
+        rope = rope_parameters(self.config)
+        partial = rope.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0
+        return int(self.head_dim * partial)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._config_value("vocab_size"))
+
+    def bind(self, factors: RescaleFactors, target: int | None = None) -> RescaleFactors:
+        """`factors` with this model's facts filled in. Raises InputError on a contradiction."""
+        rope_type = rope_parameters(self.config).get("rope_type", rope_parameters(self.config).get("type"))
+        if rope_type not in EXTENDABLE_ROPE_TYPES:
+            raise UnsupportedError(
+                f"{self.name}: its RoPE is already rescaled by {rope_type!r}; expected an unscaled or a longrope model"
+            )
+        return factors.bound_to(
+            original=self.window,
+            rope_theta=self.rope_theta,
+            rotary_dim=self.rotary_dim,
+            model_type=self.model_type,
+            target=target,
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizers-library tokenizer of tokenizer.json.
+
+        Raises:
+            UnsupportedError: there is no tokenizer.json, or the tokenizers library cannot read it.
+        """
+        from tokenizers import Tokenizer
+
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise UnsupportedError(
+                f"{self.name}: no tokenizer.json; convert the tokenizer first "
+                "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+            )
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # noqa: BLE001  the library raises bare Exception
+            raise UnsupportedError(
+                f"{self.name}: tokenizer.json is not one the tokenizers library knows: {error}"
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with whatever the tokenizer adds by itself (BOS)."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files, each with a sound header and complete. Raises InputError."""
+        return _weight_files(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over config.json, tokenizer.json and the weight files' headers and sizes: cheap, yet any change shows."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        tokenizer = self.path / "tokenizer.json"
+        digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
+        for file in self.weight_files:
+            with file.open("rb") as handle:
+                length = int.from_bytes(handle.read(8), "little")
+                digest.update(handle.read(length))
+                digest.update(handle.read(1 << 20))  # the first weights: two trainings of one shape differ here
+            digest.update(str(file.stat().st_size).encode())
+        return digest.hexdigest()
+
+    def _config_value(self, name: str) -> Any:
+        value = self.config.get(name)
+        if value is None:
+            raise InputError(f"{self.name}: config.json has no {name}")
+        return value
+
+
+def open_checkpoint(name: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder, a Hub id (`org/name` or `org/name@revision`) or a file an opener knows (`.gguf`).
+
+    Raises:
+        InputError: no such path, a broken file, pickle weights.
+        MissingRequirementError: the Hub cannot be reached, or an extra is missing.
+        UnsupportedError: the model type is not in the table.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _opener(path)(path)
+    if path.is_dir():
+        return open_folder(path, str(name))
+    if _looks_like_hub_id(str(name)):
+        return open_folder(_download(str(name)), str(name))
+    raise InputError(f"{name}: no such file or folder")
+
+
+def open_folder(path: Path, name: str | None = None, keep_alive: Any = None) -> Checkpoint:
+    """Open a Hugging Face folder; see `open_checkpoint` for what it raises."""
+    name = name or str(path)
+    file = path / "config.json"
+    if not file.is_file():
+        raise InputError(f"{name}: expected a Hugging Face folder, found no config.json in it")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{name}: config.json is not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{name}: config.json: expected an object, got {type(config).__name__}")
+    checkpoint = Checkpoint(path, name, config, keep_alive)
+    _ = checkpoint.architecture, checkpoint.weight_files, checkpoint.factors
+    return checkpoint
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: name → {dtype, shape, data_offsets}, checked against the file's size.
+
+    Raises:
+        InputError: truncated, or not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise InputError(
+                f"{path}: truncated or not safetensors: its header says {length} bytes, the file has {size}"
+            )
+        try:
+            header = json.loads(file.read(length))
+            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, IndexError):
+            raise InputError(f"{path}: not a safetensors file: its header cannot be read") from None
+    if size != 8 + length + end:
+        raise InputError(f"{path}: truncated or damaged: expected {8 + length + end} bytes, got {size}")
+    header.pop("__metadata__", None)
+    return dict(header)
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError):
+            raise InputError(f"{index}: expected a weight_map of tensor names to files") from None
+    elif (folder / "model.safetensors").is_file():
+        names = ["model.safetensors"]
+    else:
+        raise InputError(f"{folder}: {_why_no_weights(folder)}")
+    files = []
+    for name in names:
+        file = folder / name
+        if Path(name).name != name:
+            raise InputError(f"{index}: weight file {name!r} lies outside the folder; refused")
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, but the index names it")
+        safetensors_header(file)
+        files.append(file)
+    return tuple(files)
+
+
+def _why_no_weights(folder: Path) -> str:
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
+    if pickles:
+        return f"only pickle weights ({pickles[0]}), which can run code when loaded; convert them to safetensors first"
+    return "expected model.safetensors or model.safetensors.index.json, found neither"
+
+
+def _opener(path: Path) -> Callable[[Path], Checkpoint]:
+    found = list(entry_points(group=OPENERS, name=path.suffix.lower()))
+    if not found:
+        raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file, got a {path.suffix or 'plain'} file")
+    opener: Callable[[Path], Checkpoint] = found[0].load()
+    return opener
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).parent.exists()
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repo, _, revision = hub_id.partition("@")
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=HUB_FILES))
+    except RepositoryNotFoundError:
+        raise InputError(f"{hub_id}: neither a folder here nor a repository on the Hub (or a private one)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise MissingRequirementError(
+            f"{hub_id}: not a folder here, and the Hub cannot be reached ({type(error).__name__})"
+        ) from None

@@ -1,0 +1,362 @@
+"""`RescaleFactors`: the value object that search returns, converters embed and read-back compares.
+
+    factors.json ──► RescaleFactors ──► config.json / GGUF tensors / ONNX initializers
+         ▲                                          │
+         └────────────── read-back ─────────────────┘
+
+Sources: LongRoPE (arXiv 2402.13753), equation 2 for the factors and n_hat; transformers' `_compute_longrope_parameters`
+for the attention factor's formula.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from longrope.errors import InputError, UnsupportedError
+from longrope.files import write_atomically
+
+SCHEMA_VERSION = 1
+
+FactorSet = Literal["short", "long"]
+FactorSets = Literal["single", "dual"]
+
+# Start-token counts the paper searches over (LongRoPE, section 4.2).
+N_HAT_CHOICES = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class RescaleFactors:
+    """Rescale factors of one model, for one target length.
+
+    Rotary pair `i` turns by `n * theta**(-2 i / rotary_dim) / factor[i]` at position `n`; the first `n_hat` positions
+    are left unscaled. `short_factor` serves sequences up to `original_max_position_embeddings`, `long_factor` longer
+    ones; where both are equal the set is called `single`, else `dual`.
+
+    Args:
+        short_factor: rotary_dim / 2 numbers > 0.
+        long_factor: rotary_dim / 2 numbers > 0.
+        n_hat: number of start tokens whose positions are not rescaled.
+        original_max_position_embeddings: L, the window before extension, in tokens; None when the source is silent.
+        target_length: L', the window after extension, in tokens; None when the source is silent.
+        attention_factor: what cos and sin are multiplied by; None for the formula sqrt(1 + ln(L'/L) / ln L).
+        rope_theta: base of the rotary frequencies; None when the source is silent.
+        rotary_dim: head_dim * partial_rotary_factor; None when the source is silent.
+        model_type: transformers' name of the architecture; None when the source is silent.
+        method: how the factors came to be, e.g. `evolution`, `ntk`, `imported`.
+        provenance: free-form record of versions, seed, texts, budget.
+
+    Raises:
+        InputError: a value is out of range or two values contradict each other.
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    n_hat: int = 0
+    original_max_position_embeddings: int | None = None
+    target_length: int | None = None
+    attention_factor: float | None = None
+    rope_theta: float | None = None
+    rotary_dim: int | None = None
+    model_type: str | None = None
+    method: str = "given"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("short_factor", "long_factor"):
+            object.__setattr__(self, name, _checked_set(name, getattr(self, name)))
+        if len(self.short_factor) != len(self.long_factor):
+            raise InputError(
+                f"short_factor has {len(self.short_factor)} numbers and long_factor {len(self.long_factor)}; "
+                "expected one for every rotary pair in both"
+            )
+        self._check_lengths()
+        self._check_scalars()
+
+    def _check_lengths(self) -> None:
+        original, target = self.original_max_position_embeddings, self.target_length
+        for name, value in (("original_max_position_embeddings", original), ("target_length", target)):
+            if value is not None and (not _is_int(value) or value < 1):
+                raise InputError(f"{name}: expected a whole number of tokens above 0, got {value!r}")
+        if original is not None and target is not None and target < original:
+            raise InputError(f"target_length {target} is below the original window {original}; expected at least that")
+        if not _is_int(self.n_hat) or self.n_hat < 0:
+            raise InputError(f"n_hat: expected a whole number of start tokens, 0 or more, got {self.n_hat!r}")
+        if target is not None and self.n_hat > target:
+            raise InputError(f"n_hat {self.n_hat} is above the target length {target}")
+
+    def _check_scalars(self) -> None:
+        if self.rotary_dim is not None and self.rotary_dim != 2 * len(self.long_factor):
+            raise InputError(
+                f"expected rotary_dim / 2 = {self.rotary_dim / 2:g} factors for rotary_dim {self.rotary_dim}, "
+                f"got {len(self.long_factor)}"
+            )
+        for name, value in (("attention_factor", self.attention_factor), ("rope_theta", self.rope_theta)):
+            if value is not None and not (_is_number(value) and value > 0):
+                raise InputError(f"{name}: expected a finite number above 0 or null, got {value!r}")
+
+    # -- what follows from the fields
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of rotary pairs, rotary_dim / 2."""
+        return len(self.long_factor)
+
+    @property
+    def factor_sets(self) -> FactorSets:
+        return "single" if self.short_factor == self.long_factor else "dual"
+
+    @property
+    def length_scale(self) -> float:
+        """s = L' / L. Raises InputError when one of them is unknown."""
+        return self.target / self.original
+
+    @property
+    def original(self) -> int:
+        """L in tokens. Raises InputError when the source did not say it."""
+        return self._known("original_max_position_embeddings")
+
+    @property
+    def target(self) -> int:
+        """L' in tokens. Raises InputError when the source did not say it."""
+        return self._known("target_length")
+
+    def _known(self, name: str) -> int:
+        value = getattr(self, name)
+        if value is None:
+            raise InputError(f"the factors do not say {name}; give it (factors import --original N --target N)")
+        return int(value)
+
+    @property
+    def effective_attention_factor(self) -> float:
+        """The number cos and sin are multiplied by: the given one, or the formula's."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return attention_factor_formula(self.length_scale, self.original)
+
+    def set(self, name: FactorSet) -> tuple[float, ...]:
+        return self.short_factor if name == "short" else self.long_factor
+
+    def set_for_length(self, length: int) -> FactorSet:
+        """The set that a sequence of `length` tokens is meant to use."""
+        return "long" if length > self.original else "short"
+
+    def oddities(self) -> list[str]:
+        """What a reader of these factors should know; none of it makes them unusable."""
+        found = []
+        for name in ("short", "long"):
+            values = self.set(name)  # type: ignore[arg-type]
+            falls = sum(after < before for before, after in itertools.pairwise(values))
+            if falls:
+                found.append(f"{name}_factor is not monotone: it falls at {falls} of {len(values) - 1} steps")
+            if self.original_max_position_embeddings and self.target_length and max(values) > self.length_scale:
+                found.append(f"{name}_factor reaches {max(values):g}, above the length scale {self.length_scale:g}")
+            if min(values) < 1:
+                found.append(f"{name}_factor goes down to {min(values):g}, below 1: it extrapolates those pairs")
+        return found
+
+    # -- new values from old ones
+
+    def as_single(self) -> RescaleFactors:
+        """The long set for every length."""
+        return dataclasses.replace(self, short_factor=self.long_factor)
+
+    def with_sets(self, factor_sets: FactorSets) -> RescaleFactors:
+        """These factors as `single`, or as `dual` if they are; refuses to invent a short set.
+
+        Raises:
+            UnsupportedError: `dual` was asked of factors whose two sets are equal.
+        """
+        if factor_sets == "single":
+            return self.as_single()
+        if self.factor_sets == "single":
+            raise UnsupportedError(
+                "dual factor sets were asked for, but short_factor equals long_factor; "
+                "search a short set (longrope-export recover) or use --factor-sets single"
+            )
+        return self
+
+    def bound_to(
+        self, *, original: int, rope_theta: float, rotary_dim: int, model_type: str, target: int | None = None
+    ) -> RescaleFactors:
+        """Fill what the source left open from a model, and refuse what contradicts it.
+
+        Raises:
+            InputError: a stored value differs from the model's, or the number of factors does not fit rotary_dim.
+        """
+        if self.num_pairs * 2 != rotary_dim:
+            raise InputError(
+                f"expected {rotary_dim // 2} factors (rotary_dim {rotary_dim} of this {model_type} model), "
+                f"got {self.num_pairs}; these factors belong to another model"
+            )
+        facts: dict[str, Any] = {
+            "original_max_position_embeddings": original,
+            "rope_theta": float(rope_theta),
+            "rotary_dim": rotary_dim,
+            "model_type": model_type,
+        }
+        for name, expected in facts.items():
+            got = getattr(self, name)
+            if got is not None and got != expected:
+                raise InputError(f"the factors say {name} = {got!r}, the model says {expected!r}; they do not fit")
+        if target is not None and self.target_length is not None and target != self.target_length:
+            raise InputError(f"the factors are for target length {self.target_length}, {target} was asked for")
+        return dataclasses.replace(self, **facts, target_length=self.target_length or target)
+
+    # -- JSON
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's factors.json object (schema_version 1)."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields["short_factor"] = list(self.short_factor)
+        fields["long_factor"] = list(self.long_factor)
+        fields["provenance"] = dict(self.provenance)
+        return {"schema_version": SCHEMA_VERSION, **fields}
+
+    @classmethod
+    def from_json(cls, data: Any, source: str = "factors") -> RescaleFactors:
+        """Build from a parsed factors.json.
+
+        Raises:
+            InputError: not an object, another schema version, unknown or missing fields, or invalid values.
+        """
+        if not isinstance(data, dict) or "long_factor" not in data or "short_factor" not in data:
+            raise InputError(f"{source}: expected a JSON object with short_factor and long_factor")
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{source}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - names - {"schema_version"})
+        if unknown:
+            raise InputError(f"{source}: unknown fields {', '.join(unknown)}; expected only {', '.join(sorted(names))}")
+        try:
+            return cls(**{name: data[name] for name in names if name in data})
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write factors.json by temporary file and rename."""
+        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> RescaleFactors:
+        """Read factors.json. Raises InputError when the file is missing, not JSON or invalid."""
+        return cls.from_json(_read_json(path), source=str(path))
+
+
+def attention_factor_formula(length_scale: float, original: int) -> float:
+    """sqrt(1 + ln s / ln L), 1 for s <= 1: the value Hugging Face, llama.cpp and Phi-3 use for longrope."""
+    if length_scale <= 1.0:
+        return 1.0
+    return math.sqrt(1.0 + math.log(length_scale) / math.log(original))
+
+
+def read_authors_csv(path: Path) -> tuple[float, ...]:
+    """One factor set from the LongRoPE authors' file: a matrix of layers × rotary pairs whose rows are all equal.
+
+    Numbers are separated by commas, white space or line breaks. A file of one row, or of one number a line, is one set.
+
+    Raises:
+        InputError: not numbers, rows of unequal length, or rows that differ (factors per layer fit no runtime).
+    """
+    rows = [line.replace(",", " ").split() for line in _read_text(path).splitlines() if line.strip()]
+    try:
+        matrix = [tuple(float(cell) for cell in row) for row in rows]
+    except ValueError as error:
+        raise InputError(f"{path}: expected numbers separated by commas or line breaks; {error}") from None
+    if not matrix:
+        raise InputError(f"{path}: expected a row of factors, got an empty file")
+    if all(len(row) == 1 for row in matrix):
+        return _checked_set(str(path), [row[0] for row in matrix])
+    if any(row != matrix[0] for row in matrix):
+        raise InputError(f"{path}: expected {len(matrix)} equal rows (one set for all layers), got rows that differ")
+    return _checked_set(str(path), matrix[0])
+
+
+def import_authors_csv(
+    path: Path, *, short: Path | None = None, original: int | None = None, target: int | None = None
+) -> RescaleFactors:
+    """The authors' CSV as factors: `path` is the long set, and the short one too unless `short` names another file."""
+    long_factor = read_authors_csv(path)
+    return RescaleFactors(
+        short_factor=read_authors_csv(short) if short else long_factor,
+        long_factor=long_factor,
+        original_max_position_embeddings=original,
+        target_length=target,
+        method="imported",
+        provenance={"imported_from": [p.name for p in (path, short) if p]},
+    )
+
+
+def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
+    """The factors a Hugging Face config.json carries; None when its RoPE is not of type longrope.
+
+    The top-level `original_max_position_embeddings` wins over the nested one, as in transformers.
+    """
+    rope = rope_parameters(config)
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    missing = [name for name in ("short_factor", "long_factor") if name not in rope]
+    if missing:
+        raise InputError(f"config.json: rope type longrope without {' and '.join(missing)}")
+    nested = rope.get("original_max_position_embeddings")
+    return RescaleFactors(
+        short_factor=rope["short_factor"],
+        long_factor=rope["long_factor"],
+        original_max_position_embeddings=config.get("original_max_position_embeddings") or nested,
+        target_length=config.get("max_position_embeddings"),
+        attention_factor=rope.get("attention_factor"),
+        rope_theta=rope.get("rope_theta", config.get("rope_theta")),
+        model_type=config.get("model_type"),
+        method="config.json",
+    )
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` (v5) merged over `rope_scaling` (v4) of a config.json; empty when it has neither."""
+    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+
+
+# -- helpers
+
+
+def _checked_set(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Iterable)):
+        raise InputError(f"{name}: expected a list of numbers, got {values!r}")
+    checked = tuple(values)
+    for index, value in enumerate(checked):
+        if not (_is_number(value) and value > 0):
+            raise InputError(f"{name}[{index}]: expected a finite number above 0, got {value!r}")
+    if not checked:
+        raise InputError(f"{name}: expected rotary_dim / 2 numbers, got none")
+    return tuple(float(value) for value in checked)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None

@@ -1,0 +1,101 @@
+"""Files that are whole or not there: temporary name, flush to disk, rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from longrope.errors import InputError, LongRopeError, MissingRequirementError
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` so that `path` either keeps its old content or has all of the new."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with _errors_of_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    The block may create a file or a folder under the yielded name.
+
+    Raises:
+        InputError: `path` exists and `overwrite` is off.
+        MissingRequirementError: the disk is full or not writable.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    with _errors_of_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield room / path.name
+            _replace(room / path.name, path)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise InputError when `path` exists and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; choose another output or pass --overwrite")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put `new` where `path` is; a folder there is moved aside first, for a rename cannot replace a full folder."""
+    if path.is_dir() and not path.is_symlink():
+        old = new.with_name(new.name + ".old")
+        path.replace(old)
+        try:
+            new.replace(path)
+        except OSError:
+            old.replace(path)
+            raise
+    else:
+        new.replace(path)
+
+
+@contextmanager
+def _errors_of_writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except LongRopeError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MissingRequirementError(
+                f"{path}: no room left on the disk ({error.strerror}); nothing was written"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise MissingRequirementError(f"{path}: not writable ({error.strerror})") from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

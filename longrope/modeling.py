@@ -1,0 +1,339 @@
+"""Built models: factors applied before construction, the rotary module of the search, and models as logit sources.
+
+Two rotary modules live here, each with one purpose:
+  RescaledRotary  the engine's own: float64 angles, n_hat, differentiable factors. Search and training use it.
+  PinnedRotary    transformers' own arithmetic with the set given from outside. References use it, so that a window
+                  scored in chunks is not turned by the short set in its first chunks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longrope import rope
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError, LongRopeError, UnsupportedError
+from longrope.factors import FactorSet, RescaleFactors
+from longrope.text import TokenIds
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# A window is prefilled in one pass up to this many tokens, in chunks through the KV cache beyond.
+PREFILL_TOKENS = 32_768
+
+
+# -- configuration
+
+
+def extended_config(config: Mapping[str, Any], factors: RescaleFactors) -> dict[str, Any]:
+    """A config.json with the factors in it, read alike by transformers 5 and 4.57, vLLM, SGLang, TGI and mlx-lm.
+
+    Both `rope_scaling` (v4) and `rope_parameters` (v5) are written, and theta, L and L' at the top level too.
+    `attention_factor` is left out when it is the formula's, which every engine computes; else it is written.
+
+    Raises:
+        UnsupportedError: n_hat > 0, for which the configuration has no place.
+    """
+    if factors.n_hat:
+        raise UnsupportedError(
+            f"a Hugging Face configuration cannot hold n_hat = {factors.n_hat} start tokens; "
+            "export to ONNX, which can, or search with --n-hat 0"
+        )
+    if factors.rope_theta is None:
+        raise InputError("the factors do not say rope_theta; bind them to a model first")
+    shared: dict[str, Any] = {
+        "rope_type": "longrope",
+        "short_factor": list(factors.short_factor),
+        "long_factor": list(factors.long_factor),
+        "factor": factors.length_scale,
+        "original_max_position_embeddings": factors.original,
+    }
+    if factors.attention_factor is not None:
+        shared["attention_factor"] = factors.attention_factor
+    partial = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
+    if partial is not None:
+        shared["partial_rotary_factor"] = partial
+    return {
+        **config,
+        "max_position_embeddings": factors.target,
+        "original_max_position_embeddings": factors.original,
+        "rope_theta": factors.rope_theta,
+        "rope_scaling": {"type": "longrope", **shared},
+        "rope_parameters": {"rope_theta": factors.rope_theta, **shared},
+    }
+
+
+def build_config(checkpoint: Checkpoint, factors: RescaleFactors | None) -> Any:
+    """transformers' configuration object of a checkpoint, with the factors set before any model is built from it."""
+    from transformers import AutoConfig
+
+    data = dict(checkpoint.config)
+    if factors is not None:
+        data = extended_config(data, factors)
+        del data["rope_scaling"]  # one spelling is enough in memory, and two would be merged
+    data.pop("auto_map", None)
+    return AutoConfig.for_model(data.pop("model_type"), **data)
+
+
+# -- models
+
+
+def build_model(
+    checkpoint: Checkpoint,
+    factors: RescaleFactors | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Any:
+    """Load a checkpoint as transformers' causal model in eval mode, with factors in its configuration if given.
+
+    Args:
+        checkpoint: what `open_checkpoint` returned.
+        factors: None leaves the checkpoint's own rotary embedding, extended or not.
+        dtype: a name of `DTYPES`.
+        device: a torch device.
+
+    Raises:
+        LongRopeError: the model's inverse frequencies are not the factors', or its weights do not fit its configuration.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        config=build_config(checkpoint, factors),
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise InputError(f"{checkpoint.name}: {len(missing)} weights are missing, the first is {missing[0]}")
+    model = model.to(device).eval().requires_grad_(False)
+    active = factors or checkpoint.factors
+    if active is not None:
+        assert_frequencies(model, active)
+    return model
+
+
+def rotary_module(model: nn.Module) -> Any:
+    """The one rotary embedding of a model; refuses models with none or several."""
+    found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "rotary_emb"]
+    if len(found) != 1:
+        raise UnsupportedError(f"expected one rotary embedding in {type(model).__name__}, found {len(found)}")
+    return found[0]
+
+
+def replace_rotary(model: nn.Module, module: nn.Module) -> Any:
+    """Put `module` where the model's rotary embedding is; returns the old one."""
+    old = rotary_module(model)
+    name = next(name for name, child in model.named_modules() if child is old)
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+    return old
+
+
+def assert_frequencies(model: nn.Module, factors: RescaleFactors) -> None:
+    """Compare a built model's two inverse-frequency sets and its attention factor with what the factors mean.
+
+    Setting rope parameters on a built model does nothing, and transformers only warns about lists it ignores; so a
+    model is believed only after this.
+
+    Raises:
+        LongRopeError: they differ by more than float32 rounding.
+    """
+    module = rotary_module(model)
+    if isinstance(module, RescaledRotary | PinnedRotary):
+        return
+    for name, actual in frequency_sets(module).items():
+        expected = rope.inv_freq(module.config.rope_parameters["rope_theta"], 2 * factors.num_pairs, factors.set(name))
+        if not np.allclose(actual.double().cpu().numpy(), expected, rtol=1e-5, atol=0):
+            raise LongRopeError(f"the built model's {name} inverse frequencies are not those of the factors")
+    if not math.isclose(module.attention_scaling, factors.effective_attention_factor, rel_tol=1e-6):
+        raise LongRopeError(
+            f"the built model's attention factor is {module.attention_scaling}, "
+            f"expected {factors.effective_attention_factor}"
+        )
+
+
+def frequency_sets(module: Any) -> dict[FactorSet, Tensor]:
+    """Both inverse-frequency sets of transformers' longrope embedding, [d/2] each, by its own formula."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    init = ROPE_INIT_FUNCTIONS["longrope"]
+    original = module.config.rope_parameters["original_max_position_embeddings"]
+    device = module.inv_freq.device
+    return {
+        "short": init(module.config, device, seq_len=original)[0],
+        "long": init(module.config, device, seq_len=original + 1)[0],
+    }
+
+
+class PinnedRotary(nn.Module):
+    """transformers' longrope embedding with the set chosen by `use`, not by the largest position of each forward."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.sets = frequency_sets(inner)
+        self._unswitched: Any = inspect.unwrap(type(inner).forward)  # the arithmetic below transformers' own switch
+
+    def use(self, name: FactorSet) -> None:
+        self.inner.inv_freq.copy_(self.sets[name])
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, D], position_ids [B, T] → cos, sin [B, T, d]."""
+        cos, sin = self._unswitched(self.inner, x, position_ids)
+        return cos, sin
+
+
+class RescaledRotary(nn.Module):
+    """The engine's rotary embedding: float64 angles, any factors, n_hat start tokens, gradients if wanted.
+
+    It holds no buffers and no parameters, so `model.to(dtype)` cannot round it and checkpoints do not see it.
+    """
+
+    def __init__(self, rope_theta: float, rotary_dim: int) -> None:
+        super().__init__()
+        self._base = torch.from_numpy(rope.inv_freq(rope_theta, rotary_dim))
+        self._factors = torch.ones_like(self._base)
+        self._attention_factor: float | Tensor = 1.0
+        self._n_hat = 0
+
+    def set(self, factors: Tensor | Any, attention_factor: float | Tensor = 1.0, n_hat: int = 0) -> None:
+        """Use these [d/2] factors from now on; tensors that require gradients keep their graph."""
+        self._factors = torch.as_tensor(factors, dtype=torch.float64)
+        self._attention_factor = attention_factor
+        self._n_hat = n_hat
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, D] (for its device and dtype), position_ids [B, T] → cos, sin [B, T, d] in x's dtype."""
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        base = self._base.to(x.device, wide)
+        n_BT1 = position_ids.to(x.device, wide)[..., None]
+        angles = n_BT1 * (base / self._factors.to(x.device, wide))
+        if self._n_hat:
+            angles = torch.where(n_BT1 < self._n_hat, n_BT1 * base, angles)
+        angles = torch.cat((angles, angles), dim=-1)
+        scale = self._attention_factor
+        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
+
+
+# -- hidden states and logits
+
+
+def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
+    """Last hidden states [B, T, D] of one full pass, positions from 0."""
+    hidden: Tensor = model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [..., V] of hidden states [..., D], with the scaling and soft-capping the model's own forward applies."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    scaling = getattr(model.config, "logits_scaling", None)
+    if scaling is not None:
+        logits = logits / scaling
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+class TorchSource:
+    """A transformers model as a source of logits (see `longrope.scoring.LogitSource`).
+
+    Args:
+        model: from `build_model`.
+        factors: the factors in it; None for a model that was not extended.
+        name: for messages.
+        pinned: choose the set from outside; False leaves transformers' own switch, which is what an artifact's user gets.
+        prefill_tokens: longest pass; beyond, the window goes through the KV cache in chunks of this size.
+    """
+
+    rule = "per_forward"
+
+    def __init__(
+        self,
+        model: Any,
+        factors: RescaleFactors | None,
+        *,
+        name: str = "transformers",
+        pinned: bool = True,
+        prefill_tokens: int = PREFILL_TOKENS,
+    ) -> None:
+        self.model, self.factors, self.name = model, factors, name
+        self.vocab_size = int(model.config.vocab_size)
+        self.prefill_tokens = prefill_tokens
+        self._pin = PinnedRotary(rotary_module(model)) if pinned and factors is not None else None
+        if self._pin is not None:
+            replace_rotary(model, self._pin)
+
+    @torch.inference_mode()
+    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
+        """Logits of one window [T], in blocks of `chunk` rows: [chunk, V] float32 on the CPU, the last one shorter."""
+        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        if self._pin is not None:
+            self._pin.use(factor_set)
+        for hidden_TD in self._hidden_blocks(ids_BT, max(self.prefill_tokens // chunk, 1) * chunk):
+            for block in hidden_TD.split(chunk):
+                yield head_logits(self.model, block).float().cpu()
+
+    def _hidden_blocks(self, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
+        if ids_BT.shape[1] <= tokens:
+            yield hidden_states(self.model, ids_BT)[0]
+            return
+        cache = None
+        for part in ids_BT.split(tokens, dim=1):
+            output = self.model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            yield output.last_hidden_state[0]
+
+    @torch.inference_mode()
+    def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
+        """Logits as a generating user gets them: `prefill` tokens at once, then one by one through the cache.
+
+        Returns:
+            [T - prefill + 1, V] float32: the rows of positions prefill - 1 … T - 1.
+        """
+        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        output = self.model(input_ids=ids_BT[:, :prefill], use_cache=True, logits_to_keep=1)
+        rows = [output.logits[0, -1]]
+        for position in range(prefill, ids_BT.shape[1]):
+            output = self.model(
+                input_ids=ids_BT[:, position : position + 1],
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
+            rows.append(output.logits[0, -1])
+        return torch.stack(rows).float().cpu()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.model = None
+
+
+@contextmanager
+def searching_rotary(model: nn.Module, checkpoint: Checkpoint) -> Iterator[RescaledRotary]:
+    """A model whose factors can be set at will, for as long as the block runs."""
+    ours = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
+    old = replace_rotary(model, ours)
+    try:
+        yield ours
+    finally:
+        replace_rotary(model, old)

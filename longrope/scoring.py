@@ -1,0 +1,223 @@
+"""The one scorer of every format: perplexity, KL divergence, top-1 agreement and logit difference, streamed in blocks.
+
+    reference ──logits──► block [t, V] ─┐
+    artifact a ─logits──► block [t, V] ─┼─► accumulators ──► WindowScore per artifact
+    artifact b ─logits──► block [t, V] ─┘
+
+All sources run in step over the same token ids, so no more than one block of each is held at a time, and the reference
+is computed once for all artifacts. Sums are in float64. Perplexity is exp(mean NLL weighted by tokens); a window of T
+tokens predicts T - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longrope.errors import InputError, LongRopeError
+from longrope.factors import FactorSet
+from longrope.text import TokenIds
+
+Regime = Literal["short", "long", "crossing"]
+# Rows of logits held at a time for each source: 256 rows of a 128k vocabulary are 134 MB in float32.
+CHUNK_TOKENS = 256
+
+
+class LogitSource(Protocol):
+    """A model in some runtime.
+
+    Attributes:
+        name: for messages.
+        vocab_size: V.
+        rule: when the runtime changes factor sets: anew at every forward, or once for a whole context.
+    """
+
+    name: str
+    vocab_size: int
+
+    @property
+    def rule(self) -> Literal["per_forward", "per_context"]: ...
+
+    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
+        """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32 on the CPU."""
+        ...
+
+    def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
+        """[T - prefill + 1, V] float32: rows prefill - 1 … T - 1, the last ones decoded one by one through the cache."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """How an artifact compares with the reference on windows of one length; the contract's `windows` entry."""
+
+    length: int
+    regime: Regime
+    tokens: int
+    ppl_reference: float
+    ppl: float
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    max_logit_diff: float
+
+    @property
+    def ppl_delta_percent(self) -> float:
+        return 100.0 * (self.ppl / self.ppl_reference - 1.0)
+
+
+@dataclass
+class Comparison:
+    """Running sums over predicted tokens. KL is KL(reference || artifact), in nats per token."""
+
+    nll_reference: float = 0.0
+    nll: float = 0.0
+    tokens: int = 0
+    top1_agreements: int = 0
+    max_logit_diff: float = 0.0
+    kl: list[Tensor] = field(default_factory=list)
+
+    def add(self, reference_TV: Tensor, actual_TV: Tensor, targets_T: Tensor) -> None:
+        """Add rows that predict `targets_T`. Logits are shifted by nothing and compared as they are."""
+        reference_lp = torch.log_softmax(reference_TV.double(), dim=-1)
+        actual_lp = torch.log_softmax(actual_TV.double(), dim=-1)
+        index = targets_T[:, None]
+        self.nll_reference -= float(reference_lp.gather(1, index).sum())
+        self.nll -= float(actual_lp.gather(1, index).sum())
+        self.tokens += len(targets_T)
+        self.top1_agreements += int((reference_TV.argmax(-1) == actual_TV.argmax(-1)).sum())
+        self.max_logit_diff = max(self.max_logit_diff, float((reference_TV - actual_TV).abs().max()))
+        self.kl.append((reference_lp.exp() * (reference_lp - actual_lp)).sum(-1))
+
+    def score(self, length: int, regime: Regime) -> WindowScore:
+        kl = torch.cat(self.kl).clamp_min(0.0)
+        return WindowScore(
+            length=length,
+            regime=regime,
+            tokens=self.tokens,
+            ppl_reference=_exp(self.nll_reference / self.tokens),
+            ppl=_exp(self.nll / self.tokens),
+            kl_mean=float(kl.mean()),
+            kl_p99=float(np.quantile(kl.numpy(), 0.99)),
+            top1_agreement=self.top1_agreements / self.tokens,
+            max_logit_diff=self.max_logit_diff,
+        )
+
+
+def compare_windows(
+    reference: LogitSource,
+    artifacts: Mapping[str, LogitSource],
+    windows: Sequence[TokenIds],
+    *,
+    factor_set: FactorSet,
+    reference_set: FactorSet | None = None,
+    chunk: int = CHUNK_TOKENS,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, WindowScore]:
+    """Score artifacts against a reference on windows of one length.
+
+    Args:
+        reference, artifacts: sources over one vocabulary.
+        windows: [T] token ids each.
+        factor_set: the set that is measured; also names the regime.
+        reference_set: the reference's set, when it is another (a `single` artifact of a `dual` reference).
+        chunk: rows of logits in memory at a time, for each source.
+        on_tokens: called with the number of tokens done since the last call.
+
+    Raises:
+        InputError: the vocabularies differ in size.
+    """
+    check_vocabularies(reference, artifacts)
+    totals = {name: Comparison() for name in artifacts}
+    for ids in windows:
+        targets = torch.as_tensor(ids[1:])
+        streams = [reference.logits(ids, reference_set or factor_set, chunk)]
+        streams += [source.logits(ids, factor_set, chunk) for source in artifacts.values()]
+        start = 0
+        for expected, *actual in zip(*streams, strict=True):
+            wanted = targets[start : start + len(expected)]
+            for total, block in zip(totals.values(), actual, strict=True):
+                _check_block(expected, block)
+                if len(wanted):
+                    total.add(expected[: len(wanted)], block[: len(wanted)], wanted)
+            start += len(expected)
+            on_tokens(len(expected))
+    return {name: total.score(len(windows[0]), factor_set) for name, total in totals.items()}
+
+
+def compare_crossing(
+    reference: LogitSource,
+    artifact: LogitSource,
+    ids: TokenIds,
+    original: int,
+    *,
+    prefill: int,
+    chunk: int = CHUNK_TOKENS,
+) -> WindowScore:
+    """Decode across the original window through the cache, against full recomputes by the reference.
+
+    A runtime with one set per context is expected to use the long one throughout; any other is expected to give, at
+    each position, what a full recompute of the sequence up to there gives: the short set up to L tokens, then the long.
+
+    Args:
+        ids: [T], T > original > prefill.
+        prefill: tokens that go in at once before decoding starts.
+    """
+    decoded = artifact.decode_logits(ids, prefill)[:-1]
+    expected = _rows_from(reference.logits(ids, "long", chunk), prefill - 1)[:-1]
+    if artifact.rule == "per_forward":
+        short_rows = _rows_from(reference.logits(ids[:original], "short", chunk), prefill - 1)
+        expected = torch.cat((short_rows, expected[len(short_rows) :]))
+    total = Comparison()
+    total.add(expected, decoded, torch.as_tensor(ids[prefill:]))
+    return total.score(len(ids), "crossing")
+
+
+def nll(source: LogitSource, windows: Sequence[TokenIds], factor_set: FactorSet, chunk: int = CHUNK_TOKENS) -> float:
+    """Mean negative log-likelihood in nats per token over windows, weighted by tokens."""
+    total, tokens = 0.0, 0
+    for ids in windows:
+        targets, start = torch.as_tensor(ids[1:]), 0
+        for block in source.logits(ids, factor_set, chunk):
+            wanted = targets[start : start + len(block)]
+            total += float(torch.nn.functional.cross_entropy(block[: len(wanted)].double(), wanted, reduction="sum"))
+            start += len(block)
+        tokens += len(targets)
+    return total / tokens
+
+
+def check_vocabularies(reference: LogitSource, artifacts: Mapping[str, LogitSource]) -> None:
+    """Raise InputError unless all sources predict over one vocabulary."""
+    for name, source in artifacts.items():
+        if source.vocab_size != reference.vocab_size:
+            raise InputError(
+                f"{name}: expected a vocabulary of {reference.vocab_size} tokens like {reference.name}, "
+                f"got {source.vocab_size}"
+            )
+
+
+def _rows_from(blocks: Iterator[Tensor], first: int) -> Tensor:
+    """Rows `first` and later of logits that come in blocks, without holding the earlier ones."""
+    kept, start = [], 0
+    for block in blocks:
+        if start + len(block) > first:
+            kept.append(block[max(first - start, 0) :])
+        start += len(block)
+    return torch.cat(kept)
+
+
+def _check_block(expected: Tensor, actual: Tensor) -> None:
+    if expected.shape != actual.shape:
+        raise LongRopeError(f"a runtime returned logits {tuple(actual.shape)}, expected {tuple(expected.shape)}")
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,114 @@
+"""Pico models and texts that tests share. Everything is made here, from a seed; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from longrope import rope
+from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.factors import RescaleFactors
+
+WINDOW = 64
+TARGET = 256
+
+SENTENCES = (
+    "The captain of the small ship had not slept since the storm, and nobody dared to ask him why.",
+    "In 1847 there were 36 houses in the village; by 1901 only 9 of them were left.",
+    "She answered: “Surely not!” – and went on writing, line after line, until the lamp went out.",
+    "Ten thousand years are nothing to a mountain, my grandfather used to say, and he was right.",
+    "A good tool tells you what it did, what it did not do, and how it knows.",
+)
+
+
+def pico_text(num_sentences: int, seed: int = 0) -> str:
+    """Prose of so many sentences, in an order that depends on the seed."""
+    rng = np.random.default_rng(seed)
+    return " ".join(SENTENCES[i] for i in rng.integers(len(SENTENCES), size=num_sentences))
+
+
+def pico_tokenizer(vocab_size: int = 384) -> Tokenizer:
+    """A byte-level BPE tokenizer of the SmolLM kind: digits one by one, GPT-2 split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    missing = vocab_size - tokenizer.get_vocab_size()
+    tokenizer.add_tokens([f"<extra_{i}>" for i in range(missing)])
+    return tokenizer
+
+
+def pico_config(model_type: str = "llama", **changes: Any) -> Any:
+    """A transformers configuration of a two-layer model with window 64 and head size 16."""
+    from transformers import AutoConfig
+
+    values: dict[str, Any] = {
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": WINDOW,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    return AutoConfig.for_model(model_type, **{**values, **changes})
+
+
+def pico_folder(path: Path, model_type: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """Write a randomly initialised pico model with its tokenizer; weights are large enough that logits differ."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(pico_config(model_type, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.15)
+    model.save_pretrained(path)
+    pico_tokenizer().save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<|endoftext|>",
+                "eos_token": "<|endoftext|>",
+                "add_bos_token": False,
+            }
+        )
+    )
+    return path
+
+
+def pico_checkpoint(path: Path, model_type: str = "llama", **changes: Any) -> Checkpoint:
+    return open_checkpoint(pico_folder(path, model_type, **changes))
+
+
+def pico_factors(rotary_dim: int = 16, *, dual: bool = True, target: int = TARGET, **changes: Any) -> RescaleFactors:
+    """Factors of both kinds: NTK for the long set, its fourth root for the short one if dual."""
+    long_factor = rope.ntk_factors(rotary_dim, target / WINDOW) * 1.01
+    short_factor = long_factor**0.25 if dual else long_factor
+    values: dict[str, Any] = {
+        "short_factor": tuple(short_factor.tolist()),
+        "long_factor": tuple(long_factor.tolist()),
+        "original_max_position_embeddings": WINDOW,
+        "target_length": target,
+        "method": "test",
+    }
+    return RescaleFactors(**{**values, **changes})
