@@ -122,6 +122,10 @@ class Converter(ABC):
     ) -> LogitSource:
         """The artifact in its own runtime, ready for windows of up to `max_length` tokens."""
 
+    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
+        """Row of `converters.parity.TOLERANCES` that fits what the artifact's weight type does to the reference's."""
+        return "f32"
+
     @abstractmethod
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
         """Which runtime uses which set when."""

@@ -4,7 +4,7 @@ A row says how transformers builds the rotary embedding, and what each format ca
   gguf        name of the llama.cpp architecture the weights are written as, None if there is none
   gguf_rope   "sets": it loads rope_factors_long/short; "freqs": only rope_freqs (one set for every context); None: neither
   permute_qk  llama.cpp wants the rows of q and k interleaved
-  hf, onnx    transformers honours longrope / the export has been tested with parity
+  onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
 
@@ -21,6 +21,23 @@ GgufRope = Literal["sets", "freqs"]
 
 
 @dataclass(frozen=True)
+class DecoderBlock:
+    """What a config.json does not say about a decoder layer, because the model class does.
+
+    Args:
+        norms: where they sit: before attention and MLP ("pre"), after both ("post"), or around both ("sandwich").
+        qk_norm: queries and keys are normalized per head, over all heads at once, or not.
+        norm_plus_one: the stored norm weight is an offset from 1.
+        packed: q, k, v lie in one qkv_proj, gate and up in one gate_up_proj.
+    """
+
+    norms: Literal["pre", "post", "sandwich"] = "pre"
+    qk_norm: Literal["head", "all"] | None = None
+    norm_plus_one: bool = False
+    packed: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Facts about one transformers model type; see the module's docstring."""
 
@@ -28,7 +45,7 @@ class Architecture:
     gguf: str | None = None
     gguf_rope: GgufRope | None = None
     permute_qk: bool = False
-    onnx: bool = False
+    onnx: DecoderBlock | None = None
     sliding_window: bool = False
     drops_cache_at_crossing: bool = False
     note: str = ""
@@ -39,14 +56,25 @@ def _table(*rows: Architecture) -> Mapping[str, Architecture]:
 
 
 ARCHITECTURES = _table(
-    Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=True),
-    Architecture("mistral", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=True, sliding_window=True),
-    Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=True),
-    Architecture("phi3", gguf="phi3", gguf_rope="sets", onnx=True, sliding_window=True, drops_cache_at_crossing=True),
-    Architecture("qwen2", onnx=True, sliding_window=True, note="llama.cpp's qwen2 loads no rope factors"),
-    Architecture("qwen3", onnx=True, sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"),
-    Architecture("olmo2", onnx=True, note="llama.cpp's olmo2 loads no rope factors"),
-    Architecture("smollm3", onnx=True, note="llama.cpp's smollm3 loads no rope factors"),
+    Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
+    Architecture("mistral", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock(), sliding_window=True),
+    Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
+    Architecture(
+        "phi3",
+        gguf="phi3",
+        gguf_rope="sets",
+        onnx=DecoderBlock(packed=True),
+        sliding_window=True,
+        drops_cache_at_crossing=True,
+    ),
+    Architecture("qwen2", onnx=DecoderBlock(), sliding_window=True, note="llama.cpp's qwen2 loads no rope factors"),
+    Architecture(
+        "qwen3", onnx=DecoderBlock(qk_norm="head"), sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"
+    ),
+    Architecture(
+        "olmo2", onnx=DecoderBlock(norms="post", qk_norm="all"), note="llama.cpp's olmo2 loads no rope factors"
+    ),
+    Architecture("smollm3", onnx=DecoderBlock(), note="llama.cpp's smollm3 loads no rope factors"),
 )
 
 

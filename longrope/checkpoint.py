@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from longrope.architectures import Architecture, architecture_of
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
-from longrope.factors import RescaleFactors, from_config, rope_parameters
+from longrope.factors import RescaleFactors
+from longrope.hf_config import from_config, rope_parameters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

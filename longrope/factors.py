@@ -294,35 +294,6 @@ def import_authors_csv(
     )
 
 
-def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
-    """The factors a Hugging Face config.json carries; None when its RoPE is not of type longrope.
-
-    The top-level `original_max_position_embeddings` wins over the nested one, as in transformers.
-    """
-    rope = rope_parameters(config)
-    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
-        return None
-    missing = [name for name in ("short_factor", "long_factor") if name not in rope]
-    if missing:
-        raise InputError(f"config.json: rope type longrope without {' and '.join(missing)}")
-    nested = rope.get("original_max_position_embeddings")
-    return RescaleFactors(
-        short_factor=rope["short_factor"],
-        long_factor=rope["long_factor"],
-        original_max_position_embeddings=config.get("original_max_position_embeddings") or nested,
-        target_length=config.get("max_position_embeddings"),
-        attention_factor=rope.get("attention_factor"),
-        rope_theta=rope.get("rope_theta", config.get("rope_theta")),
-        model_type=config.get("model_type"),
-        method="config.json",
-    )
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` (v5) merged over `rope_scaling` (v4) of a config.json; empty when it has neither."""
-    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-
-
 # -- helpers
 
 

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from longrope import rope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, UnsupportedError
 from longrope.factors import FactorSet, RescaleFactors
+from longrope.hf_config import extended_config
 from longrope.text import TokenIds
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -31,47 +32,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 # A window is prefilled in one pass up to this many tokens, in chunks through the KV cache beyond.
 PREFILL_TOKENS = 32_768
-
-
-# -- configuration
-
-
-def extended_config(config: Mapping[str, Any], factors: RescaleFactors) -> dict[str, Any]:
-    """A config.json with the factors in it, read alike by transformers 5 and 4.57, vLLM, SGLang, TGI and mlx-lm.
-
-    Both `rope_scaling` (v4) and `rope_parameters` (v5) are written, and theta, L and L' at the top level too.
-    `attention_factor` is left out when it is the formula's, which every engine computes; else it is written.
-
-    Raises:
-        UnsupportedError: n_hat > 0, for which the configuration has no place.
-    """
-    if factors.n_hat:
-        raise UnsupportedError(
-            f"a Hugging Face configuration cannot hold n_hat = {factors.n_hat} start tokens; "
-            "export to ONNX, which can, or search with --n-hat 0"
-        )
-    if factors.rope_theta is None:
-        raise InputError("the factors do not say rope_theta; bind them to a model first")
-    shared: dict[str, Any] = {
-        "rope_type": "longrope",
-        "short_factor": list(factors.short_factor),
-        "long_factor": list(factors.long_factor),
-        "factor": factors.length_scale,
-        "original_max_position_embeddings": factors.original,
-    }
-    if factors.attention_factor is not None:
-        shared["attention_factor"] = factors.attention_factor
-    partial = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
-    if partial is not None:
-        shared["partial_rotary_factor"] = partial
-    return {
-        **config,
-        "max_position_embeddings": factors.target,
-        "original_max_position_embeddings": factors.original,
-        "rope_theta": factors.rope_theta,
-        "rope_scaling": {"type": "longrope", **shared},
-        "rope_parameters": {"rope_theta": factors.rope_theta, **shared},
-    }
 
 
 def build_config(checkpoint: Checkpoint, factors: RescaleFactors | None) -> Any:
@@ -98,6 +58,8 @@ def build_model(
 ) -> Any:
     """Load a checkpoint as transformers' causal model in eval mode, with factors in its configuration if given.
 
+    With n_hat > 0, which no configuration can hold, the model gets the engine's own rotary embedding instead.
+
     Args:
         checkpoint: what `open_checkpoint` returned.
         factors: None leaves the checkpoint's own rotary embedding, extended or not.
@@ -111,9 +73,10 @@ def build_model(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    in_config = None if factors is not None and factors.n_hat else factors
     model, loading = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
-        config=build_config(checkpoint, factors),
+        config=build_config(checkpoint, in_config),
         dtype=DTYPES[dtype],
         use_safetensors=True,
         trust_remote_code=False,
@@ -124,10 +87,17 @@ def build_model(
     if missing:
         raise InputError(f"{checkpoint.name}: {len(missing)} weights are missing, the first is {missing[0]}")
     model = model.to(device).eval().requires_grad_(False)
-    active = factors or checkpoint.factors
-    if active is not None:
+    if factors is not None and factors.n_hat:
+        replace_rotary(model, RescaledRotary.of(checkpoint.bind(factors)))
+    elif (active := factors or checkpoint.factors) is not None:
         assert_frequencies(model, active)
     return model
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many threads in torch; None leaves its own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def rotary_module(model: nn.Module) -> Any:
@@ -157,8 +127,6 @@ def assert_frequencies(model: nn.Module, factors: RescaleFactors) -> None:
         LongRopeError: they differ by more than float32 rounding.
     """
     module = rotary_module(model)
-    if isinstance(module, RescaledRotary | PinnedRotary):
-        return
     for name, actual in frequency_sets(module).items():
         expected = rope.inv_freq(module.config.rope_parameters["rope_theta"], 2 * factors.num_pairs, factors.set(name))
         if not np.allclose(actual.double().cpu().numpy(), expected, rtol=1e-5, atol=0):
@@ -214,6 +182,23 @@ class RescaledRotary(nn.Module):
         self._factors = torch.ones_like(self._base)
         self._attention_factor: float | Tensor = 1.0
         self._n_hat = 0
+        self._bound: RescaleFactors | None = None
+
+    @classmethod
+    def of(cls, factors: RescaleFactors) -> RescaledRotary:
+        """The embedding of factors that are bound to a model; starts with the long set."""
+        if factors.rope_theta is None:
+            raise InputError("the factors do not say rope_theta; bind them to a model first")
+        module = cls(factors.rope_theta, 2 * factors.num_pairs)
+        module._bound = factors
+        module.use("long")
+        return module
+
+    def use(self, name: FactorSet) -> None:
+        """Switch to one set of the factors given to `of`."""
+        if self._bound is None:
+            raise ValueError("this embedding was not made from factors")
+        self.set(self._bound.set(name), self._bound.effective_attention_factor, self._bound.n_hat)
 
     def set(self, factors: Tensor | Any, attention_factor: float | Tensor = 1.0, n_hat: int = 0) -> None:
         """Use these [d/2] factors from now on; tensors that require gradients keep their graph."""
@@ -255,6 +240,16 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def _pin(model: nn.Module) -> PinnedRotary | RescaledRotary:
+    """Something whose `use` chooses the set, in the place of the model's rotary embedding."""
+    module = rotary_module(model)
+    if isinstance(module, RescaledRotary):
+        return module
+    pinned = PinnedRotary(module)
+    replace_rotary(model, pinned)
+    return pinned
+
+
 class TorchSource:
     """A transformers model as a source of logits (see `longrope.scoring.LogitSource`).
 
@@ -266,7 +261,7 @@ class TorchSource:
         prefill_tokens: longest pass; beyond, the window goes through the KV cache in chunks of this size.
     """
 
-    rule = "per_forward"
+    rule: Literal["per_forward", "per_context"] = "per_forward"
 
     def __init__(
         self,
@@ -280,9 +275,7 @@ class TorchSource:
         self.model, self.factors, self.name = model, factors, name
         self.vocab_size = int(model.config.vocab_size)
         self.prefill_tokens = prefill_tokens
-        self._pin = PinnedRotary(rotary_module(model)) if pinned and factors is not None else None
-        if self._pin is not None:
-            replace_rotary(model, self._pin)
+        self._pin = _pin(model) if pinned and factors is not None else None
 
     @torch.inference_mode()
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:

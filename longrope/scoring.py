@@ -25,6 +25,7 @@ from longrope.factors import FactorSet
 from longrope.text import TokenIds
 
 Regime = Literal["short", "long", "crossing"]
+Rule = Literal["per_forward", "per_context"]
 # Rows of logits held at a time for each source: 256 rows of a 128k vocabulary are 134 MB in float32.
 CHUNK_TOKENS = 256
 
@@ -40,9 +41,7 @@ class LogitSource(Protocol):
 
     name: str
     vocab_size: int
-
-    @property
-    def rule(self) -> Literal["per_forward", "per_context"]: ...
+    rule: Rule
 
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32 on the CPU."""
@@ -153,16 +152,10 @@ def compare_windows(
     return {name: total.score(len(windows[0]), factor_set) for name, total in totals.items()}
 
 
-def compare_crossing(
-    reference: LogitSource,
-    artifact: LogitSource,
-    ids: TokenIds,
-    original: int,
-    *,
-    prefill: int,
-    chunk: int = CHUNK_TOKENS,
-) -> WindowScore:
-    """Decode across the original window through the cache, against full recomputes by the reference.
+def crossing_rows(
+    reference: LogitSource, ids: TokenIds, original: int, *, prefill: int, rule: Rule, chunk: int = CHUNK_TOKENS
+) -> Tensor:
+    """What decoding across the original window must give: full recomputes by the reference.
 
     A runtime with one set per context is expected to use the long one throughout; any other is expected to give, at
     each position, what a full recompute of the sequence up to there gives: the short set up to L tokens, then the long.
@@ -170,14 +163,21 @@ def compare_crossing(
     Args:
         ids: [T], T > original > prefill.
         prefill: tokens that go in at once before decoding starts.
+
+    Returns:
+        [T - prefill, V] float32: the rows that predict ids[prefill:].
     """
-    decoded = artifact.decode_logits(ids, prefill)[:-1]
     expected = _rows_from(reference.logits(ids, "long", chunk), prefill - 1)[:-1]
-    if artifact.rule == "per_forward":
-        short_rows = _rows_from(reference.logits(ids[:original], "short", chunk), prefill - 1)
-        expected = torch.cat((short_rows, expected[len(short_rows) :]))
+    if rule == "per_context":
+        return expected
+    short_rows = _rows_from(reference.logits(ids[:original], "short", chunk), prefill - 1)
+    return torch.cat((short_rows, expected[len(short_rows) :]))
+
+
+def compare_crossing(expected: Tensor, artifact: LogitSource, ids: TokenIds, *, prefill: int) -> WindowScore:
+    """Score an artifact that decodes through its cache against `crossing_rows` of the same arguments."""
     total = Comparison()
-    total.add(expected, decoded, torch.as_tensor(ids[prefill:]))
+    total.add(expected, artifact.decode_logits(ids, prefill)[:-1], torch.as_tensor(ids[prefill:]))
     return total.score(len(ids), "crossing")
 
 

@@ -1,0 +1,419 @@
+"""The GGUF container, version 3: parse, lay out and write it, knowing nothing of models.
+
+    ┌ magic, version, counts ┬ key/value pairs ┬ tensor infos ┬ pad ┬ tensor ┬ pad ┬ tensor ┬ pad ┐
+    └───────────────── head ───────────────────────────────────────┴────── data, each aligned ─────┘
+
+Shapes here are row-major like numpy's; the file stores them the other way round. `gguf.GGUFReader` makes one numpy
+view per string and takes seconds on a large vocabulary; this parser takes a tenth of one, and knows where each part
+lies, so that a file can be changed by splicing bytes.
+
+Source: the format's specification (ggml, docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.gguf.library import gguf_library
+from longrope.errors import InputError
+
+MAGIC = b"GGUF"
+VERSION = 3
+DEFAULT_ALIGNMENT = 32
+ALIGNMENT_KEY = "general.alignment"
+
+Bytes = NDArray[np.uint8]
+Entry = TypeVar("Entry")
+
+
+class Kind(IntEnum):
+    """Types of metadata values, by their number in the file."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+_FORMATS = {
+    Kind.UINT8: "B",
+    Kind.INT8: "b",
+    Kind.UINT16: "H",
+    Kind.INT16: "h",
+    Kind.UINT32: "I",
+    Kind.INT32: "i",
+    Kind.FLOAT32: "f",
+    Kind.BOOL: "?",
+    Kind.UINT64: "Q",
+    Kind.INT64: "q",
+    Kind.FLOAT64: "d",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One typed metadata value; `item` is the kind of an array's elements."""
+
+    kind: Kind
+    data: Any
+    item: Kind | None = None
+
+
+def u32(data: int) -> Value:
+    """An unsigned 32-bit number."""
+    return Value(Kind.UINT32, int(data))
+
+
+def f32(data: float) -> Value:
+    """A 32-bit float; the number is rounded here, so that it equals what is read back."""
+    return Value(Kind.FLOAT32, float(np.float32(data)))
+
+
+def flag(data: bool) -> Value:
+    """A truth value."""
+    return Value(Kind.BOOL, bool(data))
+
+
+def text(data: str) -> Value:
+    """A UTF-8 string."""
+    return Value(Kind.STRING, data)
+
+
+def array(item: Kind, data: Iterable[Any]) -> Value:
+    """An array of one kind."""
+    return Value(Kind.ARRAY, list(data), item)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `offset` counts bytes from the start of the data part."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.shape, self.type)
+
+
+def tensor_bytes(shape: Sequence[int], type: int) -> int:
+    """Size in bytes of a tensor of a ggml type. Raises InputError when its rows are no whole number of blocks."""
+    block, size = block_size(type)
+    if not shape or shape[-1] % block:
+        raise InputError(f"rows of {shape[-1] if shape else 0} elements do not divide into blocks of {block}")
+    return math.prod(shape) // block * size
+
+
+def block_size(type: int) -> tuple[int, int]:
+    """Elements and bytes of one block of a ggml type. Raises InputError for a number no type has."""
+    sizes = gguf_library().GGML_QUANT_SIZES
+    if type not in sizes:
+        raise InputError(f"unknown tensor type {type}")
+    elements, size = sizes[type]
+    return int(elements), int(size)
+
+
+def type_name(type: int) -> str:
+    """Lower-case name of a ggml type, e.g. `q8_0`."""
+    return str(gguf_library().GGMLQuantizationType(type).name).lower()
+
+
+# -- reading
+
+
+class GgufFile:
+    """A GGUF file whose head has been parsed; tensor bytes are memory-mapped, nothing is copied.
+
+    Attributes:
+        values: metadata by key, in the file's order.
+        tensors: tensor infos by name, in the file's order.
+        values_end, infos_end: offsets in the file where the key/value pairs and the tensor infos end.
+        data_start: offset in the file where the data part begins.
+
+    Raises:
+        InputError: not GGUF, another version or byte order, truncated, or inconsistent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map = _map_file(path)
+        try:
+            self._parse()
+        except (struct.error, UnicodeDecodeError, IndexError, ValueError, OverflowError):
+            self.close()
+            raise InputError(f"{path}: truncated or damaged GGUF: its head cannot be read") from None
+        except InputError as error:
+            self.close()
+            raise InputError(f"{path}: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the mapping, unless an array taken from it is still in use; then it goes with that array."""
+        try:
+            self._map.close()
+        except BufferError:
+            return
+
+    @property
+    def size(self) -> int:
+        return len(self._map)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The Python value of a key."""
+        value = self.values.get(key)
+        return default if value is None else value.data
+
+    @property
+    def architecture(self) -> str:
+        return str(self.get("general.architecture", ""))
+
+    def model_key(self, suffix: str, default: Any = None) -> Any:
+        """The value of `{architecture}.{suffix}`."""
+        return self.get(f"{self.architecture}.{suffix}", default)
+
+    def raw(self, name: str) -> Bytes:
+        """The bytes of a tensor, as a view of the file."""
+        info = self.tensors[name]
+        return np.frombuffer(self._map, np.uint8, info.nbytes, self.data_start + info.offset)
+
+    def rows(self, name: str) -> Bytes:
+        """[rows, bytes per row] of a tensor, as a view of the file."""
+        info = self.tensors[name]
+        return self.raw(name).reshape(math.prod(info.shape[:-1]), -1)
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """A tensor dequantized to float32, in its shape. Raises InputError for a type that cannot be dequantized."""
+        return dequantize(self.rows(name), self.tensors[name].type).reshape(self.tensors[name].shape)
+
+    def _parse(self) -> None:
+        if self._map[:4] != MAGIC:
+            raise InputError("not a GGUF file: it does not start with GGUF")
+        version, num_tensors, num_values = struct.unpack_from("<IQQ", self._map, 4)
+        if version != VERSION:
+            raise InputError(f"expected a little-endian GGUF of version {VERSION}, got version {version:#x}")
+        if num_tensors + num_values > self.size:
+            raise InputError("truncated or damaged GGUF: it claims more entries than it has bytes")
+        cursor = _Cursor(self._map, 24)
+        self.values = _unique("key", ((cursor.string(), cursor.value()) for _ in range(num_values)))
+        self.values_end = cursor.at
+        self.tensors = _unique("tensor", ((info.name, info) for info in _tensor_infos(cursor, num_tensors)))
+        self.infos_end = cursor.at
+        self.alignment = int(self.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT))
+        if self.alignment < 1 or self.alignment & (self.alignment - 1):
+            raise InputError(f"{ALIGNMENT_KEY}: expected a power of two, got {self.alignment}")
+        self.data_start = aligned(self.infos_end, self.alignment)
+        self._check_extents()
+
+    def _check_extents(self) -> None:
+        end = 0
+        for info in sorted(self.tensors.values(), key=lambda info: info.offset):
+            if info.offset % self.alignment:
+                raise InputError(f"tensor {info.name} starts at {info.offset}, not a multiple of {self.alignment}")
+            if info.offset < end:
+                raise InputError(f"tensor {info.name} overlaps the one before it")
+            end = info.offset + info.nbytes
+        if self.data_start + end > self.size:
+            raise InputError(f"truncated GGUF: expected {self.data_start + end} bytes, got {self.size}")
+
+
+class _Cursor:
+    """Reads values one after the other."""
+
+    def __init__(self, buffer: mmap.mmap, at: int) -> None:
+        self.buffer, self.at = buffer, at
+
+    def number(self, format: str) -> Any:
+        (value,) = struct.unpack_from("<" + format, self.buffer, self.at)
+        self.at += struct.calcsize("<" + format)
+        return value
+
+    def string(self) -> str:
+        length = self.number("Q")
+        start, self.at = self.at, self.at + length
+        if self.at > len(self.buffer):
+            raise InputError("truncated or damaged GGUF: a string reaches beyond its end")
+        return self.buffer[start : self.at].decode("utf-8")
+
+    def value(self) -> Value:
+        kind = Kind(self.number("I"))
+        if kind is Kind.STRING:
+            return Value(kind, self.string())
+        if kind is not Kind.ARRAY:
+            return Value(kind, self.number(_FORMATS[kind]))
+        item, count = Kind(self.number("I")), self.number("Q")
+        if item is Kind.ARRAY:
+            raise InputError("nested metadata arrays are not supported")
+        if count > len(self.buffer):
+            raise InputError("truncated or damaged GGUF: an array reaches beyond its end")
+        if item is Kind.STRING:
+            return Value(kind, [self.string() for _ in range(count)], item)
+        format = f"<{count}{_FORMATS[item]}"
+        numbers = list(struct.unpack_from(format, self.buffer, self.at))
+        self.at += struct.calcsize(format)
+        return Value(kind, numbers, item)
+
+
+def _tensor_infos(cursor: _Cursor, count: int) -> Iterator[TensorInfo]:
+    for _ in range(count):
+        name, num_dims = cursor.string(), cursor.number("I")
+        if not 1 <= num_dims <= 4:
+            raise InputError(f"tensor {name}: expected 1 to 4 dimensions, got {num_dims}")
+        shape = tuple(cursor.number("Q") for _ in range(num_dims))[::-1]
+        yield TensorInfo(name, shape, cursor.number("I"), cursor.number("Q"))
+
+
+def _unique(what: str, pairs: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for name, entry in pairs:
+        if name in found:
+            raise InputError(f"damaged GGUF: {what} {name} occurs twice")
+        found[name] = entry
+    return found
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < 24:
+                raise InputError(f"{path}: truncated or not a GGUF file: it has fewer than 24 bytes")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def dequantize(rows: Bytes, type: int) -> NDArray[np.float32]:
+    """[rows, bytes per row] of a ggml type as float32 [rows, elements]. Raises InputError when `gguf` cannot."""
+    library = gguf_library()
+    if type == library.GGMLQuantizationType.F32:
+        return rows.view(np.float32)
+    try:
+        return np.asarray(library.quants.dequantize(rows, library.GGMLQuantizationType(type)), dtype=np.float32)
+    except NotImplementedError:
+        raise InputError(f"tensors of type {type_name(type)} cannot be dequantized; use a float or standard quant file") from None
+
+
+# -- writing
+
+
+@dataclass(frozen=True)
+class Content:
+    """A tensor to be written: its info (the offset is filled in) and its bytes, in blocks."""
+
+    info: TensorInfo
+    blocks: Callable[[], Iterable[Any]]
+
+
+def write_gguf(
+    path: Path,
+    values: Mapping[str, Value],
+    contents: Sequence[Content],
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write a whole file, block by block; its room on the disk is taken first.
+
+    Args:
+        path: a new file.
+        values: metadata; `general.alignment` is honoured.
+        contents: tensors in the order of the file.
+        on_bytes: called with the number of bytes written since the last call.
+    """
+    alignment = int(values[ALIGNMENT_KEY].data) if ALIGNMENT_KEY in values else DEFAULT_ALIGNMENT
+    infos = laid_out([content.info for content in contents], alignment)
+    head = encode_head(values, infos, alignment)
+    with path.open("wb") as file:
+        total = len(head) + sum(aligned(info.nbytes, alignment) for info in infos)
+        reserve(file.fileno(), total)
+        file.write(head)
+        for info, content in zip(infos, contents, strict=True):
+            for block in content.blocks():
+                on_bytes(file.write(block))
+            file.write(bytes(-info.nbytes % alignment))
+        if file.tell() != total:
+            raise ValueError(f"wrote {file.tell()} bytes where {total} were laid out")
+
+
+def laid_out(infos: Iterable[TensorInfo], alignment: int) -> list[TensorInfo]:
+    """The infos with offsets, one after the other, each aligned."""
+    placed, offset = [], 0
+    for info in infos:
+        placed.append(TensorInfo(info.name, info.shape, info.type, offset))
+        offset += aligned(info.nbytes, alignment)
+    return placed
+
+
+def encode_head(values: Mapping[str, Value], infos: Sequence[TensorInfo], alignment: int) -> bytes:
+    """Everything before the data part, padded."""
+    head = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(values))
+    head += b"".join(encode_pair(key, value) for key, value in values.items())
+    head += b"".join(map(encode_info, infos))
+    return head + bytes(-len(head) % alignment)
+
+
+def encode_pair(key: str, value: Value) -> bytes:
+    """One key/value pair."""
+    return _encode_string(key) + struct.pack("<I", value.kind) + _encode_data(value)
+
+
+def encode_info(info: TensorInfo) -> bytes:
+    """One tensor info."""
+    dims = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
+    return _encode_string(info.name) + dims + struct.pack("<IQ", info.type, info.offset)
+
+
+def _encode_data(value: Value) -> bytes:
+    if value.kind is Kind.STRING:
+        return _encode_string(value.data)
+    if value.kind is not Kind.ARRAY:
+        return struct.pack("<" + _FORMATS[value.kind], value.data)
+    if value.item is None:
+        raise ValueError("an array needs the kind of its elements")
+    head = struct.pack("<IQ", value.item, len(value.data))
+    if value.item is Kind.STRING:
+        return head + b"".join(map(_encode_string, value.data))
+    return head + struct.pack(f"<{len(value.data)}{_FORMATS[value.item]}", *value.data)
+
+
+def _encode_string(value: str) -> bytes:
+    data = value.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def aligned(offset: int, alignment: int) -> int:
+    """The next multiple of `alignment` at or after `offset`."""
+    return -(-offset // alignment) * alignment
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the room on the disk before writing, so that a full disk shows at once; a no-op where it cannot be asked."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)

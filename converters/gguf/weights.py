@@ -1,0 +1,169 @@
+"""Weights on their way from memory-mapped safetensors to GGUF: renamed, permuted, rounded, in blocks of rows.
+
+    safetensors ──Piece: rows of one source tensor──► float32 block ──encode──► bytes of the GGUF type
+
+Only one block is in memory at a time, whatever the size of a tensor; bytes that need no change are never copied to it.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.gguf.container import Content, TensorInfo
+from converters.gguf.library import gguf_library
+from longrope.checkpoint import safetensors_header
+from longrope.errors import InputError, UnsupportedError
+
+# Elements of one block: 4 MB of float32, small enough to stay in a processor's cache.
+BLOCK_ELEMENTS = 1 << 20
+
+Rows = NDArray[Any]
+
+# Source types by their name, the same in safetensors and ggml: numpy's type of that width. BF16 has none of its own.
+_NUMPY_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file: its type, shape and bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: NDArray[np.uint8]
+
+    @property
+    def rows(self) -> Rows:
+        """[rows, columns] in the stored type; a vector is one element a row."""
+        flat = self.bytes.view(_NUMPY_TYPES[self.dtype])
+        columns = self.shape[-1] if len(self.shape) > 1 else 1
+        return flat.reshape(-1, columns)
+
+
+class SafetensorsSource:
+    """All tensors of a sharded checkpoint by name, memory-mapped.
+
+    Raises:
+        InputError: a file is not whole.
+        UnsupportedError: a tensor is of a type that is no plain float, such as fp8.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.tensors: dict[str, Stored] = {}
+        for file in files:
+            self.tensors.update(_map_tensors(file))
+
+    def __getitem__(self, name: str) -> Stored:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+
+def _map_tensors(file: Path) -> Iterator[tuple[str, Stored]]:
+    header = safetensors_header(file)
+    with file.open("rb") as handle:
+        start = 8 + int.from_bytes(handle.read(8), "little")
+        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    for name, entry in header.items():
+        dtype, (begin, end) = entry["dtype"], entry["data_offsets"]
+        if dtype not in _NUMPY_TYPES:
+            raise UnsupportedError(
+                f"{file.name}: tensor {name} is {dtype}; expected one of {', '.join(_NUMPY_TYPES)}. "
+                "Dequantize the checkpoint first (transformers: from_pretrained(..., dtype='bfloat16') and save_pretrained)"
+            )
+        shape = tuple(entry["shape"])
+        if end - begin != math.prod(shape) * _NUMPY_TYPES[dtype].itemsize:
+            raise InputError(f"{file}: tensor {name} has {end - begin} bytes, which do not fit its shape {shape}")
+        yield name, Stored(dtype, shape, np.frombuffer(mapped, np.uint8, end - begin, start + begin))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one source tensor.
+
+    Args:
+        source: its name in the checkpoint.
+        first, count: the rows taken; count None takes all from `first` on.
+        heads: where > 0, the rows are that many attention heads, and in each the two halves are interleaved: llama.cpp
+            turns neighbouring rows of a head together where transformers turns row i with row i + d/2.
+    """
+
+    source: str
+    first: int = 0
+    count: int | None = None
+    heads: int = 0
+
+    def rows(self, stored: Stored) -> Rows:
+        """Its rows before any permutation."""
+        end = None if self.count is None else self.first + self.count
+        return stored.rows[self.first : end]
+
+    def blocks(self, stored: Stored) -> Iterator[Rows]:
+        """Its rows in their final order, a block at a time, in the stored type."""
+        rows = self.rows(stored)
+        columns = rows.shape[1]
+        if not self.heads:
+            step = max(BLOCK_ELEMENTS // columns, 1)
+            yield from (rows[at : at + step] for at in range(0, len(rows), step))
+            return
+        by_head = rows.reshape(self.heads, 2, -1, columns).swapaxes(1, 2)
+        step = max(BLOCK_ELEMENTS // by_head[0].size, 1)
+        for at in range(0, self.heads, step):
+            yield by_head[at : at + step].reshape(-1, columns)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written: where it goes and what it is made of, pieces below one another."""
+
+    info: TensorInfo
+    pieces: tuple[Piece, ...]
+    source: SafetensorsSource
+
+    @cached_property
+    def stored(self) -> tuple[Stored, ...]:
+        return tuple(self.source[piece.source] for piece in self.pieces)
+
+    def content(self) -> Content:
+        return Content(self.info, self.encoded)
+
+    def blocks(self) -> Iterator[tuple[Rows, str]]:
+        """Its rows from first to last, a block at a time: (rows in the stored type, that type)."""
+        for piece, stored in zip(self.pieces, self.stored, strict=True):
+            for block in piece.blocks(stored):
+                yield block, stored.dtype
+
+    def encoded(self) -> Iterator[NDArray[Any]]:
+        """Its bytes in the type of `info`, a block at a time."""
+        name = gguf_library().GGMLQuantizationType(self.info.type).name
+        for block, dtype in self.blocks():
+            yield np.ascontiguousarray(block) if dtype == name else encode(as_float32(block, dtype), self.info)
+
+
+def as_float32(block: Rows, dtype: str) -> NDArray[np.float32]:
+    """A block of a source type as float32, exactly."""
+    if dtype == "BF16":
+        return (block.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(block, dtype=np.float32)
+
+
+def encode(block: NDArray[np.float32], info: TensorInfo) -> NDArray[Any]:
+    """Float32 rows in the type of `info`.
+
+    Raises:
+        UnsupportedError: a weight does not fit f16.
+    """
+    library = gguf_library()
+    kind = library.GGMLQuantizationType(info.type)
+    if kind == library.GGMLQuantizationType.F16 and np.abs(block).max(initial=0) > np.finfo(np.float16).max:
+        raise UnsupportedError(f"{info.name} has weights beyond 65504, which f16 cannot hold; use bf16, f32 or q8_0")
+    return np.asarray(library.quants.quantize(block, kind))

@@ -1,0 +1,248 @@
+"""Write, read back and check a Hugging Face folder.
+
+The weights are the source's own files, copied byte for byte (or cast tensor by tensor with --outtype); what changes is
+config.json. transformers' `save_pretrained` is not used: it writes only the v5 spelling, which 4.57 misreads silently.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from converters.base import Check, Converter, Export, RuntimeUse
+from converters.hf import weights
+from longrope.checkpoint import Checkpoint, open_folder
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.hf_config import extended_config
+from longrope.progress import Progress
+
+if TYPE_CHECKING:
+    from longrope.scoring import LogitSource
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+PROVENANCE_FILE = "longrope.json"
+
+
+class HuggingFaceConverter(Converter):
+    """The `hf` format."""
+
+    name = "hf"
+    auto_factor_sets = "single"
+    outtypes: ClassVar[Sequence[str]] = ("auto", "f32", "f16", "bf16")
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.onnx"))
+
+    def check_requirements(self) -> None:
+        """Nothing beyond the core is needed."""
+
+    def plan(self, export: Export) -> None:
+        if export.outtype not in (None, *self.outtypes):
+            raise UnsupportedError(f"hf: expected --outtype {', '.join(self.outtypes)}, got {export.outtype}")
+        if export.options:
+            raise InputError(f"hf: unknown options {', '.join(export.options)}; it takes none")
+        extended_config(export.checkpoint.config, export.factors)
+        _ = export.checkpoint.tokenizer
+
+    def write(self, export: Export, path: Path, progress: Progress) -> None:
+        path.mkdir()
+        source = export.checkpoint
+        with progress.task("write hf", len(source.weight_files)) as task:
+            for file in source.weight_files:
+                weights.copy(file, path / file.name, export.outtype or "auto")
+                task.advance()
+        for name in ("model.safetensors.index.json", *COMPANIONS):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, path / name)
+        config = extended_config(source.config, export.factors)
+        if export.outtype not in (None, "auto"):
+            config["dtype"] = config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
+        _write_json(path / "config.json", config)
+        _write_json(path / PROVENANCE_FILE, export.factors.to_json())
+        _limit_tokenizer(path / "tokenizer_config.json", export.factors.target)
+
+    def read_factors(self, path: Path) -> RescaleFactors | None:
+        return open_folder(path).factors
+
+    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+        try:
+            artifact = open_folder(path)
+        except InputError as error:
+            return [Check("hf.readable", "fail", "a sound Hugging Face folder", "a broken one", str(error))]
+        return [
+            Check("hf.readable", "pass"),
+            *config_checks(artifact.config, expected),
+            weights.check(artifact, reference),
+            _tokenizer_check(artifact, reference),
+        ]
+
+    def open_source(
+        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+    ) -> LogitSource:
+        from longrope.modeling import TorchSource, build_model, set_threads
+
+        set_threads(threads)
+        return TorchSource(build_model(open_folder(path)), factors, name="transformers", pinned=False)
+
+    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
+        types = weights.dtypes(open_folder(path))
+        if types == weights.dtypes(reference):
+            return "exact"
+        return next((name for name, stored in (("bf16", "BF16"), ("f16", "F16")) if stored in types), "f32")
+
+    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
+        if factors.factor_sets == "single":
+            everywhere = "the one set, at every length"
+            return [RuntimeUse(name, everywhere, True) for name in ("transformers", "vLLM", "SGLang", "TGI", "mlx-lm")]
+        original = factors.original
+        cache = f"generate from a fresh cache once a sequence passes {original} tokens, or export --factor-sets single"
+        drops = factors.model_type in ("phi3", "phimoe", "phi4_multimodal")
+        return [
+            RuntimeUse(
+                "transformers",
+                f"the long set as soon as the longest sequence of a batch has more than {original} tokens, "
+                + ("and then drops the cache" if drops else "while keys already cached keep the short set"),
+                drops,
+                "" if drops else cache,
+            ),
+            RuntimeUse(
+                "vLLM",
+                f"the long set for everything when --max-model-len is above {original}, else the short set",
+                True,
+                f"pass --max-model-len: its default is {original}",
+            ),
+            RuntimeUse("SGLang", f"the long set when a batch holds a position from {original} on", False, cache),
+            RuntimeUse("mlx-lm", "always the long set", True),
+        ]
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        artifact = open_folder(path)
+        return {
+            "architecture": artifact.model_type,
+            "weights": sorted(weights.dtypes(artifact)),
+            "files": [file.name for file in artifact.weight_files],
+            "max_position_embeddings": artifact.max_position_embeddings,
+        }
+
+
+def config_checks(config: dict[str, Any] | Any, expected: RescaleFactors) -> list[Check]:
+    """Compare every spelling of the rope parameters in a config.json with the factors; also for ONNX folders."""
+    checks = [
+        Check.equal(
+            "hf.config.max_position_embeddings",
+            expected.target,
+            config.get("max_position_embeddings"),
+            "runtimes would cut sequences at another length",
+        ),
+        Check.equal(
+            "hf.config.original_max_position_embeddings",
+            expected.original,
+            config.get("original_max_position_embeddings"),
+            "without it the long set is never used, or used from another length on",
+        ),
+        Check.equal(
+            "hf.config.rope_theta",
+            expected.rope_theta,
+            config.get("rope_theta"),
+            "engines that read the v4 spelling fall back to 10000",
+        ),
+    ]
+    for spelling in ("rope_parameters", "rope_scaling"):
+        checks += _spelling_checks(spelling, config.get(spelling) or {}, config, expected)
+    return checks
+
+
+def _spelling_checks(
+    spelling: str, rope: dict[str, Any], config: dict[str, Any], expected: RescaleFactors
+) -> list[Check]:
+    prefix = f"hf.{spelling}"
+    if not rope:
+        message = f"config.json has no {spelling}: engines that read only this spelling run plain RoPE, silently"
+        return [Check(prefix, "fail", "longrope", None, message)]
+    attention = rope.get("attention_factor")
+    if attention is None:
+        attention = attention_factor_formula(rope.get("factor") or expected.length_scale, expected.original)
+    checks = [
+        Check.equal(f"{prefix}.rope_type", "longrope", rope.get("rope_type"), "the factors are ignored"),
+        Check.equal(
+            f"{prefix}.original",
+            expected.original,
+            rope.get("original_max_position_embeddings"),
+            "the switch between the sets sits at another length",
+        ),
+        _close(f"{prefix}.factor", expected.length_scale, rope.get("factor"), "the attention factor follows from it"),
+        _close(
+            f"{prefix}.attention_factor",
+            expected.effective_attention_factor,
+            attention,
+            "cos and sin are scaled by another number: perplexity may even fall, the model is another one",
+        ),
+    ]
+    for name in ("short", "long"):
+        values = expected.set(name)  # type: ignore[arg-type]
+        checks.append(factor_check(f"{prefix}.{name}_factor", values, rope.get(f"{name}_factor")))
+    if any(key in rope for key in ("short_mscale", "long_mscale", "mscale")):
+        checks.append(Check(f"{prefix}.mscale", "fail", None, "present", "some engines would apply mscale on top"))
+    return checks
+
+
+def factor_check(id: str, expected: Sequence[float], actual: Sequence[float] | None) -> Check:
+    """Exact comparison of one factor set, with the first difference in the message."""
+    if actual is None:
+        return Check(id, "fail", f"{len(expected)} factors", None, "the factors are not there")
+    if len(actual) != len(expected):
+        return Check(id, "fail", f"{len(expected)} factors", f"{len(actual)} factors", "they belong to another model")
+    different = np.flatnonzero(np.asarray(expected) != np.asarray(actual))
+    if different.size:
+        first = int(different[0])
+        message = f"{different.size} of {len(expected)} factors differ, the first at pair {first}"
+        return Check(id, "fail", expected[first], actual[first], message)
+    return Check(id, "pass", f"{len(expected)} factors", f"{len(actual)} factors")
+
+
+def _close(id: str, expected: float, actual: float | None, message: str) -> Check:
+    ok = actual is not None and abs(actual - expected) <= 1e-6 * abs(expected)
+    return Check(id, "pass" if ok else "fail", expected, actual, "" if ok else message)
+
+
+def _tokenizer_check(artifact: Checkpoint, reference: Checkpoint) -> Check:
+    """Same ids on text with digits, white space, several scripts and every special token."""
+    text = "In 1847,  36 houses\n\n\tstood – naïve, 日本語, 🙂; x_i != 0x1F." + "".join(
+        str(token) for token in artifact.tokenizer.get_added_tokens_decoder().values()
+    )
+    return Check.equal(
+        "hf.tokenizer", reference.encode(text), artifact.encode(text), "the same text gives other token ids"
+    )
+
+
+def _limit_tokenizer(path: Path, target: int) -> None:
+    """Raise the tokenizer's own length limit to the new window, where the file has one."""
+    if not path.is_file():
+        return
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if "model_max_length" in data:
+        data["model_max_length"] = target
+        _write_json(path, data)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+__all__ = ["PROVENANCE_FILE", "HuggingFaceConverter", "config_checks", "factor_check"]

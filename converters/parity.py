@@ -1,0 +1,341 @@
+"""Validation: static checks of an artifact, then its runtime against the reference, window by window.
+
+    artifact ──static_checks──► Check …          keys, tensors, factors, weights
+    artifact ──open_source────► logits ─┐
+    reference ─TorchSource────► logits ─┴─ compare_windows ──► WindowScore ──Tolerance──► Check …
+
+The reference is transformers in float32 with the expected factors in its configuration. Several artifacts of one model
+are scored in step, so that the reference runs once for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converters.base import Check, Converter
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.factors import FactorSet, RescaleFactors
+from longrope.modeling import TorchSource, build_model
+from longrope.progress import Progress
+from longrope.provenance import provenance
+from longrope.scoring import (
+    CHUNK_TOKENS,
+    LogitSource,
+    WindowScore,
+    check_vocabularies,
+    compare_crossing,
+    compare_windows,
+    crossing_rows,
+)
+from longrope.text import Corpus, TokenIds
+
+SCHEMA_VERSION = 1
+# Tokens before and after the original window in the crossing test.
+CROSSING_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What separates rounding from a fault, for one weight type.
+
+    Args:
+        ppl_percent: largest change of perplexity, in percent either way.
+        kl: largest mean KL(reference || artifact), in nats per token.
+        top1: smallest share of positions where both predict the same token.
+        max_logit_diff: largest difference of any logit; None where quantization makes it meaningless.
+    """
+
+    ppl_percent: float
+    kl: float
+    top1: float
+    max_logit_diff: float | None = None
+
+
+# Measured on SmolLM2-135M and on the default model (docs/validation.md), with room for other models.
+TOLERANCES: Mapping[str, Tolerance] = {
+    "exact": Tolerance(ppl_percent=0.0, kl=0.0, top1=1.0, max_logit_diff=0.0),
+    "f32": Tolerance(ppl_percent=0.01, kl=1e-6, top1=0.999),
+    "f16": Tolerance(ppl_percent=0.1, kl=1e-4, top1=0.99),
+    "bf16": Tolerance(ppl_percent=0.5, kl=1e-3, top1=0.97),
+    "q8_0": Tolerance(ppl_percent=3.0, kl=2e-2, top1=0.90),
+    "int8": Tolerance(ppl_percent=3.0, kl=2e-2, top1=0.90),
+    "4bit": Tolerance(ppl_percent=40.0, kl=0.4, top1=0.60),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something to validate: where it is, who reads it, and the factors it must carry."""
+
+    path: Path
+    converter: Converter
+    expected: RescaleFactors
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.name or str(self.path)
+
+
+@dataclass
+class Validation:
+    """The contract's validation.json of one artifact (schema_version 1)."""
+
+    artifact: str
+    format: str
+    reference: str
+    checks: list[Check] = field(default_factory=list)
+    windows: list[WindowScore] = field(default_factory=list)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.status == "fail"]
+
+    def verdict(self, score: WindowScore) -> str:
+        """`pass`, `warn` or `fail` of one window."""
+        wanted = _window_id(self.format, score)
+        return next((check.status for check in self.checks if check.id == wanted), "pass")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "artifact": self.artifact,
+            "format": self.format,
+            "reference": self.reference,
+            "passed": self.passed,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "windows": [
+                {**dataclasses.asdict(score), "ppl_delta_percent": score.ppl_delta_percent} for score in self.windows
+            ],
+            "provenance": dict(self.provenance),
+        }
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """How much to measure.
+
+    Args:
+        windows: lengths in tokens; up to L the short set is measured, beyond it the long one.
+        windows_per_length: at most so many windows of each length, one a document first.
+        crossing: decode across L through the cache, too.
+        threads: of every runtime; None for their defaults.
+        chunk: rows of logits held at a time.
+        seed: recorded; nothing here is random.
+    """
+
+    windows: tuple[int, ...]
+    windows_per_length: int = 4
+    crossing: bool = True
+    threads: int | None = None
+    device: str = "cpu"
+    chunk: int = CHUNK_TOKENS
+    seed: int = 0
+
+
+def validate(
+    artifacts: Sequence[Artifact],
+    reference: Checkpoint,
+    factors: RescaleFactors,
+    corpus: Corpus,
+    options: ValidateOptions,
+    progress: Progress,
+) -> list[Validation]:
+    """Validate artifacts of one model against it.
+
+    An artifact that fails a static check is still run where it can be, so that a report shows what the fault does.
+
+    Args:
+        reference: the source checkpoint, extended or not.
+        factors: what the reference is to have; its two sets must contain every set the artifacts are expected to have.
+
+    Raises:
+        InputError: a window is longer than the target or than every document, or vocabularies differ.
+    """
+    texts = windows_by_length(corpus, factors, options)
+    results = [Validation(a.label, a.converter.name, reference.name) for a in artifacts]
+    for result, artifact in zip(results, artifacts, strict=True):
+        result.checks += artifact.converter.static_checks(artifact.path, artifact.expected, reference)
+        result.provenance = provenance(
+            reference_fingerprint=reference.fingerprint,
+            text_fingerprint=corpus.fingerprint,
+            factors=dict(artifact.expected.to_json()),
+            seed=options.seed,
+        )
+    runnable = [
+        (artifact, result)
+        for artifact, result in zip(artifacts, results, strict=True)
+        if _runs(artifact, result, max(texts), options)
+    ]
+    if runnable:
+        _Runs(reference, factors, options, progress).measure(runnable, texts)
+    return results
+
+
+def windows_by_length(corpus: Corpus, factors: RescaleFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:
+    """The token windows of every length. Raises InputError when one is too long for the factors or the texts."""
+    for length in options.windows:
+        if not 2 <= length <= factors.target:
+            raise InputError(f"window {length}: expected 2 to the target length {factors.target} tokens")
+    return {length: corpus.windows(length, options.windows_per_length) for length in sorted(set(options.windows))}
+
+
+def _runs(artifact: Artifact, result: Validation, max_length: int, options: ValidateOptions) -> bool:
+    """Whether the artifact's own runtime opens it; a failure becomes a check."""
+    id = f"{artifact.converter.name}.loads"
+    try:
+        source = artifact.converter.open_source(
+            artifact.path, artifact.expected, max_length=max_length, threads=options.threads
+        )
+        source.close()
+    except InputError as error:
+        result.checks.append(Check(id, "fail", "a file its runtime opens", "an error", str(error)))
+        return False
+    result.checks.append(Check(id, "pass"))
+    return True
+
+
+class _Runs:
+    """The dynamic half of `validate`: one reference model, several artifacts, all windows."""
+
+    def __init__(
+        self, reference: Checkpoint, factors: RescaleFactors, options: ValidateOptions, progress: Progress
+    ) -> None:
+        from longrope.modeling import set_threads
+
+        set_threads(options.threads)
+        self.checkpoint, self.factors, self.options, self.progress = reference, factors, options, progress
+        model = build_model(reference, factors, device=options.device)
+        self.reference = TorchSource(model, factors, name=reference.name)
+
+    def measure(
+        self, artifacts: Sequence[tuple[Artifact, Validation]], texts: Mapping[int, Sequence[TokenIds]]
+    ) -> None:
+        """Fill the validations' windows and the checks that follow from them."""
+        sources = {id(result): self._open(artifact, max(texts)) for artifact, result in artifacts}
+        try:
+            for length, windows in texts.items():
+                self._score_length(length, windows, artifacts, sources)
+            if self.options.crossing:
+                self._score_crossing(artifacts, sources, texts)
+        finally:
+            for source in sources.values():
+                source.close()
+            self.reference.close()
+
+    def _open(self, artifact: Artifact, max_length: int) -> LogitSource:
+        room = max(max_length, self.factors.original + CROSSING_TOKENS)
+        source = artifact.converter.open_source(
+            artifact.path, artifact.expected, max_length=room, threads=self.options.threads
+        )
+        check_vocabularies(self.reference, {artifact.label: source})
+        return source
+
+    def _score_length(
+        self,
+        length: int,
+        windows: Sequence[TokenIds],
+        artifacts: Sequence[tuple[Artifact, Validation]],
+        sources: Mapping[int, LogitSource],
+    ) -> None:
+        regime = self.factors.set_for_length(length)
+        groups: dict[FactorSet, list[tuple[Artifact, Validation]]] = {}
+        for artifact, result in artifacts:
+            groups.setdefault(self._reference_set(artifact, regime), []).append((artifact, result))
+        total = len(groups) * len(windows) * length
+        with self.progress.task(f"validate {length} tokens", total) as task:
+            for reference_set, members in groups.items():
+                scores = compare_windows(
+                    self.reference,
+                    {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
+                    windows,
+                    factor_set=regime,
+                    reference_set=reference_set,
+                    chunk=self.options.chunk,
+                    on_tokens=task.advance,
+                )
+                for (artifact, result), score in zip(members, scores.values(), strict=True):
+                    self._record(artifact, result, score)
+
+    def _reference_set(self, artifact: Artifact, regime: FactorSet) -> FactorSet:
+        """The reference's set that holds the factors an artifact must use in this regime."""
+        wanted = artifact.expected.set(regime)
+        for name in (regime, "long", "short"):
+            if self.factors.set(name) == wanted:  # type: ignore[arg-type]
+                return name  # type: ignore[return-value]
+        raise InputError(f"{artifact.label}: its {regime}_factor is neither set of the reference")
+
+    def _score_crossing(
+        self,
+        artifacts: Sequence[tuple[Artifact, Validation]],
+        sources: Mapping[int, LogitSource],
+        texts: Mapping[int, Sequence[TokenIds]],
+    ) -> None:
+        original = self.factors.original
+        length = min(original + CROSSING_TOKENS, self.factors.target)
+        ids = next((windows[0][:length] for size, windows in texts.items() if size >= length), None)
+        prefill = original - CROSSING_TOKENS
+        if ids is None or prefill < 1 or length <= original:
+            return
+        rows: dict[tuple[str, bool], Any] = {}
+        with self.progress.task(f"decode across {original} tokens", len(artifacts)) as task:
+            for artifact, result in artifacts:
+                source = sources[id(result)]
+                single = artifact.expected.factor_sets == "single"
+                # A single set is the reference's long set at every position: the expectation of one set per context.
+                key = ("per_context" if single else source.rule, single)
+                if key not in rows:
+                    rows[key] = crossing_rows(
+                        self.reference, ids, original, prefill=prefill, rule=key[0], chunk=self.options.chunk
+                    )
+                self._record(artifact, result, compare_crossing(rows[key], source, ids, prefill=prefill))
+                task.advance()
+
+    def _record(self, artifact: Artifact, result: Validation, score: WindowScore) -> None:
+        name = artifact.converter.tolerance_name(artifact.path, self.checkpoint)
+        if score.regime == "crossing" and name == "exact":
+            name = "f32"  # a cache changes the order of sums
+        result.windows.append(score)
+        result.checks.append(_window_check(artifact, score, TOLERANCES[name]))
+
+
+def _window_check(artifact: Artifact, score: WindowScore, tolerance: Tolerance) -> Check:
+    """One check a window; NaN fails every comparison."""
+    id = _window_id(artifact.converter.name, score)
+    limits = {
+        "ppl_delta_percent": (abs(score.ppl_delta_percent) <= tolerance.ppl_percent, f"≤ {tolerance.ppl_percent}"),
+        "kl_mean": (score.kl_mean <= tolerance.kl, f"≤ {tolerance.kl:g}"),
+        "top1_agreement": (score.top1_agreement >= _top1_limit(score, tolerance), f"≥ {tolerance.top1}"),
+    }
+    if tolerance.max_logit_diff is not None:
+        limits["max_logit_diff"] = (score.max_logit_diff <= tolerance.max_logit_diff, f"≤ {tolerance.max_logit_diff:g}")
+    broken = [name for name, (ok, _) in limits.items() if not ok]
+    expected = {name: limit for name, (_, limit) in limits.items()}
+    actual = {name: getattr(score, name) for name in limits}
+    if not broken:
+        return Check(id, "pass", expected, actual)
+    if score.regime == "crossing" and artifact.expected.factor_sets == "dual":
+        message = (
+            "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
+        )
+        return Check(id, "warn", expected, actual, message)
+    return Check(id, "fail", expected, actual, f"not the reference's model: {', '.join(broken)} out of bounds")
+
+
+def _top1_limit(score: WindowScore, tolerance: Tolerance) -> float:
+    """The limit, loosened by one token where a window is so short that one near-tie would break it."""
+    return min(tolerance.top1, 1.0 - 1.0 / score.tokens) if tolerance.top1 < 1.0 else 1.0
+
+
+def _window_id(format_name: str, score: WindowScore) -> str:
+    return f"{format_name}.parity.{score.regime}.{score.length}"
