@@ -11,14 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
 from longrope.factors import FactorSets, RescaleFactors
 from longrope.files import staged
 from longrope.progress import Progress
-from longrope.scoring import LogitSource
+
+if TYPE_CHECKING:
+    from longrope.scoring import LogitSource  # imports torch, which writing a file does not need
 
 Status = Literal["pass", "fail", "warn", "skip"]
 
@@ -111,6 +113,10 @@ class Converter(ABC):
         Raises:
             InputError: the artifact is broken.
         """
+
+    def recorded_factors(self, path: Path) -> RescaleFactors | None:
+        """The factors.json that our exporter recorded in the artifact beside the runtime's own fields; None without."""
+        return None
 
     @abstractmethod
     def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:

@@ -279,21 +279,6 @@ def read_authors_csv(path: Path) -> tuple[float, ...]:
     return _checked_set(str(path), matrix[0])
 
 
-def import_authors_csv(
-    path: Path, *, short: Path | None = None, original: int | None = None, target: int | None = None
-) -> RescaleFactors:
-    """The authors' CSV as factors: `path` is the long set, and the short one too unless `short` names another file."""
-    long_factor = read_authors_csv(path)
-    return RescaleFactors(
-        short_factor=read_authors_csv(short) if short else long_factor,
-        long_factor=long_factor,
-        original_max_position_embeddings=original,
-        target_length=target,
-        method="imported",
-        provenance={"imported_from": [p.name for p in (path, short) if p]},
-    )
-
-
 # -- helpers
 
 

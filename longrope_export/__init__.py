@@ -1,0 +1,1 @@
+"""The command line, the reports and the built-in model of longrope-export."""

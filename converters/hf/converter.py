@@ -80,6 +80,10 @@ class HuggingFaceConverter(Converter):
     def read_factors(self, path: Path) -> RescaleFactors | None:
         return open_folder(path).factors
 
+    def recorded_factors(self, path: Path) -> RescaleFactors | None:
+        record = path / PROVENANCE_FILE
+        return RescaleFactors.load(record) if record.is_file() else None
+
     def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
         try:
             artifact = open_folder(path)

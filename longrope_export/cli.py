@@ -1,0 +1,94 @@
+"""The console script. Commands are imported when used, so that `--help` imports no torch.
+
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the machine lacks something, 4 not expressible.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import traceback
+import warnings
+
+import click
+
+from longrope import __version__
+from longrope.errors import LongRopeError
+
+COMMANDS = {
+    "extend": "Search factors, export every format, prove each against the original.",
+    "search": "Search rescale factors for a target length.",
+    "recover": "Search factors for the short window of an extended model.",
+    "convert": "Write a model with its factors as hf, gguf or onnx.",
+    "patch": "Put factors into an existing GGUF file; no weights are touched.",
+    "validate": "Check an artifact against a reference model.",
+    "eval": "Measure an artifact's perplexity or passkey retrieval by length.",
+    "inspect": "Say what an artifact holds and which runtime uses which set when.",
+    "factors": "Import, show, plot and compare factor files.",
+    "report": "Write a run's report again.",
+    "doctor": "Say what is installed, what works and what to do.",
+}
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """A group that knows its commands' names and one-line helps, and imports a command when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"longrope_export.commands.{name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="longrope-export")
+def cli() -> None:
+    """Extend a language model's context window with LongRoPE and export it with proof."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the contract's codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not debug:
+        warnings.filterwarnings("ignore", module=r"torch|transformers|onnx")
+    try:
+        code = cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: every error becomes a line
+        code = _explain(error, debug=debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException, *, debug: bool) -> int:
+    """Print one line for an error and return its exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        click.echo("Interrupted. A run started by `extend` or `search` goes on with --resume.", err=True)
+        return INTERRUPTED
+    if isinstance(error, LongRopeError):
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
+        return 3
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        click.echo(f"Error: no room left on the disk ({error.filename or error.strerror})", err=True)
+        return 3
+    if not debug:
+        click.echo(f"Error: {type(error).__name__}: {error} (a fault of this program; --debug shows where)", err=True)
+    return 70

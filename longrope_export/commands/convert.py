@@ -1,0 +1,40 @@
+"""`longrope-export convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from longrope_export import options
+
+
+@click.command()
+@click.argument("model")
+@click.option("--to", "format_name", required=True, metavar="hf|gguf|onnx", help="Format to write.")
+@options.output("File (gguf) or folder to write.")
+@click.option("--factors", type=options.PATH, help="Factors to embed.  [default: the model's own]")
+@options.factor_sets
+@click.option("--outtype", help="Weight type: hf auto f32 f16 bf16; gguf f32 f16 bf16 q8_0 …; onnx fp32 ….")
+@click.option(
+    "--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the format's own; repeatable."
+)
+def command(
+    model: str,
+    format_name: str,
+    output: Path,
+    overwrite: bool,
+    factors: Path | None,
+    factor_sets: str,
+    outtype: str | None,
+    pairs: tuple[str, ...],
+) -> int:
+    """Write MODEL with its factors embedded, read everything back, and only then give it its name."""
+    from longrope_export.console import ConsoleProgress
+    from longrope_export.conversion import ConvertRequest, convert, parse_pairs
+
+    progress = ConsoleProgress()
+    request = ConvertRequest(model, format_name, output, factors, factor_sets, outtype, parse_pairs(pairs), overwrite)
+    checks = convert(request, progress)
+    progress.line(f"{output}: written; {len(checks)} read-back checks passed.")
+    return 0

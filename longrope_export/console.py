@@ -1,0 +1,133 @@
+"""What a person sees: bars and tables on a terminal, plain lines elsewhere. Everything but results goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from longrope.files import write_atomically
+
+# Seconds between two plain lines of one task where there is no terminal.
+PLAIN_INTERVAL = 10.0
+VERDICT_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+
+
+def log_console() -> Console:
+    """The console of logs and bars."""
+    return Console(stderr=True, highlight=False)
+
+
+class ConsoleProgress:
+    """`longrope.progress.Progress` on stderr: a bar with time left on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = log_console()
+
+    @contextmanager
+    def task(self, title: str, total: float) -> Iterator[_Bar | _Lines]:
+        """Show one task until the block ends."""
+        if not self.console.is_terminal:
+            lines = _Lines(self.console, title, total)
+            yield lines
+            lines.finish()
+            return
+        columns: list[ProgressColumn] = [
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(compact=True),
+            _Note(),
+        ]
+        with Progress(*columns, console=self.console, transient=False) as progress:
+            yield _Bar(progress, progress.add_task(title, total=total, note=""))
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=True)
+
+
+class _Note(ProgressColumn):
+    """The best value so far."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("note", "")), style="cyan")
+
+
+class _Bar:
+    def __init__(self, progress: Progress, id: Any) -> None:
+        self._progress, self._id = progress, id
+
+    def advance(self, units: float = 1, note: str | None = None) -> None:
+        self._progress.advance(self._id, units)
+        if note is not None:
+            self._progress.update(self._id, note=note)
+
+
+class _Lines:
+    """The same without a terminal: title, share done, time left, note."""
+
+    def __init__(self, console: Console, title: str, total: float) -> None:
+        self._console, self._title, self._total = console, title, max(total, 1e-9)
+        self._done, self._note = 0.0, ""
+        self._start = self._last = time.monotonic()
+
+    def advance(self, units: float = 1, note: str | None = None) -> None:
+        self._done += units
+        self._note = self._note if note is None else note
+        if time.monotonic() - self._last >= PLAIN_INTERVAL:
+            self._last = time.monotonic()
+            self._print(f"{100 * self._done / self._total:.0f} %, {self._time_left()} left")
+
+    def finish(self) -> None:
+        self._print(f"done in {_clock(time.monotonic() - self._start)}")
+
+    def _time_left(self) -> str:
+        spent = time.monotonic() - self._start
+        return _clock(spent * max(self._total / max(self._done, 1e-9) - 1, 0.0))
+
+    def _print(self, state: str) -> None:
+        note = f" ({self._note})" if self._note else ""
+        self._console.print(f"{self._title}: {state}{note}", markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
+    """A table whose first column is text and whose others are numbers; verdict words are coloured."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 or name == "verdict" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in row))
+    console = Console(stderr=err, highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a log has no width of its own
+    console.print(table)
+
+
+def write_json(data: Any, path: str | None) -> None:
+    """Write JSON to a file or, for `-`, to standard output; None writes nothing."""
+    if path is None:
+        return
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    if path == "-":
+        click.echo(text, nl=False, file=sys.stdout)
+    else:
+        write_atomically(Path(path), text)

@@ -1,0 +1,69 @@
+"""Convert one model as the command line does. Imports neither torch nor transformers unless the format needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converters import registry
+from converters.base import Check, Converter, Export
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope.files import refuse_existing
+from longrope.progress import Progress
+from longrope_export.models import open_model
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """The arguments of `convert`."""
+
+    model: str
+    format: str
+    output: Path
+    factors: Path | None = None
+    factor_sets: str = "auto"
+    outtype: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+
+
+def convert(request: ConvertRequest, progress: Progress) -> list[Check]:
+    """Write one artifact and return its read-back checks. Raises LongRopeError; nothing is left behind then."""
+    converter = registry.converter(request.format)
+    refuse_existing(request.output, overwrite=request.overwrite)
+    checkpoint = open_model(request.model)
+    factors = chosen_sets(converter, known_factors(checkpoint, request.factors), request.factor_sets)
+    for oddity in factors.oddities():
+        progress.warn(oddity)
+    export = Export(checkpoint, factors, request.outtype, request.options)
+    return converter.convert(export, request.output, progress, overwrite=request.overwrite)
+
+
+def known_factors(checkpoint: Checkpoint, file: Path | None) -> RescaleFactors:
+    """The factors of a file, bound to the model, or the model's own. Raises InputError when there are neither."""
+    if file is not None:
+        return checkpoint.bind(RescaleFactors.load(file))
+    if checkpoint.factors is None:
+        raise InputError(f"{checkpoint.name} has no rescale factors; pass --factors FACTORS.json")
+    return checkpoint.factors
+
+
+def chosen_sets(converter: Converter, factors: RescaleFactors, factor_sets: str) -> RescaleFactors:
+    """`auto`: dual where the format prefers it and a short set is there, else single. A given choice is honoured."""
+    if factor_sets == "auto":
+        return factors if converter.auto_factor_sets == "dual" else factors.as_single()
+    return factors.with_sets("dual" if factor_sets == "dual" else "single")
+
+
+def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """`KEY=VALUE` options as a mapping. Raises InputError for anything else."""
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise InputError(f"--option {pair}: expected KEY=VALUE")
+        parsed[key] = value
+    return parsed

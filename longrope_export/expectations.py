@@ -1,0 +1,75 @@
+"""Which factors an artifact must carry, given what the caller knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from converters.base import Check, Converter
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """Expected factors, and what about them could not be verified.
+
+    Args:
+        factors: what the artifact must have.
+        reference: what the reference model is built with; holds every set of `factors`.
+        notes: warnings for the report.
+    """
+
+    factors: RescaleFactors
+    reference: RescaleFactors
+    notes: tuple[Check, ...] = ()
+
+
+def expected_factors(
+    path: Path, converter: Converter, reference: Checkpoint, given: Path | None, factor_sets: str = "auto"
+) -> Expectation | None:
+    """Expect what --factors says; else what the reference carries; else what the artifact's exporter recorded in it.
+
+    Returns:
+        None when none of them knows any factors.
+    """
+    stored = converter.read_factors(path)
+    if given is not None:
+        known = reference.bind(RescaleFactors.load(given))
+    elif reference.factors is not None:
+        known = reference.factors
+    else:
+        return _from_artifact(path, converter, reference, stored)
+    if factor_sets != "auto":
+        wanted = known.with_sets("single" if factor_sets == "single" else "dual")
+        return Expectation(wanted, known)
+    if stored is None or stored.factor_sets == known.factor_sets:
+        return Expectation(known, known)
+    if stored.factor_sets == "single":
+        return Expectation(known.as_single(), known)
+    return _unverified_short(known, stored)
+
+
+def _unverified_short(known: RescaleFactors, stored: RescaleFactors) -> Expectation:
+    """The reference has one set, the artifact two: its short set can be run, but not verified."""
+    wanted = dataclasses.replace(known, short_factor=stored.short_factor)
+    message = (
+        "the reference has a single set, so the artifact's short set is taken as it is; pass --factors to check it"
+    )
+    return Expectation(wanted, wanted, (Check("factors.short_unverified", "warn", "single", "dual", message),))
+
+
+def _from_artifact(
+    path: Path, converter: Converter, reference: Checkpoint, stored: RescaleFactors | None
+) -> Expectation | None:
+    """The reference was not extended: take the exporter's record, or the artifact's factors with the formula's scale."""
+    known = converter.recorded_factors(path)
+    if known is None and stored is not None:
+        known = dataclasses.replace(stored, attention_factor=None)
+    if known is None:
+        return None
+    known = dataclasses.replace(known, original_max_position_embeddings=None, model_type=None, rope_theta=None)
+    message = "the reference carries no factors, so the artifact's own record is taken; pass --factors to check it"
+    note = Check("factors.unverified", "warn", "factors from outside the artifact", "its own record", message)
+    bound = reference.bind(known)
+    return Expectation(bound, bound, (note,))

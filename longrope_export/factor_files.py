@@ -1,0 +1,61 @@
+"""Factors from any file that holds some: our JSON, the authors' CSV, config.json, an artifact of any format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from converters import registry
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors, read_authors_csv
+from longrope.hf_config import from_config
+
+CSV_SUFFIXES = (".csv", ".txt")
+
+
+def read_factors(path: Path) -> RescaleFactors:
+    """Factors of a file or folder, with what it does not say left open. Raises InputError when there are none."""
+    if path.suffix.lower() in CSV_SUFFIXES:
+        values = read_authors_csv(path)
+        return RescaleFactors(values, values, method="imported", provenance={"imported_from": path.name})
+    if path.suffix.lower() == ".json":
+        return _read_json(path)
+    found = registry.recognize(path).read_factors(path)
+    if found is None:
+        raise InputError(f"{path}: holds no rescale factors (plain RoPE)")
+    return found
+
+
+def import_factors(path: Path, *, short: Path | None, original: int | None, target: int | None) -> RescaleFactors:
+    """Factors of `path` with the short set of another file and lengths that the files do not say.
+
+    Raises:
+        InputError: a given length contradicts the file's own.
+    """
+    factors = read_factors(path)
+    changes: dict[str, object] = {}
+    if short is not None:
+        changes["short_factor"] = read_factors(short).long_factor
+    for name, value in (("original_max_position_embeddings", original), ("target_length", target)):
+        stored = getattr(factors, name)
+        if value is not None and stored not in (None, value):
+            raise InputError(f"{path} says {name} = {stored}, {value} was given; they contradict each other")
+        changes[name] = value or stored
+    return dataclasses.replace(factors, **changes)  # type: ignore[arg-type]
+
+
+def _read_json(path: Path) -> RescaleFactors:
+    """factors.json or config.json, told apart by what is in it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if isinstance(data, dict) and "model_type" in data and "schema_version" not in data:
+        found = from_config(data)
+        if found is None:
+            raise InputError(f"{path}: a config.json without longrope factors")
+        return found
+    return RescaleFactors.from_json(data, source=str(path))

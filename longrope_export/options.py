@@ -1,0 +1,101 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Lengths(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """Comma-separated lengths in tokens; `8k` is 8192."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(TOKENS.convert(part, param, ctx) for part in str(value).split(","))
+
+
+class Tokens(click.ParamType):  # type: ignore[type-arg]
+    """A length in tokens; `128k` is 131072."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().lower()
+        number, unit = (text[:-1], 1024) if text.endswith("k") else (text, 1)
+        if not number.isdigit() or int(number) == 0:
+            self.fail(f"expected a number of tokens above 0, like 8192 or 8k, got {value!r}", param, ctx)
+        return int(number) * unit
+
+
+TOKENS, LENGTHS = Tokens(), Lengths()
+PATH = click.Path(path_type=Path)
+
+
+def texts(*, required: bool) -> Callable[[Decorated], Decorated]:
+    """`--text`, repeatable."""
+    return click.option(
+        "--text",
+        "texts",
+        multiple=True,
+        required=required,
+        type=PATH,
+        help="UTF-8 file or folder of .txt, .md, .jsonl (field text); repeatable.",
+    )
+
+
+def output(what: str) -> Callable[[Decorated], Decorated]:
+    """`-o/--output`, required, and `--overwrite`."""
+
+    def decorate(function: Decorated) -> Decorated:
+        overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+        return click.option("-o", "--output", required=True, type=PATH, help=what)(overwrite(function))
+
+    return decorate
+
+
+def compute(function: Decorated) -> Decorated:
+    """`--device`, `--threads`, `--seed`."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads of each runtime.  [default: all cores]"),
+        click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1, mps."),
+    ):
+        function = option(function)
+    return function
+
+
+def dtype(default: str) -> Callable[[Decorated], Decorated]:
+    """`--dtype` of the engine's forward passes."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        default=default,
+        show_default=True,
+        help="Of the search's forward passes; validation is always in float32.",
+    )
+
+
+def factor_sets(function: Decorated) -> Decorated:
+    """`--factor-sets`."""
+    return click.option(
+        "--factor-sets",
+        type=click.Choice(["auto", "single", "dual"]),
+        default="auto",
+        show_default=True,
+        help="auto: dual in GGUF, single in HF and ONNX. single is right in every runtime at every length.",
+    )(function)
+
+
+def json_output(function: Decorated) -> Decorated:
+    """`--json FILE`, `-` for standard output."""
+    return click.option(
+        "--json", "json_path", metavar="F", help="Write the result as JSON to a file, or - for stdout."
+    )(function)

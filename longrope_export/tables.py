@@ -1,0 +1,59 @@
+"""The tables of a run: format × window, methods, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from converters.parity import Validation
+from longrope_export.console import print_table
+
+PARITY_HEADER = (
+    "artifact",
+    "window",
+    "regime",
+    "ppl reference",
+    "ppl",
+    "Δ %",
+    "KL",
+    "top-1",
+    "max logit diff",
+    "verdict",
+)
+
+
+def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
+    """One row an artifact and window."""
+    return [
+        [
+            validation.artifact,
+            f"{score.length}",
+            score.regime,
+            f"{score.ppl_reference:.4f}",
+            f"{score.ppl:.4f}",
+            f"{score.ppl_delta_percent:+.4f}",
+            f"{score.kl_mean:.1e}",
+            f"{100 * score.top1_agreement:.2f} %",
+            f"{score.max_logit_diff:.1e}",
+            validation.verdict(score),
+        ]
+        for validation in validations
+        for score in validation.windows
+    ]
+
+
+def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:
+    """The table of windows, then every check that did not pass."""
+    print_table("Artifacts against the original model", PARITY_HEADER, parity_rows(validations), err=err)
+    odd = [
+        [check.id, check.status, _short(check.expected), _short(check.actual), check.message]
+        for validation in validations
+        for check in validation.checks
+        if check.status in ("fail", "warn")
+    ]
+    if odd:
+        print_table("Checks that did not pass", ("check", "verdict", "expected", "actual", "message"), odd, err=err)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
