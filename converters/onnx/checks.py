@@ -1,0 +1,276 @@
+"""Static checks of an ONNX artifact: nothing is run but its rotary part, in numpy. docs/onnx.md lists what each catches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference.op_run import RuntimeTypeError
+
+from converters.base import Check
+from converters.hf.converter import config_checks, factor_check
+from converters.onnx import rope_graph
+from converters.onnx.export import PRODUCER, build
+from converters.onnx.readback import External, OnnxFile
+from converters.onnx.rope_eval import RopePart
+from longrope import rope
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.factors import FactorSet, RescaleFactors
+
+OPSETS = (23, 24)
+# Largest error of a cos or sin, relative to the attention factor: an angle's error in rad is no smaller.
+ANGLE_TOLERANCE = 1e-6
+
+
+def static_checks(path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+    """All static checks; when the model file cannot be read, only that one."""
+    try:
+        file = OnnxFile(path)
+    except InputError as error:
+        return [Check("onnx.readable", "fail", "a sound ONNX model", "a broken one", str(error))]
+    model = build(reference, expected, None)
+    return [
+        Check("onnx.readable", "pass"),
+        _opset(file),
+        *_interface(file, model),
+        _external_data(file),
+        *_factors(file, expected),
+        *_rope(file, expected),
+        _metadata(file, expected),
+        _structure(file, model),
+        _weights(file, model),
+        *_config(path if path.is_dir() else path.parent, expected),
+    ]
+
+
+def _opset(file: OnnxFile) -> Check:
+    ok = file.opset() in OPSETS
+    message = "" if ok else "onnxruntime runs Attention natively at these only; export again"
+    return Check("onnx.opset", "pass" if ok else "fail", list(OPSETS), file.opset(), message)
+
+
+# -- the names a runtime looks for
+
+
+def _interface(file: OnnxFile, model: ir.Model) -> Iterator[Check]:
+    graph = onnx_graph(model)
+    for id, actual, wanted in (
+        ("onnx.inputs", file.proto.graph.input, graph.input),
+        ("onnx.outputs", file.proto.graph.output, graph.output),
+    ):
+        message = "runtimes find inputs, outputs and caches by these names, types and shapes"
+        yield Check.equal(id, _signature(wanted), _signature(actual), message)
+    yield Check.equal(
+        "onnx.cache", _cache_wiring(graph), _cache_wiring(file.proto.graph), "a layer reads or writes another's cache"
+    )
+
+
+def _signature(values: Any) -> list[str]:
+    return [f"{value.name}: {_type_name(value.type.tensor_type)}" for value in values]
+
+
+def _type_name(tensor: onnx.TypeProto.Tensor) -> str:
+    shape = ", ".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
+    return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}[{shape}]"
+
+
+def _cache_wiring(graph: onnx.GraphProto) -> list[list[str]]:
+    """For every attention node in order: the caches it reads and writes."""
+    names = {value.name for value in [*graph.input, *graph.output]}
+    return [
+        [name for name in [*node.input, *node.output] if name in names]
+        for node in graph.node
+        if node.op_type in ("Attention", "GroupQueryAttention")
+    ]
+
+
+# -- external data
+
+
+def _external_data(file: OnnxFile) -> Check:
+    places = list(file.externals())
+    faults = [fault for place in places if (fault := _fault(file, place))]
+    if faults:
+        return Check("onnx.external_data", "fail", "every weight in its file", f"{len(faults)} are not", faults[0])
+    return Check("onnx.external_data", "pass", f"{len(places)} weights", f"{len(places)} weights")
+
+
+def _fault(file: OnnxFile, place: External) -> str | None:
+    """What is wrong with the place of a weight; None when nothing is."""
+    folder = file.path.parent.resolve()
+    data = folder / place.location
+    if not place.location or not data.resolve().is_relative_to(folder):
+        return f"{place.tensor} lies outside the folder, at {place.location!r}; it is not read"
+    if not data.is_file():
+        return f"{place.tensor}: no such file: {place.location}"
+    if place.length != place.expected_length:
+        return f"{place.tensor}: expected {place.expected_length} bytes, the model says {place.length}"
+    if place.offset + place.length > data.stat().st_size:
+        return f"{place.tensor}: {place.location} is truncated at {data.stat().st_size} bytes"
+    return None
+
+
+# -- the factors
+
+
+def _factors(file: OnnxFile, expected: RescaleFactors) -> Iterator[Check]:
+    yield factor_check("onnx.factors.long", expected.long_factor, _numbers(file, rope_graph.LONG))
+    yield factor_check("onnx.factors.short", expected.short_factor, _numbers(file, rope_graph.SHORT))
+    scalars = {
+        "onnx.attention_factor": (rope_graph.ATTENTION_FACTOR, expected.effective_attention_factor),
+        "onnx.n_hat": (rope_graph.N_HAT, float(expected.n_hat) if expected.n_hat else None),
+        "onnx.original": (rope_graph.ORIGINAL, expected.original if expected.factor_sets == "dual" else None),
+    }
+    for id, (name, wanted) in scalars.items():
+        numbers = _numbers(file, name)
+        yield Check.equal(id, wanted, numbers[0] if numbers else None, f"initializer {name} is not the factors'")
+    unscaled = rope.inv_freq(expected.rope_theta or 0.0, 2 * expected.num_pairs)
+    yield factor_check("onnx.inv_freq", tuple(unscaled.tolist()), _numbers(file, rope_graph.INV_FREQ))
+
+
+def _numbers(file: OnnxFile, name: str) -> list[float] | None:
+    array = file.array(name)
+    return None if array is None else [float(value) for value in array.reshape(-1)]
+
+
+def _metadata(file: OnnxFile, expected: RescaleFactors) -> Check:
+    message = "the metadata tell of other factors than the graph holds; inspect and importers would be misled"
+    try:
+        stored = file.stored_factors
+    except InputError as error:
+        return Check("onnx.metadata", "fail", "the factors", "broken", str(error))
+    facts = ("short_factor", "long_factor", "n_hat", "original_max_position_embeddings", "target_length", "rope_theta")
+    wanted = {name: getattr(expected, name) for name in facts}
+    actual = {name: getattr(stored, name) for name in facts} if stored else None
+    return Check.equal("onnx.metadata", json.dumps(wanted), json.dumps(actual), message)
+
+
+# -- what the rotary part computes
+
+
+def _rope(file: OnnxFile, expected: RescaleFactors) -> Iterator[Check]:
+    try:
+        part = RopePart(file)
+        yield _angles(part, expected)
+        yield _switch(part, expected)
+    except (InputError, RuntimeTypeError, NotImplementedError, ValueError, TypeError) as error:
+        message = f"the rotary part cannot be followed: {error}"
+        yield Check("onnx.rope.chain", "fail", "cos and sin of the factors", "something else", message)
+
+
+def _angles(part: RopePart, expected: RescaleFactors) -> Check:
+    """cos and sin over the whole target, at spread positions, against float64."""
+    last = expected.target - 1
+    spread = np.linspace(0, last, 257).round().astype(np.int64)
+    near = np.array([0, 1, expected.n_hat - 1, expected.n_hat, expected.original - 1, expected.original, last])
+    positions = np.unique(np.clip(np.concatenate((spread, near)), 0, last))
+    error = _error(part, positions, expected, expected.set_for_length(expected.target))
+    ok = error <= ANGLE_TOLERANCE
+    message = "" if ok else "positions turn by other angles than the factors say: another set, scale or n_hat is in use"
+    return Check("onnx.rope.chain", "pass" if ok else "fail", f"≤ {ANGLE_TOLERANCE:g}", f"{error:.2g}", message)
+
+
+def _switch(part: RopePart, expected: RescaleFactors) -> Check:
+    """Which set is used by a sequence of L - 1, L, L + 1 and L' tokens, and by a first chunk of each."""
+    original = expected.original
+    lengths = sorted({max(original - 1, 1), original, min(original + 1, expected.target), expected.target})
+    actual, wanted = {}, {}
+    for length in lengths:
+        whole = np.arange(max(length - 16, 0), length)
+        wanted[str(length)] = expected.set_for_length(length) if expected.factor_sets == "dual" else "long"
+        actual[str(length)] = _set_in_use(part, whole, expected)
+        if expected.factor_sets == "dual":
+            first_chunk = np.arange(min(16, length))
+            wanted[f"chunk of {length}"] = wanted[str(length)]
+            actual[f"chunk of {length}"] = _set_in_use(part, first_chunk, expected, total_length=length)
+    return Check.equal(
+        "onnx.switch", wanted, actual, "the graph changes sets at another length than the original window"
+    )
+
+
+def _set_in_use(part: RopePart, positions: Any, expected: RescaleFactors, total_length: int = 0) -> str:
+    errors = {name: _error(part, positions, expected, name, total_length) for name in ("long", "short")}
+    best = min(errors, key=lambda name: errors[name])
+    return best if errors[best] <= ANGLE_TOLERANCE else "neither"
+
+
+def _error(part: RopePart, positions: Any, expected: RescaleFactors, name: FactorSet, total_length: int = 0) -> float:
+    """Largest difference from the exact cos and sin under a set, relative to the attention factor."""
+    dim, theta = 2 * expected.num_pairs, expected.rope_theta or 0.0
+    exact = rope.cos_sin(
+        positions,
+        rope.inv_freq(theta, dim, expected.set(name)),
+        n_hat=expected.n_hat,
+        unscaled_frequencies=rope.inv_freq(theta, dim),
+    )
+    actual = part.run(positions.tolist(), total_length)
+    scale = expected.effective_attention_factor
+    return max(float(np.abs(a / scale - e).max()) for a, e in zip(actual, exact, strict=True))
+
+
+# -- against the graph that this exporter writes
+
+
+def _structure(file: OnnxFile, model: ir.Model) -> Check:
+    """Node by node the graph that an export of the reference gives."""
+    id = "onnx.graph"
+    if file.proto.producer_name != PRODUCER:
+        return Check(id, "skip", PRODUCER, file.proto.producer_name, "written by another tool")
+    wanted, actual = ([_node(node) for node in graph.node] for graph in (onnx_graph(model), file.proto.graph))
+    different = [pair for pair in zip(wanted, actual, strict=False) if pair[0] != pair[1]]
+    if different:
+        return Check(id, "fail", *different[0], f"{len(different)} nodes are not those of this model's graph")
+    return Check.equal(id, f"{len(wanted)} nodes", f"{len(actual)} nodes", "nodes were added or are missing")
+
+
+def _node(node: onnx.NodeProto) -> str:
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    settings = ", ".join(f"{name}={attributes[name]!r}" for name in sorted(attributes))
+    operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return f"{', '.join(node.output)} = {operator}({', '.join(node.input)}; {settings})"
+
+
+def _weights(file: OnnxFile, model: ir.Model) -> Check:
+    """Every weight equal to the reference's, after rounding to the artifact's type; one at a time."""
+    id = "onnx.weights"
+    wanted = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+    if missing := sorted(set(wanted) - set(file.initializers)):
+        return Check(id, "fail", f"{len(wanted)} tensors", f"{len(missing)} are missing", f"the first is {missing[0]}")
+    if _external_data(file).status == "fail":
+        return Check(id, "fail", f"{len(wanted)} tensors", "unreadable", "see onnx.external_data")
+    places = {place.tensor: place for place in file.externals()}
+    for name, tensor in wanted.items():
+        actual = file.external_array(places[name]) if name in places else file.array(name)
+        expected = tensor.numpy()
+        if actual is None or actual.shape != expected.shape or not np.array_equal(actual, expected):
+            return Check(id, "fail", "the reference's weights", "others", f"{name} differs")
+    return Check(id, "pass", f"{len(wanted)} tensors", f"{len(wanted)} equal tensors")
+
+
+def _config(folder: Path, expected: RescaleFactors) -> Iterator[Check]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Check("onnx.config", "fail", "config.json", None, f"tools that load the folder need it ({error})")
+        return
+    for check in config_checks(config, expected):
+        yield dataclasses.replace(
+            check, id=check.id.replace("hf.", "onnx.config.", 1).replace(".config.config.", ".config.")
+        )
+
+
+def onnx_graph(model: ir.Model) -> onnx.GraphProto:
+    """The graph of a built model, its weights left out."""
+    proto = onnx.GraphProto()
+    nodes = [ir.to_proto(node) for node in model.graph]
+    proto.node.extend(nodes)
+    proto.input.extend(ir.to_proto(value) for value in model.graph.inputs)
+    proto.output.extend(ir.to_proto(value) for value in model.graph.outputs)
+    return proto

@@ -1,0 +1,94 @@
+"""The `onnx` format: what the registry loads. The libraries of the format are imported when a method needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from converters.base import Check, Converter, Export, RuntimeUse
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError, MissingRequirementError, UnsupportedError
+from longrope.factors import RescaleFactors
+from longrope.progress import Progress
+
+if TYPE_CHECKING:
+    from longrope.scoring import LogitSource
+
+REQUIRED = ("onnx", "onnx_ir", "onnxruntime")
+
+
+class OnnxConverter(Converter):
+    """A folder with model.onnx, its external data, config.json and tokenizer."""
+
+    name = "onnx"
+    auto_factor_sets = "single"
+    outtypes: ClassVar[Sequence[str]] = ("f32",)
+    extra = "onnx"
+
+    def recognizes(self, path: Path) -> bool:
+        if path.is_dir():
+            return any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx"))
+        return path.suffix == ".onnx"
+
+    def check_requirements(self) -> None:
+        missing = [name for name in REQUIRED if find_spec(name) is None]
+        if missing:
+            raise MissingRequirementError(
+                f"ONNX needs {', '.join(missing)}; install with: pip install 'longrope-export[onnx]'"
+            )
+
+    def plan(self, export: Export) -> None:
+        if export.outtype not in (None, *self.outtypes):
+            raise UnsupportedError(f"onnx: expected --outtype {', '.join(self.outtypes)}, got {export.outtype}")
+        if export.options:
+            raise InputError(f"onnx: unknown options {', '.join(export.options)}; it takes none")
+        from converters.onnx.export import build, folder_config
+
+        folder_config(export.checkpoint, export.factors)
+        _ = export.checkpoint.tokenizer
+        build(export.checkpoint, export.factors, export.outtype)
+
+    def write(self, export: Export, path: Path, progress: Progress) -> None:
+        from converters.onnx.export import write
+
+        write(export, path, progress)
+
+    def read_factors(self, path: Path) -> RescaleFactors | None:
+        self.check_requirements()
+        from converters.onnx.readback import OnnxFile
+
+        return OnnxFile(path).factors()
+
+    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+        self.check_requirements()
+        from converters.onnx.checks import static_checks
+
+        return static_checks(path, expected, reference)
+
+    def open_source(
+        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+    ) -> LogitSource:
+        self.check_requirements()
+        from converters.onnx.runtime import OnnxSource
+
+        return OnnxSource(path, factors, threads=threads)
+
+    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
+        names = ("onnxruntime", "optimum", "transformers.js")
+        if factors.factor_sets == "single":
+            return [RuntimeUse(name, "the one set, at every length", True) for name in names]
+        original = factors.original
+        uses = (
+            f"the long set for every row that holds a position from {original} on, or whose rope_total_length is above "
+            f"{original}; keys already cached keep the short set"
+        )
+        advice = f"prefill again once a sequence passes {original} tokens, or export --factor-sets single"
+        return [RuntimeUse(name, uses, False, advice) for name in names]
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        self.check_requirements()
+        from converters.onnx.readback import OnnxFile, describe
+
+        return describe(OnnxFile(path))

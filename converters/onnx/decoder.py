@@ -1,0 +1,103 @@
+"""What the graph needs to know of a model: sizes, scales and the structure of each layer, taken from its configuration.
+
+transformers' configuration class fills in what a config.json leaves out; the architecture table says what no
+configuration does. No weights are read here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.architectures import DecoderBlock
+from longrope.checkpoint import Checkpoint
+from longrope.errors import UnsupportedError
+from longrope.modeling import build_config
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: how far its attention looks back (None: to the start), and whether it turns q and k."""
+
+    window: int | None
+    rotary: bool
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder-only transformer.
+
+    Args:
+        embedding_scale, residual_scale, logits_divisor: Granite's multipliers; 1 elsewhere.
+        attention_scale: what query-key products are multiplied by.
+        tied: the output head is the embedding matrix.
+    """
+
+    model_type: str
+    block: DecoderBlock
+    layers: tuple[Layer, ...]
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    norm_eps: float
+    activation: str
+    attention_scale: float
+    embedding_scale: float
+    residual_scale: float
+    logits_divisor: float
+    tied: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Decoder:
+        """The decoder of a checkpoint.
+
+        Raises:
+            UnsupportedError: the architecture has not been tested with ONNX, or its activation is not known.
+        """
+        block = checkpoint.architecture.onnx
+        if block is None:
+            raise UnsupportedError(f"{checkpoint.model_type}: export to ONNX has not been tested for this model type")
+        config = build_config(checkpoint, None)
+        activation = ACTIVATIONS.get(config.hidden_act)
+        if activation is None:
+            raise UnsupportedError(f"activation {config.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+        head_dim = checkpoint.head_dim
+        return cls(
+            model_type=checkpoint.model_type,
+            block=block,
+            layers=tuple(_layer(config, index) for index in range(config.num_hidden_layers)),
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            rotary_dim=checkpoint.rotary_dim,
+            norm_eps=config.rms_norm_eps,
+            activation=activation,
+            attention_scale=getattr(config, "attention_multiplier", head_dim**-0.5),
+            embedding_scale=getattr(config, "embedding_multiplier", 1.0),
+            residual_scale=getattr(config, "residual_multiplier", 1.0),
+            logits_divisor=getattr(config, "logits_scaling", 1.0),
+            tied=bool(config.tie_word_embeddings),
+        )
+
+    @property
+    def query_width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+
+def _layer(config: Any, index: int) -> Layer:
+    types = getattr(config, "layer_types", None)
+    slides = types[index] == "sliding_attention" if types else True
+    window = getattr(config, "sliding_window", None) if slides else None
+    rotary = getattr(config, "no_rope_layers", None)  # SmolLM3: 1 where positions are used, despite the name
+    return Layer(window=window, rotary=bool(rotary[index]) if rotary else True)

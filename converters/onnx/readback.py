@@ -1,0 +1,176 @@
+"""Read an ONNX artifact without its weights: graph, factors, metadata, and where the external data lies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converters.onnx import rope_graph
+from converters.onnx.export import METADATA_FACTORS, MODEL_FILE
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors, attention_factor_formula
+
+Array = NDArray[Any]
+
+
+def locate(path: Path) -> Path | None:
+    """The model file of an artifact: the path itself, or model.onnx in the folder or its `onnx` subfolder."""
+    if path.is_file():
+        return path if path.suffix == ".onnx" else None
+    return next((file for file in (path / MODEL_FILE, path / "onnx" / MODEL_FILE) if file.is_file()), None)
+
+
+@dataclass(frozen=True)
+class External:
+    """The place of an initializer's bytes outside the model file, as the file says it, unchecked."""
+
+    tensor: str
+    location: str
+    offset: int
+    length: int
+    expected_length: int
+
+
+class OnnxFile:
+    """A parsed model.onnx.
+
+    Raises:
+        InputError: no such file, or not an ONNX model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        found = locate(path)
+        if found is None:
+            raise InputError(f"{path}: expected an ONNX model or a folder with {MODEL_FILE}, found none")
+        self.path = found
+        try:
+            self.proto = onnx.load(found, load_external_data=False)
+        except Exception as error:  # noqa: BLE001  protobuf's DecodeError, or ValueError from its accelerated decoder
+            raise InputError(f"{found}: truncated or not an ONNX model ({error})") from None
+        if not self.proto.graph.node:
+            raise InputError(f"{found}: not an ONNX model: it has no graph")
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        return list(self.proto.graph.node)
+
+    @cached_property
+    def initializers(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
+
+    @cached_property
+    def producers(self) -> dict[str, onnx.NodeProto]:
+        """The node that computes each value."""
+        return {output: node for node in self.proto.graph.node for output in node.output}
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
+
+    def opset(self, domain: str = "") -> int | None:
+        return next((item.version for item in self.proto.opset_import if item.domain == domain), None)
+
+    def array(self, name: str) -> Array | None:
+        """An initializer that lies in the model file; None when there is none of that name."""
+        tensor = self.initializers.get(name)
+        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        array: Array = numpy_helper.to_array(tensor)
+        return array
+
+    def externals(self) -> Iterator[External]:
+        """Every initializer whose bytes lie outside the model file."""
+        for name, tensor in self.initializers.items():
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                facts = {item.key: item.value for item in tensor.external_data}
+                size = math.prod(tensor.dims) * _bits(tensor.data_type) // 8
+                offset, length = int(facts.get("offset", 0)), int(facts.get("length", size))
+                yield External(name, facts.get("location", ""), offset, length, size)
+
+    def external_array(self, place: External) -> Array:
+        """The values of an initializer outside the model file."""
+        tensor = self.initializers[place.tensor]
+        with (self.path.parent / place.location).open("rb") as file:
+            file.seek(place.offset)
+            data = file.read(place.length)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+
+    @cached_property
+    def stored_factors(self) -> RescaleFactors | None:
+        """The factors as the metadata tell them; None when they tell none."""
+        text = self.metadata.get(METADATA_FACTORS)
+        if text is None:
+            return None
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self.path}: metadata {METADATA_FACTORS} is not valid JSON ({error})") from None
+        return RescaleFactors.from_json(data, source=f"{self.path}: {METADATA_FACTORS}")
+
+    def factors(self) -> RescaleFactors | None:
+        """The factors the graph computes with, and from the metadata only what no initializer says; None if none."""
+        sets = {name: self.array(name) for name in (rope_graph.SHORT, rope_graph.LONG)}
+        if any(values is None for values in sets.values()):
+            return None
+        short, long = (tuple(map(float, np.ravel(values))) for values in sets.values() if values is not None)
+        stored = self.stored_factors or RescaleFactors(short_factor=short, long_factor=long)
+        original = self._number(rope_graph.ORIGINAL)
+        return dataclasses.replace(
+            stored,
+            short_factor=short,
+            long_factor=long,
+            n_hat=int(self._number(rope_graph.N_HAT) or 0),
+            original_max_position_embeddings=stored.original_max_position_embeddings
+            if original is None
+            else int(original),
+            attention_factor=self._attention_factor(stored),
+        )
+
+    def _attention_factor(self, stored: RescaleFactors) -> float | None:
+        """The graph's number; None where it is the formula's and the metadata leave it to the formula."""
+        actual = self._number(rope_graph.ATTENTION_FACTOR)
+        lengths_known = stored.target_length and stored.original_max_position_embeddings
+        if stored.attention_factor is None and lengths_known:
+            formula = attention_factor_formula(stored.length_scale, stored.original)
+            return None if actual == formula else actual
+        return actual
+
+    def _number(self, name: str) -> float | None:
+        array = self.array(name)
+        return None if array is None else float(array.reshape(-1)[0])
+
+
+def _bits(data_type: int) -> int:
+    if data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return 4
+    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
+
+
+def describe(file: OnnxFile) -> dict[str, Any]:
+    """Facts for `inspect`."""
+    proto, places = file.proto, list(file.externals())
+    return {
+        "architecture": proto.graph.name,
+        "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
+        "opset": {item.domain or "ai.onnx": item.version for item in proto.opset_import},
+        "nodes": len(proto.graph.node),
+        "weights": sorted(
+            {onnx.TensorProto.DataType.Name(file.initializers[p.tensor].data_type).lower() for p in places}
+        ),
+        "weight_bytes": sum(place.length for place in places),
+        "files": sorted({file.path.name, *(place.location for place in places)}),
+        "inputs": [value.name for value in proto.graph.input if "past_key_values" not in value.name],
+        "metadata": {key: value for key, value in file.metadata.items() if key != METADATA_FACTORS},
+    }

@@ -1,0 +1,104 @@
+"""A checkpoint's tensors, read one at a time, as the initializers of a graph.
+
+Nothing is kept: a tensor is read from its safetensors file when its bytes are written to the artifact, so the peak
+memory of an export is that of its largest tensor, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from longrope.checkpoint import Checkpoint, safetensors_header
+from longrope.errors import InputError, UnsupportedError
+
+Array = NDArray[Any]
+DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+# Buffers that old checkpoints carry; the graph computes them.
+IGNORED = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: file, type, shape and its byte range in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+    def read(self) -> Array:
+        """The tensor in its own type."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.length)
+        return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
+
+
+class Weights:
+    """The tensors of a checkpoint by name; remembers which were asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.name = checkpoint.name
+        self.entries = {name: entry for file in checkpoint.weight_files for name, entry in _entries(file)}
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def entry(self, name: str, shape: tuple[int, ...] | None = None) -> Entry:
+        """A tensor's place.
+
+        Raises:
+            InputError: there is no such tensor, or it has another shape.
+            UnsupportedError: its type is not a float type.
+        """
+        found = self.entries.get(name)
+        if found is None:
+            raise InputError(f"{self.name}: weight {name} is missing")
+        if shape is not None and found.shape != shape:
+            raise InputError(f"{self.name}: {name}: expected shape {list(shape)}, got {list(found.shape)}")
+        if found.dtype not in DTYPES:
+            raise UnsupportedError(f"{self.name}: {name}: expected a float type, got {found.dtype} (quantized weights)")
+        self._used.add(name)
+        return found
+
+    def reader(self, name: str, change: Callable[[Array], Array]) -> Callable[[], Array]:
+        """A function that reads a tensor, in float32, and changes it."""
+        entry = self.entry(name)
+        return lambda: np.ascontiguousarray(change(entry.read().astype(np.float32)))
+
+    def refuse_unused(self, but: tuple[str, ...] = ()) -> None:
+        """Raise UnsupportedError when the checkpoint has weights that nothing has asked for.
+
+        A tensor that the graph does not use is a part of the model that the graph does not have.
+        """
+        unused = sorted(set(self.entries) - self._used - set(but))
+        unknown = [name for name in unused if not name.endswith(IGNORED)]
+        if unknown:
+            raise UnsupportedError(
+                f"{self.name}: {len(unknown)} weights have no place in the ONNX graph of this model type, the first is "
+                f"{unknown[0]}; the model is not what its config.json says"
+            )
+
+
+def _entries(file: Path) -> list[tuple[str, Entry]]:
+    with file.open("rb") as handle:
+        base = 8 + int.from_bytes(handle.read(8), "little")
+    return [
+        (name, Entry(file, item["dtype"], tuple(item["shape"]), base + start, end - start))
+        for name, item in safetensors_header(file).items()
+        for start, end in [item["data_offsets"]]
+    ]

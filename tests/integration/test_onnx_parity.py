@@ -1,0 +1,130 @@
+"""Every architecture of the table, exported and scored in onnxruntime against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from converters.base import Export
+from converters.onnx import OnnxConverter
+from converters.onnx.runtime import OnnxSource
+from longrope.architectures import ARCHITECTURES
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from longrope.modeling import RescaledRotary, TorchSource, build_model, replace_rotary
+from longrope.progress import Silent
+from longrope.scoring import compare_windows
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
+
+TESTED = sorted(name for name, row in ARCHITECTURES.items() if row.onnx)
+# What makes each type use the features that set it apart.
+CHANGES: dict[str, dict[str, Any]] = {
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "phi3": {"partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "qwen2": {"tie_word_embeddings": True},
+    "smollm3": {"num_hidden_layers": 4},
+}
+
+
+def export(folder: Path, checkpoint: Checkpoint, factors: RescaleFactors) -> Path:
+    OnnxConverter().convert(Export(checkpoint, factors), folder, Silent())
+    return folder
+
+
+def tokens(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 384, length)
+
+
+@pytest.mark.parametrize("dual", [True, False], ids=["dual", "single"])
+@pytest.mark.parametrize("model_type", TESTED)
+def test_logits_equal_transformers_in_both_regimes(tmp_path: Path, model_type: str, dual: bool) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", model_type, **CHANGES.get(model_type, {}))
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=dual))
+    path = export(tmp_path / "onnx", checkpoint, factors)
+    reference = TorchSource(build_model(checkpoint, factors), factors)
+    source = OnnxSource(path, factors, threads=1)
+    for length, factor_set in ((WINDOW, "short"), (TARGET, "long")):
+        score = compare_windows(
+            reference,
+            {"onnx": source},
+            [tokens(length)],
+            factor_set=factor_set,  # type: ignore[arg-type]
+            chunk=48,
+        )["onnx"]
+        assert abs(score.ppl_delta_percent) <= 0.01
+        assert score.kl_mean <= 1e-7
+        assert score.max_logit_diff <= 1e-3
+    assert OnnxConverter().read_factors(path) == factors
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, RescaleFactors, Path]:
+    room = tmp_path_factory.mktemp("onnx")
+    checkpoint = pico_checkpoint(room / "model")
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    return checkpoint, factors, export(room / "onnx", checkpoint, factors)
+
+
+def test_n_hat_equals_the_engines_rotary_module(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model")
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=False, n_hat=16))
+    path = export(tmp_path / "onnx", checkpoint, factors)
+    model = build_model(checkpoint)
+    ours = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
+    ours.set(np.array(factors.long_factor), factors.effective_attention_factor, n_hat=16)
+    replace_rotary(model, ours)
+    ids = tokens(TARGET)
+    expected = model(torch.as_tensor(ids)[None]).logits[0].detach()
+    actual = torch.cat(list(OnnxSource(path, factors, threads=1).logits(ids, "long", 100)))
+    assert float((expected - actual).abs().max()) < 1e-3
+    assert OnnxConverter().read_factors(path) == factors
+
+
+def test_decoding_through_the_cache_equals_transformers(llama: tuple[Checkpoint, RescaleFactors, Path]) -> None:
+    checkpoint, factors, path = llama
+    ids = tokens(WINDOW)
+    expected = TorchSource(build_model(checkpoint, factors), factors, pinned=False).decode_logits(ids, WINDOW - 8)
+    actual = OnnxSource(path, factors, threads=1).decode_logits(ids, WINDOW - 8)
+    assert actual.shape == expected.shape
+    assert float((expected - actual).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("pad_side", ["left", "right"])
+def test_padding_does_not_change_a_row(llama: tuple[Checkpoint, RescaleFactors, Path], pad_side: str) -> None:
+    """A short row gives the same logits alone and in a batch with a row beyond the original window."""
+    _, factors, path = llama
+    source = OnnxSource(path, factors, threads=1)
+    short, long = tokens(20, seed=1), tokens(WINDOW + 20, seed=2)
+    pad = len(long) - len(short)
+    room = (pad, 0) if pad_side == "left" else (0, pad)
+    real = slice(pad, None) if pad_side == "left" else slice(0, len(short))
+    mask = np.stack((np.pad(np.ones_like(short), room), np.ones_like(long)))
+    feeds = {
+        "input_ids": np.stack((np.pad(short, room), long)),
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(-1) - 1, 0),
+    }
+    empty = {item.name: np.zeros((2, item.shape[1], 0, item.shape[3]), np.float32) for item in source._past}
+    batched = source.session.run(["logits"], {**feeds, **empty})[0]
+    assert np.isfinite(batched).all()
+    alone = torch.cat(list(source.logits(short, "short", 64))).numpy()
+    assert np.abs(batched[0, real] - alone).max() < 1e-4
+
+
+def test_the_process_keeps_its_models(llama: tuple[Checkpoint, RescaleFactors, Path], tmp_path: Path) -> None:
+    checkpoint, factors, _ = llama
+    model = build_model(checkpoint, factors)
+    ids = torch.as_tensor(tokens(TARGET))[None]
+    before = model(ids).logits
+    export(tmp_path / "onnx", checkpoint, factors)
+    assert torch.equal(before, model(ids).logits)

@@ -1,0 +1,109 @@
+"""The converter's refusals, its facts for inspect, and what it leaves on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from converters.base import Export
+from converters.onnx import OnnxConverter
+from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import RescaleFactors
+from longrope.progress import Silent
+from tests.common import pico_checkpoint, pico_factors
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return pico_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def factors(checkpoint: Checkpoint) -> RescaleFactors:
+    return checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("out") / "onnx"
+    OnnxConverter().convert(Export(checkpoint, factors), path, Silent())
+    return path
+
+
+def test_the_folder_holds_what_tools_look_for(artifact: Path) -> None:
+    names = {file.name for file in artifact.iterdir()}
+    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert OnnxConverter().recognizes(artifact)
+
+
+def test_initializers_are_named_and_hold_every_digit(artifact: Path, factors: RescaleFactors) -> None:
+    found = {item.name: item for item in onnx.load(artifact / "model.onnx", load_external_data=False).graph.initializer}
+    assert onnx.numpy_helper.to_array(found["rope.long_factor"]).tolist() == list(factors.long_factor)
+    assert onnx.numpy_helper.to_array(found["rope.short_factor"]).tolist() == list(factors.short_factor)
+    assert float(onnx.numpy_helper.to_array(found["rope.attention_factor"])) == factors.effective_attention_factor
+
+
+@pytest.mark.parametrize("attention_factor", [None, 1.25])
+def test_factors_are_read_back_as_written(
+    checkpoint: Checkpoint, tmp_path: Path, attention_factor: float | None
+) -> None:
+    written = checkpoint.bind(
+        pico_factors(checkpoint.rotary_dim, attention_factor=attention_factor, n_hat=4, provenance={"seed": 1})
+    )
+    OnnxConverter().convert(Export(checkpoint, written), tmp_path / "onnx", Silent())
+    assert OnnxConverter().read_factors(tmp_path / "onnx") == written
+
+
+def test_the_graph_passes_the_onnx_checker(artifact: Path) -> None:
+    onnx.checker.check_model(str(artifact / "model.onnx"), full_check=True)
+
+
+def test_describe_is_json(artifact: Path) -> None:
+    facts = json.loads(json.dumps(OnnxConverter().describe(artifact)))
+    assert facts["opset"]["ai.onnx"] == 23
+    assert "prefill again" in facts["metadata"]["longrope.crossing"]
+
+
+def test_an_unknown_weight_type_or_option_is_refused(checkpoint: Checkpoint, factors: RescaleFactors) -> None:
+    with pytest.raises(UnsupportedError, match="expected --outtype"):
+        OnnxConverter().plan(Export(checkpoint, factors, outtype="q8_0"))
+    with pytest.raises(InputError, match="unknown options"):
+        OnnxConverter().plan(Export(checkpoint, factors, options={"colour": "red"}))
+
+
+def change_weights(checkpoint: Checkpoint, folder: Path, **changes: object) -> Checkpoint:
+    """A copy of a checkpoint with weights added, or removed where the value is None."""
+    folder.mkdir()
+    for file in checkpoint.path.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights.update(changes)
+    save_file({k: v for k, v in weights.items() if v is not None}, folder / "model.safetensors")
+    return open_checkpoint(folder)
+
+
+def test_a_weight_without_a_place_in_the_graph_is_refused(
+    checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path
+) -> None:
+    norm = load_file(checkpoint.path / "model.safetensors")["model.norm.weight"]
+    odd = change_weights(checkpoint, tmp_path / "odd", **{"model.layers.0.adapter.weight": norm})
+    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.adapter\.weight"):
+        OnnxConverter().plan(Export(odd, factors))
+
+
+def test_a_missing_weight_is_refused(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path) -> None:
+    odd = change_weights(checkpoint, tmp_path / "odd", **{"model.norm.weight": None})
+    with pytest.raises(InputError, match=r"model\.norm\.weight is missing"):
+        OnnxConverter().plan(Export(odd, factors))
+
+
+def test_nothing_is_left_when_an_output_exists(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        OnnxConverter().convert(Export(checkpoint, factors), tmp_path / "onnx", Silent())
+    assert [file.name for file in tmp_path.iterdir()] == ["onnx"]
