@@ -83,6 +83,29 @@ def dtype(default: str) -> Callable[[Decorated], Decorated]:
     )
 
 
+def search_options(function: Decorated) -> Decorated:
+    """Strategy, budget and what is searched."""
+    for option in (
+        dtype("float32"),
+        click.option("--start-from", multiple=True, type=PATH, help="Factor file to seed the search with; repeatable."),
+        click.option("--from", "from_factors", type=PATH, help="Second interpolation: search on top of these factors."),
+        click.option(
+            "--attention-factor",
+            default="formula",
+            show_default=True,
+            help="formula (portable), search (vLLM and others ignore the key), or a number.",
+        ),
+        click.option("--n-hat", default="0", show_default=True, help="Start tokens left alone: a number, or search."),
+        click.option(
+            "--documents", "num_documents", type=click.IntRange(1), default=5, show_default=True, help="To search on."
+        ),
+        click.option("--max-evals", type=click.IntRange(1), help="Budget in evaluations.  [default: the strategy's]"),
+        click.option("--strategy", default="evolution", show_default=True, help="How to search."),
+    ):
+        function = option(function)
+    return function
+
+
 def factor_sets(function: Decorated) -> Decorated:
     """`--factor-sets`."""
     return click.option(

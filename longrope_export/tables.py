@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from converters.parity import Validation
+from longrope.extend import MethodTable
 from longrope_export.console import print_table
 
 PARITY_HEADER = (
@@ -41,6 +43,12 @@ def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
     ]
 
 
+def print_methods(table: MethodTable) -> None:
+    """Held-out perplexity of every method at every window."""
+    rows = [[name, *(_number(table.perplexity(name, length)) for length in table.lengths)] for name in table.names]
+    print_table("Held-out perplexity", ("method", *(f"at {length}" for length in table.lengths)), rows)
+
+
 def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:
     """The table of windows, then every check that did not pass."""
     print_table("Artifacts against the original model", PARITY_HEADER, parity_rows(validations), err=err)
@@ -52,6 +60,10 @@ def print_parity(validations: Sequence[Validation], *, err: bool = False) -> Non
     ]
     if odd:
         print_table("Checks that did not pass", ("check", "verdict", "expected", "actual", "message"), odd, err=err)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def _short(value: object) -> str:

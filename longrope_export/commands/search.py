@@ -1,0 +1,49 @@
+"""`longrope-export search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longrope_export import options
+
+
+@click.command()
+@click.argument("model")
+@click.option("--target-length", required=True, type=options.TOKENS, help="Window after extension, in tokens.")
+@options.texts(required=True)
+@options.output("factors.json to write.")
+@options.search_options
+@click.option("--resume", is_flag=True, help="Go on with the journal beside the output.")
+@options.compute
+def command(
+    model: str,
+    target_length: int,
+    texts: tuple[Path, ...],
+    output: Path,
+    overwrite: bool,
+    resume: bool,
+    **arguments: Any,
+) -> int:
+    """Search rescale factors that extend MODEL to the target length; the journal of all evaluations is kept beside them."""
+    from longrope_export.console import ConsoleProgress
+    from longrope_export.requests import search_request
+    from longrope_export.searching import run_search
+
+    progress = ConsoleProgress()
+    result = run_search(
+        model,
+        texts,
+        target_length,
+        search_request(**arguments),
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    for seed in sorted(result.seeds, key=lambda seed: seed.loss):
+        progress.line(f"{seed.name}: perplexity {seed.perplexity:.4f}")
+    progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")
+    return 0

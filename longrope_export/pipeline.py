@@ -1,0 +1,332 @@
+"""The main job: plan ─► search ─► factors ─► export every format ─► validate ─► report, resumable at every arrow.
+
+RUN_DIR/run.json          configuration, provenance, stage results
+        journal/          every evaluation of the search
+        factors.json      what was found
+        hf/ gguf/ onnx/   artifacts, each renamed into place when it has been read back
+        validation.json   every check and window
+        report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converters import registry
+from converters.base import Check, Converter, Export
+from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError, MissingRequirementError
+from longrope.extend import ExtendOptions, MethodTable, extend
+from longrope.factors import RescaleFactors
+from longrope.files import refuse_existing, write_atomically
+from longrope.progress import Progress
+from longrope.provenance import provenance
+from longrope.text import Corpus
+from longrope_export import default_model
+from longrope_export.conversion import chosen_sets
+from longrope_export.models import DEFAULT, load_texts, open_model
+from longrope_export.report import write_report
+
+SCHEMA_VERSION = 1
+# Room that a run needs on the disk, as a multiple of the weights it writes.
+DISK_MARGIN = 1.2
+
+
+@dataclass(frozen=True)
+class ExtendRequest:
+    """The arguments of `extend`.
+
+    Args:
+        formats: names, each with an optional weight type: `hf`, `gguf:f16`.
+        texts: to search on; empty for the built-in ones. A part is held out unless `test_texts` are given.
+        test_texts: held out: methods and artifacts are measured on them.
+        windows: lengths to validate; empty for the original window and the target.
+        resume: go on with the run in `output`.
+    """
+
+    model: str
+    output: Path
+    options: ExtendOptions
+    formats: tuple[str, ...] = ("hf", "gguf", "onnx")
+    factor_sets: str = "auto"
+    texts: tuple[Path, ...] = ()
+    test_texts: tuple[Path, ...] = ()
+    windows: tuple[int, ...] = ()
+    windows_per_length: int = 4
+    crossing: bool = True
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def target_length(self) -> int:
+        return self.options.target_length
+
+
+@dataclass(frozen=True)
+class Output:
+    """One artifact of a run: who writes it, where, in which weight type."""
+
+    label: str
+    converter: Converter
+    outtype: str | None
+    path: Path
+
+
+@dataclass
+class Run:
+    """What a run knows so far; saved as run.json after every step."""
+
+    folder: Path
+    configuration: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    state: str = "planned"
+    extension: Mapping[str, Any] | None = None
+    exports: list[Mapping[str, Any]] = field(default_factory=list)
+    passed: bool | None = None
+
+    def save(self) -> None:
+        """Write run.json atomically."""
+        data = {"schema_version": SCHEMA_VERSION, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+        data.pop("folder")
+        write_atomically(self.folder / "run.json", json.dumps(data, indent=2, default=str) + "\n")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has to show."""
+
+    methods: MethodTable
+    validations: Sequence[Validation]
+
+    @property
+    def passed(self) -> bool:
+        return all(validation.passed for validation in self.validations)
+
+
+def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
+    """Do the whole job; see the module's picture.
+
+    Everything that can be refused is refused before the run's folder is made: the model, the texts' length, each
+    format's libraries and what it can express, room on the disk.
+
+    Raises:
+        LongRopeError: the input cannot be used, the machine lacks something, or a format cannot express the model.
+    """
+    checkpoint = open_model(request.model)
+    corpus, held_out = _corpora(request, checkpoint, progress)
+    outputs = _outputs(request, checkpoint)
+    _check_plan(request, checkpoint, corpus, held_out, outputs)
+    run = _open_run(request, checkpoint, corpus, held_out)
+    result = extend(
+        checkpoint,
+        corpus,
+        held_out,
+        request.options,
+        journal_dir=run.folder / "journal",
+        resume=request.resume,
+        dual=_wants_dual(request, outputs),
+        progress=progress,
+    )
+    result.factors.save(run.folder / "factors.json")
+    run.extension, run.state = result.to_json(), "searched"
+    run.save()
+    artifacts = [_export(output, checkpoint, result.factors, request, run, progress) for output in outputs]
+    validations = validate(
+        artifacts, checkpoint, result.factors, held_out, _validate_options(request, checkpoint), progress
+    )
+    outcome = Outcome(result.methods, validations)
+    _finish(run, outcome)
+    return outcome
+
+
+# -- planning
+
+
+def _corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progress) -> tuple[Corpus, Corpus]:
+    """Texts to search on, and held-out ones to measure on."""
+    corpus = load_texts(checkpoint, request.texts, default_model.SEARCH_TEXTS, progress)
+    if request.test_texts or not request.texts:
+        return corpus, load_texts(checkpoint, request.test_texts, default_model.TEST_TEXTS, progress)
+    return corpus.split()
+
+
+def _outputs(request: ExtendRequest, checkpoint: Checkpoint) -> list[Output]:
+    """What `--formats` names, each with its path in the run's folder."""
+    stem = Path(checkpoint.name).stem if request.model != DEFAULT else "longrope-default"
+    outputs: list[Output] = []
+    for text in request.formats:
+        name, _, outtype = text.partition(":")
+        converter = registry.converter(name)
+        folder = request.output / name
+        weights = outtype or converter.outtypes[0]
+        path = folder / f"{stem}-{weights}{converter.suffix}" if converter.suffix else folder
+        if any(path == other.path for other in outputs):
+            raise InputError(f"--formats {','.join(request.formats)}: {text} is there twice")
+        outputs.append(Output(text, converter, outtype or None, path))
+    return outputs
+
+
+def _check_plan(
+    request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus, outputs: Sequence[Output]
+) -> None:
+    target = request.target_length
+    if target <= checkpoint.window:
+        raise InputError(
+            f"--target-length {target}: expected more than the model's window of {checkpoint.window} tokens"
+        )
+    if checkpoint.factors is not None:
+        raise InputError(
+            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens); "
+            "start from the original model"
+        )
+    corpus.first_windows(target, 1)
+    placeholder = _placeholder_factors(checkpoint, target, request.options.planned_n_hat)
+    windows_by_length(held_out, placeholder, _validate_options(request, checkpoint))
+    for output in outputs:
+        output.converter.check_requirements()
+        sets = "single" if request.factor_sets == "auto" else request.factor_sets
+        factors = placeholder if sets == "dual" else placeholder.as_single()
+        output.converter.plan(Export(checkpoint, factors, output.outtype))
+    _check_disk(request.output, checkpoint, len(outputs))
+
+
+def _placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int) -> RescaleFactors:
+    """Two sets of harmless values, to ask converters for their refusals before a search begins."""
+    pairs = checkpoint.rotary_dim // 2
+    return checkpoint.bind(
+        RescaleFactors((1.0,) * pairs, (2.0,) * pairs, n_hat=n_hat, target_length=target, method="placeholder")
+    )
+
+
+def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int) -> None:
+    """Refuse a run whose artifacts would not fit. Weights of 16 bits may be written with 32."""
+    needed = DISK_MARGIN * 2 * num_outputs * sum(file.stat().st_size for file in checkpoint.weight_files)
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise MissingRequirementError(
+            f"{folder}: {num_outputs} artifacts may need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "free some room or ask for fewer --formats"
+        )
+
+
+def _wants_dual(request: ExtendRequest, outputs: Sequence[Output]) -> bool:
+    """Whether a short set has to be found."""
+    if request.factor_sets == "auto":
+        return any(output.converter.auto_factor_sets == "dual" for output in outputs)
+    return request.factor_sets == "dual"
+
+
+def _validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> ValidateOptions:
+    return ValidateOptions(
+        windows=request.windows or (checkpoint.window, request.target_length),
+        windows_per_length=request.windows_per_length,
+        crossing=request.crossing,
+        threads=request.options.search.threads,
+        device=request.options.search.device,
+        seed=request.options.search.seed,
+    )
+
+
+# -- running
+
+
+def _open_run(request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus) -> Run:
+    """Make the run's folder, or open the one to go on with."""
+    configuration = {
+        "model": request.model,
+        "model_fingerprint": checkpoint.fingerprint,
+        "text_fingerprint": corpus.fingerprint,
+        "test_fingerprint": held_out.fingerprint,
+        "formats": list(request.formats),
+        "factor_sets": request.factor_sets,
+        "options": dataclasses.asdict(request.options),
+    }
+    file = request.output / "run.json"
+    if request.resume:
+        _check_resumable(file, configuration)
+    else:
+        _clear(request.output, overwrite=request.overwrite)
+    request.output.mkdir(parents=True, exist_ok=True)
+    run = Run(request.output, configuration, provenance())
+    run.save()
+    return run
+
+
+def _clear(folder: Path, *, overwrite: bool) -> None:
+    """Make way for a run. Only a former run is ever removed, never another folder."""
+    refuse_existing(folder, overwrite=overwrite)
+    if not folder.exists():
+        return
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{folder}: expected a run of extend to overwrite, found no run.json; choose another output")
+    shutil.rmtree(folder)
+
+
+def _check_resumable(file: Path, configuration: Mapping[str, Any]) -> None:
+    """Raise InputError unless a run with the same model, texts and options is there."""
+    if not file.is_file():
+        raise InputError(f"{file}: no such run to resume; leave --resume out to start one")
+    stored = json.loads(file.read_text(encoding="utf-8"))["configuration"]
+    now = json.loads(json.dumps(configuration, default=str))
+    changed = [name for name in ("model_fingerprint", "text_fingerprint", "options") if stored.get(name) != now[name]]
+    if changed:
+        raise InputError(f"{file}: started with another {', '.join(changed)}; repeat the same options or start anew")
+
+
+def _export(
+    output: Output,
+    checkpoint: Checkpoint,
+    factors: RescaleFactors,
+    request: ExtendRequest,
+    run: Run,
+    progress: Progress,
+) -> Artifact:
+    """Write one artifact, unless a sound one is there from before."""
+    chosen = chosen_sets(output.converter, factors, request.factor_sets)
+    checks = _sound(output, checkpoint, chosen)
+    if checks is None:
+        progress.line(f"Writing {output.path} ({chosen.factor_sets} factor set{'s' * (chosen.factor_sets == 'dual')}).")
+        export = Export(checkpoint, chosen, output.outtype)
+        checks = output.converter.convert(export, output.path, progress, overwrite=True)
+    run.exports.append(
+        {
+            "format": output.label,
+            "path": str(output.path.relative_to(run.folder)),
+            "factor_sets": chosen.factor_sets,
+            "checks": len(checks),
+            "runtimes": [dataclasses.asdict(use) for use in output.converter.runtime_uses(chosen)],
+        }
+    )
+    run.save()
+    return Artifact(output.path, output.converter, chosen, name=output.label)
+
+
+def _sound(output: Output, checkpoint: Checkpoint, factors: RescaleFactors) -> list[Check] | None:
+    """The static checks of an artifact from before, None when there is none or it fails one."""
+    if not output.path.exists():
+        return None
+    try:
+        checks = output.converter.static_checks(output.path, factors, checkpoint)
+    except InputError:
+        return None
+    return checks if all(check.status != "fail" for check in checks) else None
+
+
+def _finish(run: Run, outcome: Outcome) -> None:
+    run.passed, run.state = outcome.passed, "done"
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "passed": run.passed,
+        "artifacts": [validation.to_json() for validation in outcome.validations],
+    }
+    write_atomically(run.folder / "validation.json", json.dumps(data, indent=2) + "\n")
+    run.save()
+    write_report(run.folder)

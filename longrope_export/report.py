@@ -1,0 +1,68 @@
+"""report.html of a run, made from run.json, factors.json and validation.json alone, so that it can be made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import InputError, MissingRequirementError
+from longrope.factors import RescaleFactors
+from longrope.files import write_atomically
+
+TEMPLATE = "report.html.j2"
+
+
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Write the report of a run's folder; returns where. Raises InputError when the folder is not a finished run."""
+    path = output or folder / "report.html"
+    run = _read(folder / "run.json")
+    data = {
+        "run": run,
+        "validation": _read(folder / "validation.json"),
+        "factors": RescaleFactors.load(folder / "factors.json"),
+        "plots": _plots(run, RescaleFactors.load(folder / "factors.json")),
+    }
+    write_atomically(path, render(data))
+    return path
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The report as HTML; every value is escaped but the plots, which are ours."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("longrope_export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(TEMPLATE).render(**data)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected the folder of a finished run") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _plots(run: Mapping[str, Any], factors: RescaleFactors) -> dict[str, str]:
+    """SVG pictures by title; none without matplotlib, which the report then says."""
+    from longrope_export import plots
+
+    history = [(point["tokens"], point["perplexity"]) for point in run["extension"]["search"]["history"]]
+    try:
+        figures = {
+            "Rescale factors": plots.factors_figure({"found": factors}),
+            "Search": plots.convergence_figure(history),
+        }
+        return {title: _inline(plots.render(figure, "svg")) for title, figure in figures.items()}
+    except MissingRequirementError:
+        return {}
+
+
+def _inline(svg: bytes) -> str:
+    """An SVG file without its XML prologue, to stand inside HTML."""
+    text = svg.decode("utf-8")
+    return text[text.index("<svg") :]

@@ -1,0 +1,68 @@
+"""Command-line arguments to the library's option objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import InputError
+from longrope.extend import ExtendOptions
+from longrope.factors import N_HAT_CHOICES, RescaleFactors
+from longrope.search import SearchOptions
+from longrope_export.pipeline import ExtendRequest
+
+SEARCH_ARGUMENTS = ("strategy", "max_evals", "seed", "num_documents", "dtype", "device", "threads")
+
+
+def search_request(
+    *, n_hat: str, attention_factor: str, from_factors: Path | None, start_from: tuple[Path, ...], **arguments: Any
+) -> SearchOptions:
+    """The options of a search. Raises InputError for a value that is neither a word nor a number it can be."""
+    return SearchOptions(
+        n_hat=_number_or_word("--n-hat", n_hat, int, ("search",)),
+        attention_factor=_number_or_word("--attention-factor", attention_factor, float, ("formula", "search")),
+        from_factors=RescaleFactors.load(from_factors) if from_factors else None,
+        start_from=tuple(RescaleFactors.load(path) for path in start_from),
+        **{name: arguments[name] for name in SEARCH_ARGUMENTS},
+    )
+
+
+def extend_request(
+    *,
+    model: str,
+    output: Path,
+    target_length: int,
+    formats: str,
+    methods: str | None,
+    short_evals: int,
+    short_windows: int,
+    test_windows: int,
+    **arguments: Any,
+) -> ExtendRequest:
+    """The request of `extend`."""
+    search_names = (*SEARCH_ARGUMENTS, "n_hat", "attention_factor", "from_factors", "start_from")
+    search = search_request(**{name: arguments.pop(name) for name in search_names})
+    options = ExtendOptions(
+        target_length=target_length,
+        search=search,
+        short_evals=short_evals,
+        short_windows=short_windows,
+        test_windows=test_windows,
+        methods=tuple(name.strip() for name in methods.split(",")) if methods else None,
+    )
+    names = tuple(name.strip() for name in formats.split(",") if name.strip())
+    if not names:
+        raise InputError("--formats: expected at least one of hf, gguf, onnx")
+    return ExtendRequest(model=model, output=output, options=options, formats=names, **arguments)
+
+
+def _number_or_word(option: str, text: str, number: type[int] | type[float], words: tuple[str, ...]) -> Any:
+    if text in words:
+        return text
+    try:
+        value = number(text)
+    except ValueError:
+        raise InputError(f"{option} {text}: expected {', '.join(words)} or a number") from None
+    if option == "--n-hat" and value not in N_HAT_CHOICES:
+        raise InputError(f"--n-hat {text}: expected one of {', '.join(map(str, N_HAT_CHOICES))} or search")
+    return value
