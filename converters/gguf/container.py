@@ -205,9 +205,9 @@ class GgufFile:
         return np.frombuffer(self._map, np.uint8, info.nbytes, self.data_start + info.offset)
 
     def rows(self, name: str) -> Bytes:
-        """[rows, bytes per row] of a tensor, as a view of the file."""
-        info = self.tensors[name]
-        return self.raw(name).reshape(math.prod(info.shape[:-1]), -1)
+        """[rows, bytes per row] of a tensor, as a view of the file; a vector is one element a row."""
+        shape = self.tensors[name].shape
+        return self.raw(name).reshape(math.prod(shape[:-1]) if len(shape) > 1 else shape[0], -1)
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """A tensor dequantized to float32, in its shape. Raises InputError for a type that cannot be dequantized."""
@@ -319,7 +319,9 @@ def dequantize(rows: Bytes, type: int) -> NDArray[np.float32]:
     try:
         return np.asarray(library.quants.dequantize(rows, library.GGMLQuantizationType(type)), dtype=np.float32)
     except NotImplementedError:
-        raise InputError(f"tensors of type {type_name(type)} cannot be dequantized; use a float or standard quant file") from None
+        raise InputError(
+            f"tensors of type {type_name(type)} cannot be dequantized; use a float or standard quant file"
+        ) from None
 
 
 # -- writing
@@ -330,7 +332,7 @@ class Content:
     """A tensor to be written: its info (the offset is filled in) and its bytes, in blocks."""
 
     info: TensorInfo
-    blocks: Callable[[], Iterable[Any]]
+    blocks: Callable[[], Iterable[NDArray[Any]]]
 
 
 def write_gguf(
@@ -356,7 +358,7 @@ def write_gguf(
         file.write(head)
         for info, content in zip(infos, contents, strict=True):
             for block in content.blocks():
-                on_bytes(file.write(block))
+                on_bytes(file.write(block.data))
             file.write(bytes(-info.nbytes % alignment))
         if file.tell() != total:
             raise ValueError(f"wrote {file.tell()} bytes where {total} were laid out")

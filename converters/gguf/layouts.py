@@ -5,12 +5,11 @@ Source: llama.cpp as vendored by llama-cpp-python 0.3.36 (src/llama-arch.cpp, sr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from converters.gguf.container import Value, f32, u32
-from collections.abc import Callable
 
 # Names outside the layers: transformers' module → GGUF's.
 _OUTER = {

@@ -7,9 +7,10 @@ Only one block is in memory at a time, whatever the size of a tensor; bytes that
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ BLOCK_ELEMENTS = 1 << 20
 Rows = NDArray[Any]
 
 # Source types by their name, the same in safetensors and ggml: numpy's type of that width. BF16 has none of its own.
-_NUMPY_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Stored:
     @property
     def rows(self) -> Rows:
         """[rows, columns] in the stored type; a vector is one element a row."""
-        flat = self.bytes.view(_NUMPY_TYPES[self.dtype])
         columns = self.shape[-1] if len(self.shape) > 1 else 1
+        flat: Rows = self.bytes.view(_NUMPY_TYPES[self.dtype])
         return flat.reshape(-1, columns)
 
 
@@ -134,7 +135,15 @@ class Planned:
         return tuple(self.source[piece.source] for piece in self.pieces)
 
     def content(self) -> Content:
-        return Content(self.info, self.encoded)
+        return Content(self.info, self._finite)
+
+    def retyped(self, type: int) -> Planned:
+        """The same tensor in another ggml type."""
+        return dataclasses.replace(self, info=dataclasses.replace(self.info, type=type))
+
+    def unpermuted(self) -> Planned:
+        """The same tensor with its rows in the source's order."""
+        return dataclasses.replace(self, pieces=tuple(dataclasses.replace(piece, heads=0) for piece in self.pieces))
 
     def blocks(self) -> Iterator[tuple[Rows, str]]:
         """Its rows from first to last, a block at a time: (rows in the stored type, that type)."""
@@ -144,9 +153,23 @@ class Planned:
 
     def encoded(self) -> Iterator[NDArray[Any]]:
         """Its bytes in the type of `info`, a block at a time."""
-        name = gguf_library().GGMLQuantizationType(self.info.type).name
+        kind = gguf_library().GGMLQuantizationType(self.info.type)
         for block, dtype in self.blocks():
-            yield np.ascontiguousarray(block) if dtype == name else encode(as_float32(block, dtype), self.info)
+            if dtype == kind.name:
+                yield np.ascontiguousarray(block)
+            else:
+                with np.errstate(over="ignore"):  # `_finite` and the static checks see to it
+                    encoded = gguf_library().quants.quantize(as_float32(block, dtype), kind)
+                yield np.asarray(encoded)
+
+    def _finite(self) -> Iterator[NDArray[Any]]:
+        """`encoded`, refusing weights that float16 cannot hold."""
+        for block in self.encoded():
+            if block.dtype == np.float16 and not np.isfinite(block).all():
+                raise UnsupportedError(
+                    f"{self.info.name} has weights that are not finite in f16 (beyond 65504); use bf16, f32 or q8_0"
+                )
+            yield block
 
 
 def as_float32(block: Rows, dtype: str) -> NDArray[np.float32]:
@@ -154,16 +177,3 @@ def as_float32(block: Rows, dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return (block.astype(np.uint32) << 16).view(np.float32)
     return np.ascontiguousarray(block, dtype=np.float32)
-
-
-def encode(block: NDArray[np.float32], info: TensorInfo) -> NDArray[Any]:
-    """Float32 rows in the type of `info`.
-
-    Raises:
-        UnsupportedError: a weight does not fit f16.
-    """
-    library = gguf_library()
-    kind = library.GGMLQuantizationType(info.type)
-    if kind == library.GGMLQuantizationType.F16 and np.abs(block).max(initial=0) > np.finfo(np.float16).max:
-        raise UnsupportedError(f"{info.name} has weights beyond 65504, which f16 cannot hold; use bf16, f32 or q8_0")
-    return np.asarray(library.quants.quantize(block, kind))

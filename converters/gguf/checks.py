@@ -1,0 +1,210 @@
+"""Static checks: a finished file against the blueprint of what it must hold. Ids are stable; docs/gguf.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from converters.base import Check
+from converters.gguf.blueprint import FACTOR_TENSORS, FREQS, Blueprint
+from converters.gguf.container import GgufFile, Value, dequantize, type_name
+from converters.gguf.library import gguf_library
+from converters.gguf.tokenizer import PREFIX
+from converters.gguf.weights import Planned, as_float32
+from longrope.errors import UnsupportedError
+
+# What each key does when it is wrong; keys without a line have the general one.
+_MEANINGS = {
+    "context_length": "runtimes take the window a user gets from it",
+    "rope.scaling.type": "without longrope llama.cpp does not load the factors",
+    "rope.scaling.original_context_length": "llama.cpp chooses the set by it; without it the long set is never used",
+    "rope.scaling.attn_factor": "attention is too sharp or too flat at every length; perplexity may even fall",
+    "rope.freq_base": "every rotary frequency is wrong",
+}
+# Keys that may be missing: llama.cpp derives them, and other tools leave them out.
+_OPTIONAL = {"vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count"}
+# Keys of other tools that change nothing for a text model.
+_HARMLESS = {"rope.scaling.finetuned"}
+# Largest relative error of a row, root mean square, that rounding to a quantized type explains.
+_ROUNDING = {
+    "q8_0": 0.02,
+    "q6_k": 0.05,
+    "q5_0": 0.08,
+    "q5_1": 0.08,
+    "q5_k": 0.08,
+    "q4_0": 0.2,
+    "q4_1": 0.2,
+    "q4_k": 0.2,
+}
+_ROUNDING_BELOW_4_BITS = 0.7
+_SAMPLED_ROWS = 64
+
+
+def static_checks(file: GgufFile, blueprint: Blueprint) -> list[Check]:
+    """All checks of one file."""
+    return [
+        *_key_checks(file, blueprint),
+        *_factor_checks(file, blueprint),
+        *_vocabulary_checks(file, blueprint),
+        *_tensor_checks(file, blueprint),
+    ]
+
+
+# -- keys
+
+
+def _key_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
+    yield Check.equal("gguf.arch", blueprint.architecture, file.architecture, "llama.cpp would build another network")
+    expected = blueprint.model_values()
+    for name, value in expected.items():
+        message = _MEANINGS.get(name, f"llama.cpp would build another network with this {name}")
+        yield _key_check(f"gguf.{name}", value, file.values.get(f"{file.architecture}.{name}"), name, message)
+    yield Check.equal(
+        "gguf.rope.scaling.factor",
+        None,
+        file.model_key("rope.scaling.factor"),
+        "must be absent: llama.cpp applies it on top of the factors",
+    )
+    prefix = file.architecture + "."
+    present = {key.removeprefix(prefix) for key in file.values if key.startswith(prefix)}
+    strange = sorted(present - set(expected) - _HARMLESS - {"rope.scaling.factor"})
+    yield Check.equal(
+        "gguf.keys", [], strange, "keys that the reference model does not call for change what is computed"
+    )
+
+
+def _key_check(id: str, expected: Value, actual: Value | None, name: str, message: str) -> Check:
+    if actual is None and name in _OPTIONAL:
+        return Check(id, "skip", expected.data, None, "left out; llama.cpp derives it")
+    return Check.equal(id, expected.data, actual.data if actual else None, message)
+
+
+# -- factors
+
+
+def _factor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
+    f32 = int(gguf_library().GGMLQuantizationType.F32)
+    wrong = {name: type_name(file.tensors[name].type) for name in FACTOR_TENSORS.values() if _not_f32(file, name, f32)}
+    yield Check.equal("gguf.factors.dtype", {}, wrong, "llama.cpp reads factors as f32 only")
+    arrays = blueprint.factor_arrays()
+    for factor_set, name in FACTOR_TENSORS.items():
+        expected = arrays[name].tolist()
+        actual = file.floats(name).ravel().tolist() if name in file.tensors and name not in wrong else None
+        yield _factor_check(f"gguf.factors.{factor_set}", expected, actual)
+    yield Check.equal(
+        "gguf.rope_freqs",
+        False,
+        FREQS in file.tensors,
+        "rope_freqs.weight overrides both sets at every length, or stops the load",
+    )
+
+
+def _not_f32(file: GgufFile, name: str, f32: int) -> bool:
+    return name in file.tensors and file.tensors[name].type != f32
+
+
+def _factor_check(id: str, expected: list[float], actual: list[float] | None) -> Check:
+    if actual is None:
+        return Check(
+            id, "fail", f"{len(expected)} factors", None, "missing: llama.cpp runs the unscaled RoPE, silently"
+        )
+    if len(actual) != len(expected):
+        return Check(id, "fail", f"{len(expected)} factors", f"{len(actual)} factors", "llama.cpp refuses the file")
+    off = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if a != b), None)
+    if off is None:
+        return Check(id, "pass", f"{len(expected)} factors", "equal to the last bit")
+    return Check(id, "fail", expected[off], actual[off], f"factor {off} differs; other sets hide behind low perplexity")
+
+
+# -- vocabulary
+
+
+def _vocabulary_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
+    try:
+        expected = blueprint.vocabulary.values()
+    except UnsupportedError as error:
+        yield Check("gguf.vocab", "skip", message=f"the reference's tokenizer cannot be expressed: {error}")
+        return
+    for key, value in expected.items():
+        if key.startswith(PREFIX):
+            yield _vocabulary_check(key.removeprefix(PREFIX), value.data, file.get(key))
+
+
+def _vocabulary_check(name: str, expected: Any, actual: Any) -> Check:
+    id = f"gguf.vocab.{name}"
+    if not isinstance(expected, list):
+        return Check.equal(id, expected, actual, "text is split otherwise than by the reference's tokenizer")
+    if not isinstance(actual, list) or len(actual) != len(expected):
+        found = len(actual) if isinstance(actual, list) else None
+        return Check(id, "fail", f"{len(expected)} entries", found, "another vocabulary")
+    off = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if a != b), None)
+    if off is None:
+        return Check(id, "pass", f"{len(expected)} entries", "equal")
+    return Check(id, "fail", expected[off], actual[off], f"entry {off} differs: another vocabulary")
+
+
+# -- weights
+
+
+def _tensor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
+    planned = {entry.info.name: entry for entry in blueprint.tensors}
+    present = set(file.tensors) - set(FACTOR_TENSORS.values()) - {FREQS}
+    missing, extra = sorted(set(planned) - present), sorted(present - set(planned))
+    yield Check.equal("gguf.tensors.missing", [], missing, "llama.cpp refuses the file")
+    yield Check.equal("gguf.tensors.extra", [], extra, "tensors the reference does not have; llama.cpp refuses most")
+    shared = [planned[name] for name in planned if name in present]
+    wrong = {
+        e.info.name: file.tensors[e.info.name].shape for e in shared if file.tensors[e.info.name].shape != e.info.shape
+    }
+    yield Check.equal("gguf.tensors.shapes", {}, wrong, "another network")
+    different = [found for entry in shared if entry.info.name not in wrong and (found := _weight_fault(file, entry))]
+    yield Check.equal(
+        "gguf.weights", [], different[:5], f"{len(different)} tensors differ from the reference's weights"
+    )
+
+
+def _weight_fault(file: GgufFile, planned: Planned) -> str | None:
+    """What is wrong with a tensor's values; None when they are the reference's, rounded."""
+    stored = file.tensors[planned.info.name]
+    name = type_name(stored.type)
+    actual = planned.retyped(stored.type)
+    if name in ("f32", "f16", "bf16"):
+        return None if _same_bytes(file, actual) else f"{stored.name}: {_kind_of_fault(file, actual)}"
+    error = _worst_row_error(file, actual)
+    if error <= _ROUNDING.get(name, _ROUNDING_BELOW_4_BITS):
+        return None
+    return f"{stored.name}: a row is off by {100 * error:.0f} %, beyond the rounding of {name}"
+
+
+def _kind_of_fault(file: GgufFile, planned: Planned) -> str:
+    permuted = any(piece.heads for piece in planned.pieces)
+    if permuted and _same_bytes(file, planned.unpermuted()):
+        return "its rows are in the reference's order; llama.cpp wants the halves of each head interleaved"
+    return "differs from the reference's"
+
+
+def _same_bytes(file: GgufFile, planned: Planned) -> bool:
+    actual, at = file.raw(planned.info.name), 0
+    for block in planned.encoded():
+        expected = block.reshape(-1).view(np.uint8)
+        if not np.array_equal(actual[at : at + len(expected)], expected):
+            return False
+        at += len(expected)
+    return at == len(actual)
+
+
+def _worst_row_error(file: GgufFile, planned: Planned) -> float:
+    """Largest relative root-mean-square difference of a sampled row between a quantized tensor and the reference."""
+    rows, first, worst = file.rows(planned.info.name), 0, 0.0
+    stride = max(len(rows) // _SAMPLED_ROWS, 1)
+    for block, dtype in planned.blocks():
+        picked = np.arange(-first % stride, len(block), stride)
+        if len(picked):
+            expected = as_float32(block[picked], dtype)
+            actual = dequantize(np.ascontiguousarray(rows[first + picked]), planned.info.type)
+            scale = np.maximum(np.linalg.norm(expected, axis=1), np.finfo(np.float32).tiny)
+            worst = max(worst, float((np.linalg.norm(actual - expected, axis=1) / scale).max()))
+        first += len(block)
+    return worst if np.isfinite(worst) else float("inf")

@@ -1,0 +1,127 @@
+"""`GgufConverter`: the GGUF format as every command knows it. The work is in the modules beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from converters.base import Check, Converter, Export, RuntimeUse
+from converters.gguf import readback
+from converters.gguf.agreement import difference
+from converters.gguf.blueprint import OUTTYPES, Blueprint
+from converters.gguf.checks import static_checks
+from converters.gguf.container import MAGIC, GgufFile, write_gguf
+from converters.gguf.library import EXTRA, gguf_library, llama_library
+from converters.gguf.options import GgufOptions
+from converters.gguf.tokenizer import tokenizer_json, unexpressed_normalizers
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import FactorSets, RescaleFactors
+from longrope.progress import Progress
+
+_DEFAULT_OUTTYPE = "f16"
+
+
+class GgufConverter(Converter):
+    """Llama-type models as GGUF files for llama.cpp, with both factor sets inside."""
+
+    name = "gguf"
+    suffix = ".gguf"
+    auto_factor_sets: ClassVar[FactorSets] = "dual"
+    outtypes: ClassVar[Sequence[str]] = tuple(OUTTYPES)
+    extra: ClassVar[str | None] = EXTRA
+
+    def recognizes(self, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return path.suffix == self.suffix or file.read(len(MAGIC)) == MAGIC
+
+    def check_requirements(self) -> None:
+        gguf_library()
+        llama_library()
+
+    def plan(self, export: Export) -> None:
+        blueprint = _blueprint(export)
+        _refuse_start_tokens(export.factors)
+        _ = blueprint.architecture, blueprint.tensors
+        found = difference(export.checkpoint.tokenizer, blueprint.values())
+        if found:
+            raise UnsupportedError(
+                f"{export.checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "
+                "Export to HF or ONNX instead"
+            )
+
+    def write(self, export: Export, path: Path, progress: Progress) -> None:
+        blueprint = _blueprint(export)
+        for name in unexpressed_normalizers(tokenizer_json(export.checkpoint)):
+            progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
+        contents = blueprint.contents()
+        total = sum(content.info.nbytes for content in contents)
+        with progress.task(f"writing {path.name}", total) as task:
+            write_gguf(path, blueprint.values(), contents, task.advance)
+
+    def read_factors(self, path: Path) -> RescaleFactors | None:
+        return readback.read_factors(path)
+
+    def recorded_factors(self, path: Path) -> RescaleFactors | None:
+        return readback.recorded_factors(path)
+
+    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+        try:
+            file = GgufFile(path)
+        except InputError as error:
+            return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
+        with file:
+            checks = static_checks(file, Blueprint(reference, expected, _DEFAULT_OUTTYPE))
+            return [Check("gguf.readable", "pass"), *checks]
+
+    def open_source(
+        self,
+        path: Path,
+        factors: RescaleFactors | None,
+        *,
+        max_length: int,
+        threads: int | None = None,
+        kv: str = "f32",
+    ) -> Any:
+        """The file in llama.cpp. `kv` is the type of the key/value cache: f32 for parity, f16 as users run it."""
+        from converters.gguf.runtime import LlamaCppSource  # imports torch
+
+        return LlamaCppSource(path, factors, max_length=max_length, threads=threads, kv=kv)  # type: ignore[arg-type]
+
+    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
+        return readback.coarsest_type(path)
+
+    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
+        if factors.factor_sets == "single":
+            return [RuntimeUse("llama.cpp", "one set for every context", safe=True)]
+        original = factors.original
+        return [
+            RuntimeUse(
+                "llama.cpp",
+                f"the short set in contexts (-c, rounded up to a multiple of 256) of up to {original} tokens, the long set "
+                "in larger ones; never both in one context",
+                safe=True,
+                advice=f"start it with -c {original} for short work; a larger context has the long set for short prompts too",
+            )
+        ]
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        return readback.describe(path)
+
+
+def _blueprint(export: Export) -> Blueprint:
+    outtype = export.outtype or _DEFAULT_OUTTYPE
+    if outtype not in OUTTYPES:
+        raise UnsupportedError(f"GGUF cannot be written as {outtype!r}; expected one of {', '.join(OUTTYPES)}")
+    return Blueprint(export.checkpoint, export.factors, outtype, GgufOptions.of(export.options))
+
+
+def _refuse_start_tokens(factors: RescaleFactors) -> None:
+    if factors.n_hat:
+        raise UnsupportedError(
+            f"GGUF cannot hold n_hat = {factors.n_hat} start tokens: llama.cpp rescales every position; "
+            "export to ONNX, which can, or search with --n-hat 0"
+        )

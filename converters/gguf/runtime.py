@@ -1,0 +1,162 @@
+"""llama.cpp as a source of logits: low-level calls, blocks of rows, one context for each window.
+
+llama.cpp chooses the factor set once, when a context is made: the long one if n_ctx, rounded up to a multiple of 256,
+is above the original window. So a set is chosen here by the size of the context, and a context lives for one window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from converters.gguf import native
+from converters.gguf.container import aligned
+from longrope.errors import InputError, MissingRequirementError
+from longrope.factors import FactorSet, RescaleFactors
+from longrope.text import TokenIds
+
+# llama.cpp rounds the size of a context up to a multiple of this.
+CONTEXT_STEP = 256
+KV_TYPES = {"f32": "F32", "f16": "F16"}
+KvType = Literal["f32", "f16"]
+
+
+def context_size(tokens: int, factor_set: FactorSet, original: int | None) -> int:
+    """The n_ctx for a window under one set, as llama.cpp rounds it.
+
+    Args:
+        tokens: of the window.
+        factor_set: the set that is wanted.
+        original: window before extension; None where there is one set or none, and any context will do.
+
+    Raises:
+        InputError: no context that holds the window uses that set.
+    """
+    needed = aligned(tokens, CONTEXT_STEP)
+    if original is None:
+        return needed
+    if factor_set == "long":
+        return max(needed, aligned(original + 1, CONTEXT_STEP))
+    if needed > original:
+        raise InputError(
+            f"llama.cpp uses the short set only in contexts up to {original // CONTEXT_STEP * CONTEXT_STEP} tokens of "
+            f"this model (n_ctx is rounded up to a multiple of {CONTEXT_STEP}, and the original window is {original}); "
+            f"a window of {tokens} tokens gets a context of {needed} and the long set. Score it as long, or a shorter one"
+        )
+    return needed
+
+
+class LlamaCppSource:
+    """A GGUF file in llama.cpp (see `longrope.scoring.LogitSource`).
+
+    Args:
+        path: the file.
+        factors: those in the file; None for a file without.
+        max_length: longest window that will be asked for, in tokens.
+        threads: None for llama.cpp's own choice.
+        kv: type of the key/value cache; f32 for parity, f16 is what users run.
+
+    Raises:
+        InputError: llama.cpp does not load the file.
+    """
+
+    rule: Literal["per_forward", "per_context"] = "per_context"
+
+    def __init__(
+        self,
+        path: Path,
+        factors: RescaleFactors | None,
+        *,
+        max_length: int,
+        threads: int | None = None,
+        kv: KvType = "f32",
+    ) -> None:
+        self.name, self.factors, self.max_length = path.name, factors, max_length
+        self.threads, self.kv = threads, kv
+        self._stack = ExitStack()
+        self._model = self._stack.enter_context(native.loaded_model(path))
+        library = native.llama()
+        self.vocab_size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model)))
+
+    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
+        """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32."""
+        size = context_size(self._checked(ids), factor_set, self._original)
+        with self._context(size, chunk) as context:
+            for start in range(0, len(ids), chunk):
+                yield self._decode(context, ids[start : start + chunk], start)
+
+    def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
+        """[T - prefill + 1, V] float32: rows prefill - 1 … T - 1, the last ones decoded one by one through the cache.
+
+        The context is what a user of this length would allocate, so the set is the long one beyond the original window.
+        """
+        tokens = self._checked(ids)
+        size = aligned(tokens, CONTEXT_STEP)
+        batch = min(prefill, CONTEXT_STEP)
+        with self._context(size, batch) as context:
+            for start in range(0, prefill, batch):
+                last = self._decode(context, ids[start : min(start + batch, prefill)], start)[-1:]
+            rows = [self._decode(context, ids[at : at + 1], at) for at in range(prefill, tokens)]
+        return torch.cat([last, *rows])
+
+    def close(self) -> None:
+        """Free the model."""
+        self._stack.close()
+
+    @property
+    def _original(self) -> int | None:
+        """The window where the sets change; None where they do not, so that any context will do."""
+        if self.factors is None or self.factors.factor_sets == "single":
+            return None
+        return self.factors.original
+
+    def _checked(self, ids: TokenIds) -> int:
+        if len(ids) > self.max_length:
+            raise InputError(f"{self.name} was opened for windows of up to {self.max_length} tokens, got {len(ids)}")
+        return len(ids)
+
+    @contextmanager
+    def _context(self, size: int, batch: int) -> Iterator[Any]:
+        library = native.llama()
+        context = library.llama_init_from_model(self._model, self._context_params(size, batch))
+        if not context:
+            raise MissingRequirementError(f"{self.name}: no memory for a context of {size} tokens; use shorter windows")
+        try:
+            yield context
+        finally:
+            library.llama_free(context)
+
+    def _context_params(self, size: int, batch: int) -> Any:
+        library = native.llama()
+        params = library.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = size, batch, batch
+        params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k = params.type_v = getattr(library, f"GGML_TYPE_{KV_TYPES[self.kv]}")
+        params.swa_full = True
+        if self.threads is not None:
+            params.n_threads = params.n_threads_batch = self.threads
+        return params
+
+    def _decode(self, context: Any, ids: TokenIds, start: int) -> Tensor:
+        """Run one batch at positions start … and return all its rows, [len(ids), V]."""
+        library = native.llama()
+        batch = library.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for row, token in enumerate(ids):
+                batch.token[row], batch.pos[row] = int(token), start + row
+                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
+                batch.logits[row] = 1
+            if library.llama_decode(context, batch):
+                raise native.failure(f"{self.name}: llama.cpp failed to decode {len(ids)} tokens at {start}")
+        finally:
+            library.llama_batch_free(batch)
+        address = library.llama_get_logits(context)
+        rows = np.ctypeslib.as_array(address, (len(ids), self.vocab_size))
+        return torch.from_numpy(rows.copy())

@@ -1,0 +1,216 @@
+"""A GGUF file as the source of a conversion: unpacked into a Hugging Face folder that lives as long as its checkpoint.
+
+    file.gguf ──► config.json, tokenizer.json, model.safetensors (floats kept, quantized tensors as float32)
+
+The tensors get transformers' names and row order back, so that everything else works on them unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.gguf.blueprint import FACTOR_TENSORS, FREQS
+from converters.gguf.container import GgufFile, dequantize, f32, reserve, type_name
+from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
+from converters.gguf.readback import factors_of
+from converters.gguf.tokenizer import Vocabulary, rebuilt_tokenizer, rebuilt_tokenizer_config, vocabulary_in
+from longrope.architectures import ARCHITECTURES, Architecture
+from longrope.checkpoint import Checkpoint, open_folder
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.hf_config import extended_config
+
+# ggml types that safetensors can hold as they are.
+_FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_ROWS_AT_ONCE = 1 << 22  # elements, 16 MB of float32
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Unpack a GGUF file into a temporary folder and open that.
+
+    Raises:
+        InputError: not a sound GGUF file of a text model.
+        UnsupportedError: an architecture, tokenizer or RoPE scaling that cannot be turned back.
+    """
+    room = tempfile.TemporaryDirectory(prefix="longrope-gguf-")
+    folder = Path(room.name)
+    try:
+        with GgufFile(path) as file:
+            _unpack(file, folder)
+        return open_folder(folder, str(path), keep_alive=room)
+    except BaseException:
+        room.cleanup()
+        raise
+
+
+def _unpack(file: GgufFile, folder: Path) -> None:
+    row = _architecture_row(file)
+    layout = LAYOUTS[file.architecture]
+    vocabulary = vocabulary_in(file.values)
+    tensors = list(_restored(file, row, layout))
+    config = _config(file, row, layout, vocabulary)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", _token_ids(vocabulary))
+    _write_json(folder / "tokenizer.json", rebuilt_tokenizer(vocabulary))
+    _write_json(folder / "tokenizer_config.json", rebuilt_tokenizer_config(vocabulary))
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def _architecture_row(file: GgufFile) -> Architecture:
+    """The first row of the table that is written as this architecture."""
+    rows = [row for row in ARCHITECTURES.values() if row.gguf == file.architecture]
+    if not rows or file.model_key("expert_count", 0):
+        supported = sorted({row.gguf for row in ARCHITECTURES.values() if row.gguf})
+        raise UnsupportedError(
+            f"{file.path}: a GGUF of architecture {file.architecture!r} cannot be opened as a source; expected a dense "
+            f"model of {', '.join(supported)}. Use the original checkpoint"
+        )
+    return rows[0]
+
+
+# -- config.json
+
+
+def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:
+    heads = _required(file, "attention.head_count")
+    config: dict[str, Any] = {"model_type": row.model_type, "torch_dtype": "float32", **layout.needs}
+    for key in (*COMMON_KEYS, *layout.keys):
+        if (data := file.model_key(key.name)) is not None:
+            config[key.field] = shortest(data)
+    config |= {
+        "vocab_size": len(vocabulary.tokens),
+        "num_key_value_heads": file.model_key("attention.head_count_kv", heads),
+        "head_dim": file.model_key("attention.key_length", _required(file, "embedding_length") // heads),
+        "max_position_embeddings": _required(file, "context_length"),
+        "rope_theta": shortest(file.model_key("rope.freq_base", 10_000.0)),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        **_token_ids(vocabulary),
+    }
+    return _with_rope(file, config)
+
+
+def _with_rope(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the file's own factors, if it has some; refuses any other scaling."""
+    kind = file.model_key("rope.scaling.type", "none")
+    factors = factors_of(file)
+    if factors is None and kind == "none":
+        return {**config, "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+    if factors is None or kind != "longrope":
+        by = FREQS if kind == "none" else f"rope.scaling.type {kind}"
+        raise UnsupportedError(f"{file.path}: its RoPE is rescaled by {by}; expected an unscaled or a longrope file")
+    return extended_config(config, _with_formula(factors))
+
+
+def _with_formula(factors: RescaleFactors) -> RescaleFactors:
+    """The attention factor left to the formula when the stored number is the formula's, rounded."""
+    formula = f32(attention_factor_formula(factors.length_scale, factors.original)).data
+    given = None if factors.attention_factor == formula else factors.attention_factor
+    return dataclasses.replace(factors, attention_factor=given)
+
+
+def _token_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    names = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+    return {field: vocabulary.special[name] for name, field in names.items() if name in vocabulary.special}
+
+
+def shortest(data: Any) -> Any:
+    """A float32 by its shortest decimal, 1e-05 instead of 9.999999747378752e-06; anything else as it is."""
+    return float(str(np.float32(data))) if isinstance(data, float) else data
+
+
+def _required(file: GgufFile, name: str) -> int:
+    value = file.model_key(name)
+    if value is None:
+        raise InputError(f"{file.path}: expected the key {file.architecture}.{name}, found none")
+    return int(value)
+
+
+# -- weights
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A tensor under transformers' name, read from the file block by block."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: GgufFile
+    source: str
+    heads: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (4 if self.dtype == "F32" else 2)
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """Its bytes, rows in transformers' order."""
+        rows, type = self.file.rows(self.source), self.file.tensors[self.source].type
+        per_head = len(rows) // self.heads if self.heads else 1
+        step = max(_ROWS_AT_ONCE // max(self.shape[-1], 1) // per_head, 1) * per_head
+        for at in range(0, len(rows), step):
+            block = rows[at : at + step]
+            floats = dequantize(np.ascontiguousarray(block), type) if self.dtype == "F32" else block
+            yield np.ascontiguousarray(_halves_apart(floats, per_head) if self.heads else floats)
+
+
+def _halves_apart(rows: NDArray[Any], per_head: int) -> NDArray[Any]:
+    """Undo the interleaving: rows 0, 2, 4 … of each head first, then 1, 3, 5 …"""
+    return rows.reshape(-1, per_head // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _restored(file: GgufFile, row: Architecture, layout: Layout) -> Iterator[Restored]:
+    heads = {
+        "attn_q": _required(file, "attention.head_count"),
+        "attn_k": file.model_key("attention.head_count_kv", _required(file, "attention.head_count")),
+    }
+    for name, info in file.tensors.items():
+        if name in (*FACTOR_TENSORS.values(), FREQS):
+            continue
+        dtype = _FLOATS.get(type_name(info.type), "F32")
+        permuted = heads.get(name.split(".")[-2], 0) if row.permute_qk and name.startswith("blk.") else 0
+        yield Restored(_source_name(file, layout, name), dtype, info.shape, file, name, permuted)
+
+
+def _source_name(file: GgufFile, layout: Layout, name: str) -> str:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`."""
+    module, _, suffix = name.rpartition(".")
+    _, layer, short = module.split(".", 2) if module.startswith("blk.") else ("", "", module)
+    table: Mapping[str, str] = layout.layer if layer else layout.outer
+    found = next((theirs for theirs, ours in table.items() if ours == short), None)
+    if found is None:
+        raise UnsupportedError(f"{file.path}: no place in a {file.architecture} model for the tensor {name}")
+    return f"model.layers.{layer}.{found}.{suffix}" if layer else f"{found}.{suffix}"
+
+
+def write_safetensors(path: Path, tensors: list[Restored]) -> None:
+    """Write one safetensors file, block by block."""
+    header, offset = {}, 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        reserve(file.fileno(), 8 + len(encoded) + offset)
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            for block in tensor.blocks():
+                file.write(block.data)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,108 @@
+"""A GGUF file as a source: what comes out of it is the model that went in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from converters.base import Export
+from converters.gguf import GgufConverter
+from converters.gguf.agreement import awkward_texts, difference
+from converters.gguf.container import GgufFile, text
+from converters.gguf.source import open_gguf
+from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.errors import InputError, UnsupportedError
+from longrope.modeling import TorchSource, build_model
+from longrope.progress import Silent
+from longrope.scoring import compare_windows
+from tests import common
+from tests.integration.test_gguf_faults import rewrite
+
+
+def exported(folder: Path, outtype: str, **changes: Any) -> tuple[Checkpoint, Path]:
+    model = common.pico_checkpoint(folder / "m", **changes)
+    path = folder / f"{outtype}.gguf"
+    GgufConverter().convert(Export(model, model.bind(common.pico_factors()), outtype), path, Silent())
+    return model, path
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
+def test_weights_and_config_come_back(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model, path = exported(tmp_path, "f32", **changes)
+    back = open_checkpoint(path)
+    assert (back.window, back.max_position_embeddings, back.rope_theta) == (64, 256, model.rope_theta)
+    for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size"):
+        assert back.config[name] == model.config[name]
+    assert back.config["tie_word_embeddings"] is changes.get("tie_word_embeddings", False)
+    expected, actual = load_file(model.weight_files[0]), load_file(back.weight_files[0])
+    assert set(actual) == set(expected)
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
+
+
+def test_factors_come_back_into_the_config(tmp_path: Path) -> None:
+    model, path = exported(tmp_path, "f16")
+    back = open_checkpoint(path)
+    assert back.factors is not None
+    wanted = np.float32(common.pico_factors().long_factor).astype(float)
+    assert back.factors.long_factor == tuple(wanted)
+    assert back.factors.attention_factor is None
+    source, reference = (
+        TorchSource(build_model(m, f), f) for m, f in ((back, back.factors), (model, model.bind(common.pico_factors())))
+    )
+    ids = np.random.default_rng(0).integers(0, 384, 200)
+    assert compare_windows(reference, {"a": source}, [ids], factor_set="long")["a"].kl_mean < 1e-4
+
+
+def test_tokenizer_agrees_with_llama_cpp(tmp_path: Path) -> None:
+    model, path = exported(tmp_path, "q8_0")
+    back = open_checkpoint(path)
+    with GgufFile(path) as file:
+        assert difference(back.tokenizer, file.values) is None
+    for line in awkward_texts(model.tokenizer):
+        assert back.encode(line) == model.encode(line)
+
+
+def test_quantized_tensors_become_float32(tmp_path: Path) -> None:
+    model, path = exported(tmp_path, "q8_0")
+    back = open_checkpoint(path)
+    expected, actual = load_file(model.weight_files[0]), load_file(back.weight_files[0])
+    for name, wanted in expected.items():
+        assert actual[name].dtype == np.float32
+        assert np.linalg.norm(actual[name] - wanted) <= 0.01 * np.linalg.norm(wanted)
+
+
+def test_the_folder_vanishes_with_its_checkpoint(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, "f16")
+    back = open_checkpoint(path)
+    folder = back.path
+    assert json.loads((folder / "generation_config.json").read_text()) == {"bos_token_id": 0, "eos_token_id": 0}
+    del back
+    assert not folder.exists()
+
+
+def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, "f16")
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(InputError, match=r"truncated GGUF: expected \d+ bytes, got \d+$"):
+        open_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "reason"),
+    [
+        ("llama.rope.scaling.type", "yarn", UnsupportedError, "rescaled by rope.scaling.type yarn"),
+        ("general.architecture", "qwen3", UnsupportedError, "architecture 'qwen3'"),
+        ("tokenizer.ggml.model", "bert", UnsupportedError, "'bert' vocabulary"),
+        ("tokenizer.ggml.pre", "mystery", UnsupportedError, "pre-tokenizer 'mystery'"),
+    ],
+)
+def test_what_cannot_be_turned_back(tmp_path: Path, key: str, value: str, error: type[Exception], reason: str) -> None:
+    _, path = exported(tmp_path, "f16")
+    odd = rewrite(path, tmp_path / "odd.gguf", lambda values, tensors: values.update({key: text(value)}))
+    with pytest.raises(error, match=reason):
+        open_gguf(odd)
