@@ -1,0 +1,122 @@
+"""Append-only, crash-safe run state: JSON lines, the first of which says what the run is about.
+
+    {"journal": 1, "header": {"model": …, "text": …, "settings": {…}}}
+    {…record…}                                   one line each, flushed to disk before the work goes on
+    {…reco                                       a line cut by a crash: dropped on the next opening
+
+Floats are written by `repr`, so they come back as the same bits. One process at a time may hold a journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from longrope.errors import InputError, MissingRequirementError
+
+JOURNAL_VERSION = 1
+
+
+class Journal:
+    """An open journal; `records` holds what earlier runs wrote.
+
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool) -> None:
+        """Create `path`, or continue it.
+
+        Args:
+            path: the file; its folder is made when missing.
+            header: what the run is about, as JSON; a resumed journal must hold the same.
+            resume: continue an existing journal; a missing one is started.
+
+        Raises:
+            InputError: it exists and `resume` is off, it is no journal, its header differs, or another process holds it.
+            MissingRequirementError: the place is not writable.
+        """
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        if path.exists() and path.stat().st_size and not resume:
+            raise InputError(f"{path}: a run was journalled here; continue it with --resume or choose another place")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise MissingRequirementError(f"{path}: the journal is not writable ({error.strerror})") from error
+        try:
+            self._lock()
+            self._start(json.loads(json.dumps(header)))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record and wait until it is on the disk."""
+        self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path}: another run is writing this journal; wait for it or stop it") from None
+
+    def _start(self, header: dict[str, Any]) -> None:
+        self._file.seek(0)
+        whole, _, _ = self._file.read().rpartition(b"\n")
+        lines = whole.splitlines()
+        self._file.truncate(len(whole) + 1 if lines else 0)
+        self._file.seek(0, os.SEEK_END)
+        if not lines:
+            self.append({"journal": JOURNAL_VERSION, "header": header})
+            return
+        first, *self.records = [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
+        if first.get("journal") != JOURNAL_VERSION:
+            raise InputError(f"{self.path}: expected a journal of version {JOURNAL_VERSION}, got something else")
+        changes = differences(first.get("header"), header)
+        if changes:
+            raise InputError(f"{self.path}: cannot resume, the run has changed: {'; '.join(changes)}; start a new one")
+
+    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(f"{self.path}, line {number}: expected a JSON object; this journal is damaged")
+        return record
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, one phrase a leaf: `settings.seed was 1, is 2`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [
+            phrase
+            for key in keys
+            for phrase in differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if before == now else [f"{name or 'header'} was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: Any, limit: int = 40) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,142 @@
+"""What has been measured: the cache that evaluates nothing twice, its journal, and the history of trials.
+
+trials ──► jobs ──known?──► cache ─────────────┐
+              └──unknown──► evaluator ──► journal (fsync) ──► cache ──► outcomes, history
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from longrope.journal import Journal
+from longrope.search.evaluators import Evaluator
+from longrope.search.objective import Objective
+from longrope.search.trial import Candidate, Job, Measurement, Outcome, Trial
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """One trial as the convergence curve shows it.
+
+    Args:
+        label: where the candidate came from.
+        candidate: the genome.
+        loss: objective over the trial's windows, nats per token.
+        windows: indices of the windows it was measured on.
+        tokens: tokens forwarded up to and with this trial; a gradient counts three forwards.
+        best: lowest loss over all target windows so far; None before the first full trial.
+        losses: mean NLL of each window.
+        known: a seed, not searched.
+    """
+
+    label: str
+    candidate: Candidate
+    loss: float
+    windows: tuple[int, ...]
+    tokens: int
+    best: float | None
+    losses: tuple[float, ...]
+    known: bool
+
+
+@dataclass
+class Ledger:
+    """Evaluates trials through the cache.
+
+    Args:
+        objective: how NLLs become a loss.
+        evaluator: who measures what is not known yet.
+        journal: where measurements are kept; None keeps them in memory only.
+        on_measured: called after each new measurement, with its tokens.
+    """
+
+    objective: Objective
+    evaluator: Evaluator
+    journal: Journal | None = None
+    on_measured: Callable[[int], None] = lambda tokens: None
+    history: list[HistoryPoint] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    _known: dict[Job, Measurement] = field(default_factory=dict)
+    _replayed: dict[Job, Measurement] = field(default_factory=dict)
+    _best: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        for record in self.journal.records if self.journal else []:
+            job, measurement = _from_record(record)
+            self._replayed[job] = measurement
+
+    def evaluate(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Outcomes of trials, in their order; only what was never measured is."""
+        self._measure(job for trial in trials for job in trial.jobs)
+        return [self._outcome(trial) for trial in trials]
+
+    @property
+    def best(self) -> Outcome | None:
+        """The lowest loss over all target windows so far."""
+        return self._best
+
+    @property
+    def evaluations(self) -> int:
+        """Distinct candidates measured on at least one window."""
+        return len({job.candidate for job in self._known})
+
+    def _measure(self, jobs: Iterable[Job]) -> None:
+        missing = [job for job in dict.fromkeys(jobs) if self._lookup(job) is None]
+        for job in [job for job in missing if job in self._replayed]:
+            self._learn(job, self._replayed[job])
+        missing = [job for job in missing if job not in self._replayed]
+        for job, measurement in self.evaluator.measure(missing) if missing else ():
+            if self.journal:
+                self.journal.append(_to_record(job, measurement))
+            self._learn(job, measurement)
+
+    def _learn(self, job: Job, measurement: Measurement) -> None:
+        self._known[job] = measurement
+        self.tokens += measurement.tokens
+        self.seconds += measurement.seconds
+        self.on_measured(measurement.tokens)
+
+    def _lookup(self, job: Job) -> Measurement | None:
+        return self._known.get(job) or (None if job.gradient else self._known.get(Job(job.candidate, job.window, True)))
+
+    def _outcome(self, trial: Trial) -> Outcome:
+        measured = [self._lookup(job) for job in trial.jobs]
+        outcome = self.objective.outcome(trial, [m for m in measured if m is not None])
+        if set(self.objective.target_windows) <= set(trial.windows) and (
+            self._best is None or outcome.loss < self._best.loss
+        ):
+            self._best = outcome
+        best = self._best.loss if self._best else None
+        self.history.append(
+            HistoryPoint(
+                trial.label,
+                trial.candidate,
+                outcome.loss,
+                trial.windows,
+                self.tokens,
+                best,
+                outcome.losses,
+                trial.known,
+            )
+        )
+        return outcome
+
+
+def _to_record(job: Job, measurement: Measurement) -> dict[str, Any]:
+    return {
+        **job.candidate.to_json(),
+        "window": job.window,
+        "nll": measurement.nll,
+        "tokens": measurement.tokens,
+        "gradient": list(measurement.gradient) if measurement.gradient else None,
+        "seconds": round(measurement.seconds, 4),
+    }
+
+
+def _from_record(record: Mapping[str, Any]) -> tuple[Job, Measurement]:
+    gradient = tuple(record["gradient"]) if record["gradient"] else None
+    job = Job(Candidate.from_json(dict(record)), record["window"], gradient is not None)
+    return job, Measurement(record["nll"], record["tokens"], gradient, record["seconds"])

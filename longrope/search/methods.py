@@ -1,0 +1,130 @@
+"""The table that a search must justify itself by: held-out perplexity of no scaling, PI, NTK, YaRN and what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longrope import rope
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from longrope.progress import Progress, Silent
+from longrope.search.measure import Machine, WindowModel
+from longrope.search.objective import Window, perplexity
+from longrope.search.space import YARN_BETAS
+from longrope.search.trial import Candidate
+from longrope.text import TokenIds
+
+
+@dataclass(frozen=True)
+class MethodScore:
+    """One row of the table.
+
+    Args:
+        name: `none`, `PI`, `NTK`, `YaRN 32/1`, or the name a searched set was given.
+        attention_factor: what cos and sin were multiplied by.
+        losses: mean NLL of each window, nats per token.
+        weights: tokens each window predicts.
+    """
+
+    name: str
+    attention_factor: float
+    losses: tuple[float, ...]
+    weights: tuple[int, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean NLL weighted by tokens."""
+        return float(np.average(self.losses, weights=self.weights))
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.loss)
+
+    def gain_over(self, other: MethodScore) -> tuple[float, float]:
+        """Mean paired difference other − self in nats per token, and its standard error over windows.
+
+        The error is nan for a single window.
+        """
+        differences = np.subtract(other.losses, self.losses)
+        count = len(differences)
+        error = float(differences.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+        return float(np.average(differences, weights=self.weights)), error
+
+
+def known_candidates(checkpoint: Checkpoint, target: int) -> dict[str, Candidate]:
+    """The known methods as their authors define them: only YaRN has a temperature (0.1 ln s + 1)."""
+    scale, dim = target / checkpoint.window, checkpoint.rotary_dim
+    yarn = rope.yarn_factors(
+        dim,
+        scale,
+        rope_theta=checkpoint.rope_theta,
+        original=checkpoint.window,
+        beta_fast=YARN_BETAS[0],
+        beta_slow=YARN_BETAS[1],
+    )
+    return {
+        "none": Candidate(tuple(rope.unscaled_factors(dim).tolist()), attention_factor=1.0),
+        "PI": Candidate(tuple(rope.pi_factors(dim, scale).tolist()), attention_factor=1.0),
+        "NTK": Candidate(tuple(rope.ntk_factors(dim, scale).tolist()), attention_factor=1.0),
+        "YaRN 32/1": Candidate(tuple(yarn.tolist()), attention_factor=rope.yarn_attention_factor(scale)),
+    }
+
+
+def evaluate_methods(
+    checkpoint: Checkpoint,
+    windows: Sequence[TokenIds],
+    target_length: int,
+    searched: Mapping[str, RescaleFactors] | None = None,
+    *,
+    methods: Collection[str] | None = None,
+    machine: Machine | None = None,
+    progress: Progress | None = None,
+) -> list[MethodScore]:
+    """Perplexity of the known methods and of searched factors on held-out windows.
+
+    Known methods appear as their authors define them, and, where that differs, again with the attention factor that
+    every longrope runtime computes (`NTK, longrope attention`): both are what a search has to beat.
+
+    Args:
+        checkpoint: the model before extension.
+        windows: held-out token ids, [T] each.
+        target_length: L' that the known methods are computed for.
+        searched: name → factors; their long set is used.
+        methods: names of the known methods to measure; None for all.
+        machine: device, dtype and threads.
+        progress: where the bar goes.
+    """
+    machine, progress = machine or Machine(), progress or Silent()
+    searched = searched or {}
+    rows = _rows(checkpoint, target_length, searched)
+    rows = {name: row for name, row in rows.items() if methods is None or name in methods or name in searched}
+    model = WindowModel(checkpoint, machine)
+    counted = [Window(np.asarray(ids)) for ids in windows]
+    scores = []
+    with progress.task("held-out perplexity of each method", len(rows) * len(counted)) as task:
+        for name, candidate in rows.items():
+            losses = []
+            for window in counted:
+                losses.append(model.nll(candidate, window))
+                task.advance(1, name)
+            weights = tuple(window.counted for window in counted)
+            scores.append(MethodScore(name, candidate.attention_factor or 1.0, tuple(losses), weights))
+    return scores
+
+
+def _rows(checkpoint: Checkpoint, target: int, searched: Mapping[str, RescaleFactors]) -> dict[str, Candidate]:
+    known = known_candidates(checkpoint, target)
+    formula = checkpoint.bind(
+        RescaleFactors(known["PI"].factors, known["PI"].factors), target=target
+    ).effective_attention_factor
+    rows = dict(known)
+    for name in ("PI", "NTK", "YaRN 32/1"):
+        rows[f"{name}, longrope attention"] = Candidate(known[name].factors, attention_factor=formula)
+    for name, factors in searched.items():
+        bound = checkpoint.bind(factors)
+        rows[name] = Candidate(bound.long_factor, bound.n_hat, bound.effective_attention_factor)
+    return rows

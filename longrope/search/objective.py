@@ -1,0 +1,160 @@
+"""What is minimised: the mean negative log-likelihood of windows, weighted by their counted tokens.
+
+    loss(λ) = Σ_w weight_w · nll_w(λ) / Σ_w weight_w  +  ρ · max(0, short(λ) − cap)
+
+`nll_w` is a window's mean NLL in nats per counted token, `weight_w` its number of counted tokens times the share of the
+group it belongs to. The second term is there for two-sided objectives only: `short` is the same mean over windows of the
+original length.
+Source: LongRoPE (arXiv 2402.13753), section 4.2 (whole windows).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from longrope.errors import InputError
+from longrope.search.trial import Float64, Measurement, Outcome, Trial
+from longrope.text import Corpus, TokenIds
+
+Side = Literal["target", "short"]
+# ρ: nats of loss for each nat above the cap on the short side; steep enough that no cap is traded away.
+PENALTY = 20.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Token ids and the tokens of them that count.
+
+    Args:
+        ids: [T].
+        start, stop: the counted tokens are ids[start:stop]; a whole window counts all but the first.
+        weight: this window's share, relative to the others of its side.
+        side: `target`, or `short` for windows of the original length in a two-sided objective.
+    """
+
+    ids: TokenIds = field(compare=False)
+    start: int = 1
+    stop: int = 0
+    weight: float = 1.0
+    side: Side = "target"
+
+    def __post_init__(self) -> None:
+        if not self.stop:
+            object.__setattr__(self, "stop", len(self.ids))
+        if not 1 <= self.start < self.stop <= len(self.ids):
+            raise InputError(f"expected counted tokens within 1 … {len(self.ids)}, got {self.start} … {self.stop}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def counted(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Windows and how their NLLs become one number.
+
+    Args:
+        windows: target windows first.
+        short_cap: largest mean NLL allowed on the short side, nats; None for a one-sided objective.
+    """
+
+    windows: tuple[Window, ...]
+    short_cap: float | None = None
+
+    @property
+    def target_windows(self) -> tuple[int, ...]:
+        """Indices of the windows that rank candidates."""
+        return tuple(i for i, window in enumerate(self.windows) if window.side == "target")
+
+    @property
+    def short_windows(self) -> tuple[int, ...]:
+        return tuple(i for i, window in enumerate(self.windows) if window.side == "short")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens forwarded by one full evaluation of the target side: the unit of budgets."""
+        return sum(len(self.windows[i]) for i in self.target_windows)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every window's ids, counted range, weight and side, and the cap."""
+        digest = hashlib.sha256(repr(self.short_cap).encode())
+        for window in self.windows:
+            digest.update(repr((window.start, window.stop, window.weight, window.side, len(window))).encode())
+            digest.update(window.ids.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def mean(self, side: Side, indices: Sequence[int], losses: Sequence[float]) -> float:
+        """Weighted mean NLL of those of `indices` that are on `side`; nan when there are none."""
+        chosen = [(self.windows[i].weight, nll) for i, nll in zip(indices, losses, strict=True) if self._is(i, side)]
+        total = sum(weight for weight, _ in chosen)
+        return sum(weight * nll for weight, nll in chosen) / total if chosen else math.nan
+
+    def outcome(self, trial: Trial, measured: Sequence[Measurement]) -> Outcome:
+        """The outcome of a trial whose windows gave these measurements."""
+        losses = tuple(m.nll for m in measured)
+        weights = self._derivatives(trial.windows, losses)
+        gradient = None
+        if trial.gradient and all(m.gradient is not None for m in measured):
+            gradient = np.asarray(weights @ np.array([m.gradient for m in measured]), dtype=np.float64)
+        return Outcome(trial, self.loss(trial.windows, losses), losses, gradient)
+
+    def loss(self, indices: Sequence[int], losses: Sequence[float]) -> float:
+        """The number that is minimised, nats per token."""
+        target = self.mean("target", indices, losses)
+        excess = self._excess(indices, losses)
+        return target + PENALTY * excess if excess else target
+
+    def _excess(self, indices: Sequence[int], losses: Sequence[float]) -> float:
+        if self.short_cap is None:
+            return 0.0
+        short = self.mean("short", indices, losses)
+        return max(0.0, short - self.short_cap) if not math.isnan(short) else 0.0
+
+    def _derivatives(self, indices: Sequence[int], losses: Sequence[float]) -> Float64:
+        """[W] derivative of the loss by the NLL of each of these windows."""
+        over = PENALTY if self._excess(indices, losses) else 0.0
+        factor = {"target": 1.0, "short": over}
+        total = {
+            side: sum(self.windows[i].weight for i in indices if self._is(i, side)) or 1.0
+            for side in ("target", "short")
+        }
+        return np.array(
+            [factor[self.windows[i].side] * self.windows[i].weight / total[self.windows[i].side] for i in indices]
+        )
+
+    def _is(self, index: int, side: str) -> bool:
+        return self.windows[index].side == side
+
+
+def whole_windows(corpus: Corpus, length: int, num_documents: int, *, share: float = 1.0) -> list[Window]:
+    """The first `length` tokens of so many documents, weighted by the tokens they predict.
+
+    A corpus of fewer documents gives further windows of the same ones.
+
+    Args:
+        corpus: documents.
+        length: tokens of each window.
+        num_documents: how many windows.
+        share: weight of all of them together.
+
+    Raises:
+        InputError: no document is long enough; says how many there are and how long the longest is.
+    """
+    windows = [Window(ids) for ids in corpus.windows(length, num_documents)]
+    counted = sum(window.counted for window in windows)
+    return [replace(window, weight=share * window.counted / counted) for window in windows]
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean NLL in nats; infinite where it overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,63 @@
+"""The options of a search."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope.search.measure import Machine
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Everything a search can be told; the defaults are what most people want.
+
+    Args:
+        strategy: a name of `longrope.search.strategies.STRATEGIES`.
+        max_evals: budget in full evaluations (all documents, L' tokens each); None for the strategy's own.
+        seed: of every random draw.
+        num_documents: windows of L' tokens that a candidate is measured on, 5 in the paper.
+        n_hat: start tokens that are not rescaled: a number, or `search`.
+        attention_factor: `formula` (portable), `search` (some engines ignore it), or a number.
+        from_factors: second interpolation: search multipliers on top of these factors of an extended model.
+        start_from: factors to start from beside PI, NTK and YaRN.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: a torch device.
+        threads: torch's threads in each process; None for torch's own choice.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    strategy: str = "evolution"
+    max_evals: int | None = None
+    seed: int = 0
+    num_documents: int = 5
+    n_hat: int | Literal["search"] = 0
+    attention_factor: float | Literal["formula", "search"] = "formula"
+    from_factors: RescaleFactors | None = None
+    start_from: tuple[RescaleFactors, ...] = ()
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_evals", "num_documents", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}: expected a number above 0, got {value}")
+        if self.seed < 0:
+            raise InputError(f"seed: expected 0 or more, got {self.seed}")
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.device, self.dtype, self.threads)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, as JSON: for the journal's header and for provenance. Device and threads do not."""
+        data = asdict(self)
+        data["from_factors"] = self.from_factors.to_json() if self.from_factors else None
+        data["start_from"] = [factors.to_json() for factors in self.start_from]
+        return {name: value for name, value in data.items() if name not in ("device", "threads")}

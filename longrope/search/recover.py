@@ -1,0 +1,124 @@
+"""A short set for a model that has a long one: what windows of the original length are scored best with.
+
+The attention factor of the long set applies to both, in every runtime; so plain ones are not always best, and the short
+set is searched like the long one, from ones, powers of the long set and known methods at small scales. The long set
+itself is among the candidates, so a dual set is never worse than the single one on these windows.
+Source: LongRoPE (arXiv 2402.13753), section 4.3, "recovering performance within the original short context window".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from longrope import rope
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from longrope.progress import Progress, Silent
+from longrope.search.objective import Objective, whole_windows
+from longrope.search.options import SearchOptions
+from longrope.search.run import SearchResult, run_search
+from longrope.search.space import SearchSpace, Seed
+from longrope.search.strategies.problem import Problem
+from longrope.search.trial import Candidate
+from longrope.text import Corpus
+
+# Short windows are cheap: as many as one long evaluation of 8× costs.
+SHORT_WINDOWS = 40
+POWERS = (0.1, 0.2, 0.35, 0.5, 0.75)
+SMALL_SCALES = (1.25, 1.5, 2.0)
+DEFAULT_EVALS = 64
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `recover_short` found.
+
+    Args:
+        factors: both sets.
+        single_loss: mean NLL of the windows under the long set, nats per token.
+        loss: the same under the short set; never above `single_loss`.
+        search: everything measured.
+    """
+
+    factors: RescaleFactors
+    single_loss: float
+    loss: float
+    search: SearchResult
+
+
+def recover_short(
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    factors: RescaleFactors,
+    *,
+    window: int | None = None,
+    num_windows: int = SHORT_WINDOWS,
+    options: SearchOptions | None = None,
+    journal_dir: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Recovery:
+    """Search a short set for windows of the original length and put it beside the long one.
+
+    Args:
+        checkpoint: the model; if it has been fine-tuned for the long set, the fine-tuned one.
+        corpus: documents of at least the window's length.
+        factors: the long set, its attention factor and n_hat are kept.
+        window: tokens; None for the original window L.
+        num_windows: windows measured per candidate.
+        options: budget, seed and machine; the attention factor, n_hat and starting points are set here.
+        journal_dir, resume, progress: as in `longrope.search.search`.
+
+    Raises:
+        InputError: the factors belong to another model, or no document is long enough.
+    """
+    options = options or SearchOptions(max_evals=DEFAULT_EVALS)
+    options = replace(options, from_factors=None, max_evals=options.max_evals or DEFAULT_EVALS)
+    bound = checkpoint.bind(factors)
+    space = _space(bound, window or bound.original)
+    objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
+    problem = Problem(space, objective, tuple(_seeds(space, bound)), options.max_evals, options.seed)
+    result = run_search(
+        checkpoint, problem, options, journal_dir=journal_dir, resume=resume, progress=progress or Silent()
+    )
+    single = next(seed.loss for seed in result.seeds if seed.name == "long set")
+    both = replace(
+        bound,
+        short_factor=result.factors.long_factor,
+        provenance={**bound.provenance, "short_set": dict(result.factors.provenance), "short_set_origin": result.label},
+    )
+    return Recovery(both, single, result.loss, result)
+
+
+def _space(factors: RescaleFactors, window: int) -> SearchSpace:
+    rotary_dim, theta = factors.rotary_dim, factors.rope_theta
+    assert rotary_dim is not None, "bound factors know their model"
+    assert theta is not None, "bound factors know their model"
+    return SearchSpace(
+        original=factors.original,
+        target=max(window, factors.original),
+        rope_theta=theta,
+        rotary_dim=rotary_dim,
+        upper=max(1.0, *factors.long_factor),
+        n_hats=(factors.n_hat,),
+        attention_factor=factors.effective_attention_factor,
+    )
+
+
+def _seeds(space: SearchSpace, factors: RescaleFactors) -> Iterator[Seed]:
+    def seed(name: str, values: rope.Float64) -> Seed:
+        return Seed(name, Candidate(tuple(values.tolist()), factors.n_hat, factors.effective_attention_factor))
+
+    long_set = np.asarray(factors.long_factor)
+    yield seed("long set", long_set)
+    yield seed("none", rope.unscaled_factors(space.rotary_dim))
+    for power in POWERS:
+        yield seed(f"long set ** {power:g}", long_set**power)
+    for scale in SMALL_SCALES:
+        yield seed(f"NTK ×{scale:g}", rope.ntk_factors(space.rotary_dim, scale))
+        yarn = rope.yarn_factors(space.rotary_dim, scale, rope_theta=space.rope_theta, original=factors.original)
+        yield seed(f"YaRN ×{scale:g}", yarn)

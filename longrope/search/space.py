@@ -1,0 +1,196 @@
+"""The search space: bounds, grid, start-token counts, attention factor, and the known methods as points of it.
+
+    multiplier μ ∈ [1, 1.25 s], non-decreasing, step 0.01        factors λ = base ⊙ μ     (base = 1 but for a
+                                                                                          second interpolation)
+Source: LongRoPE (arXiv 2402.13753), section 4.2 and table 4; second interpolation: section 4.3 and the published files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from longrope import rope
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.factors import N_HAT_CHOICES, RescaleFactors, attention_factor_formula
+from longrope.search.trial import Candidate, Float64
+
+STEP = 0.01
+UPPER_BOUND = 1.25
+# YaRN's own ramp, in turns within the original window.
+YARN_BETAS = (32.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A named point to start from."""
+
+    name: str
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Where candidates come from.
+
+    Args:
+        original: L in tokens.
+        target: L' in tokens.
+        rope_theta: base of the rotary frequencies.
+        rotary_dim: d.
+        upper: largest multiplier, 1.25 s as in the paper.
+        base: [d/2] factors that multipliers are put on; None for ones.
+        base_length: tokens the base was made for; s = target / base_length.
+        n_hats: start-token counts to choose from; one number fixes it.
+        attention_factor: None for the formula's, else the value candidates have (and start from, if searched).
+        search_attention: whether strategies may move the attention factor.
+    """
+
+    original: int
+    target: int
+    rope_theta: float
+    rotary_dim: int
+    upper: float
+    base: tuple[float, ...] | None = None
+    base_length: int | None = None
+    n_hats: tuple[int, ...] = (0,)
+    attention_factor: float | None = None
+    search_attention: bool = False
+
+    @property
+    def num_pairs(self) -> int:
+        return self.rotary_dim // 2
+
+    @property
+    def length_scale(self) -> float:
+        """s of this search: target over the length the base already reaches."""
+        return self.target / (self.base_length or self.original)
+
+    @property
+    def default_attention(self) -> float:
+        """The attention factor of a candidate that does not say its own."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return attention_factor_formula(self.target / self.original, self.original)
+
+    def candidate(
+        self, multipliers: Float64, n_hat: int | None = None, attention_factor: float | None = None
+    ) -> Candidate:
+        """The candidate with these [d/2] multipliers; n_hat and attention factor are the space's own if not given."""
+        factors = multipliers if self.base is None else np.asarray(self.base) * multipliers
+        attention = self.attention_factor if attention_factor is None else attention_factor
+        return Candidate(tuple(np.round(factors, 6).tolist()), self.n_hats[0] if n_hat is None else n_hat, attention)
+
+    def multipliers(self, candidate: Candidate) -> Float64:
+        """[d/2] multipliers of a candidate: its factors over the base."""
+        factors = np.asarray(candidate.factors)
+        return factors if self.base is None else factors / np.asarray(self.base)
+
+    def attention(self, candidate: Candidate) -> float:
+        """The number a candidate's cos and sin are multiplied by."""
+        return self.default_attention if candidate.attention_factor is None else candidate.attention_factor
+
+    def on_grid(self, multipliers: Float64) -> Float64:
+        """Multipliers rounded to the step, within bounds and non-decreasing."""
+        rounded = np.round(np.round(multipliers / STEP) * STEP, 2)
+        return np.maximum.accumulate(np.clip(rounded, 1.0, self.upper_on_grid))
+
+    @property
+    def upper_on_grid(self) -> float:
+        """The largest multiplier that is a whole number of steps."""
+        return round(math.floor(self.upper / STEP + 1e-9) * STEP, 2)
+
+    def yarn(self, beta_fast: float, beta_slow: float) -> Candidate:
+        """YaRN's factors with another ramp, untruncated: small heads have too few pairs for rounded ends."""
+        return self.candidate(
+            rope.yarn_factors(
+                self.rotary_dim,
+                self.length_scale,
+                rope_theta=self.rope_theta,
+                original=self.base_length or self.original,
+                beta_fast=beta_fast,
+                beta_slow=beta_slow,
+                truncate=(beta_fast, beta_slow) == YARN_BETAS,
+            )
+        )
+
+    def known_methods(self) -> tuple[Seed, ...]:
+        """PI, NTK-aware and YaRN 32/1, the paper's three starting points."""
+        return (
+            Seed("PI", self.candidate(rope.pi_factors(self.rotary_dim, self.length_scale))),
+            Seed("NTK", self.candidate(rope.ntk_factors(self.rotary_dim, self.length_scale))),
+            Seed("YaRN 32/1", self.yarn(*YARN_BETAS)),
+        )
+
+    def to_factors(self, candidate: Candidate) -> RescaleFactors:
+        """The candidate as a single set for the target length."""
+        return RescaleFactors(
+            short_factor=candidate.factors,
+            long_factor=candidate.factors,
+            n_hat=candidate.n_hat,
+            original_max_position_embeddings=self.original,
+            target_length=self.target,
+            attention_factor=candidate.attention_factor,
+            rope_theta=self.rope_theta,
+            rotary_dim=self.rotary_dim,
+        )
+
+
+def make_space(
+    checkpoint: Checkpoint,
+    target: int,
+    *,
+    n_hat: int | str = 0,
+    attention_factor: float | str = "formula",
+    from_factors: RescaleFactors | None = None,
+) -> SearchSpace:
+    """The space of a checkpoint and a target length.
+
+    Args:
+        checkpoint: gives L, theta and d.
+        target: L' in tokens.
+        n_hat: a fixed number of start tokens, or `search`.
+        attention_factor: `formula`, `search`, or a fixed value.
+        from_factors: second interpolation: the factors of the extended model to put multipliers on.
+
+    Raises:
+        InputError: the target is not longer than what is there, or a value is out of range.
+    """
+    base = checkpoint.bind(from_factors) if from_factors else None
+    reached = base.target if base else checkpoint.window
+    if target <= reached:
+        raise InputError(f"expected a target length above {reached} tokens, which the model has already; got {target}")
+    searched = attention_factor == "search"
+    return SearchSpace(
+        original=checkpoint.window,
+        target=target,
+        rope_theta=checkpoint.rope_theta,
+        rotary_dim=checkpoint.rotary_dim,
+        upper=UPPER_BOUND * target / reached,
+        base=base.long_factor if base else None,
+        base_length=base.target if base else None,
+        n_hats=_n_hats(n_hat, target),
+        attention_factor=_attention(attention_factor, checkpoint.window, target),
+        search_attention=searched,
+    )
+
+
+def _n_hats(n_hat: int | str, target: int) -> tuple[int, ...]:
+    if n_hat == "search":
+        return tuple(choice for choice in N_HAT_CHOICES if choice < target)
+    if not isinstance(n_hat, int) or not 0 <= n_hat < target:
+        raise InputError(f"n_hat: expected `search` or a number of start tokens below {target}, got {n_hat!r}")
+    return (n_hat,)
+
+
+def _attention(value: float | str, original: int, target: int) -> float | None:
+    if value == "formula":
+        return None
+    if value == "search":
+        return attention_factor_formula(target / original, original)
+    if isinstance(value, str) or not 0.1 <= value <= 10:
+        raise InputError(f"attention factor: expected `formula`, `search` or a number from 0.1 to 10, got {value!r}")
+    return float(value)

@@ -1,0 +1,36 @@
+"""The strategies by name, behind one ask/tell interface (`longrope.search.trial.Strategy`).
+
+Each module holds one strategy as a generator of trials, with its source. They are numpy only and know nothing of models:
+what they are given is a `Problem`, what they yield are trials.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+from longrope.errors import InputError
+from longrope.search.strategies.problem import Problem
+from longrope.search.trial import Plan, Planned, Strategy
+
+STRATEGIES: Mapping[str, str] = {
+    "evolution": "longrope.search.strategies.evolution:evolution",
+    "seeds": "longrope.search.strategies.seeds:seeds",
+}
+
+
+def make_strategy(name: str, problem: Problem) -> Strategy:
+    """The strategy called `name`, ready to be asked. Raises InputError for an unknown name."""
+    return Planned(_plan(name)(problem))
+
+
+def _plan(name: str) -> Callable[[Problem], Plan]:
+    where = STRATEGIES.get(name)
+    if where is None:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"unknown strategy {name!r}{hint} Known: {', '.join(sorted(STRATEGIES))}")
+    module, _, attribute = where.partition(":")
+    plan: Callable[[Problem], Plan] = getattr(import_module(module), attribute)
+    return plan

@@ -1,0 +1,255 @@
+"""Searches on a pico model: window 64, target 256."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from longrope import scoring
+from longrope.errors import InputError
+from longrope.modeling import TorchSource, build_model
+from longrope.search import (
+    Candidate,
+    Machine,
+    SearchOptions,
+    WindowModel,
+    evaluate_methods,
+    recover_short,
+    search,
+)
+from longrope.search.evaluators import LocalEvaluator
+from longrope.search.objective import Objective, Window, whole_windows
+from longrope.text import Corpus, Document
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
+
+OPTIONS = SearchOptions(strategy="evolution", max_evals=18, num_documents=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return pico_checkpoint(tmp_path_factory.mktemp("pico") / "model")
+
+
+@pytest.fixture(scope="module")
+def corpus(checkpoint):
+    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
+    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint, corpus):
+    """The undisturbed run that others are compared with."""
+    return search(checkpoint, corpus, TARGET, options=OPTIONS)
+
+
+# -- the measurement
+
+
+def test_nll_is_the_scorers(checkpoint, corpus):
+    factors = checkpoint.bind(pico_factors(dual=False))
+    windows = corpus.windows(TARGET, 2)
+    expected = scoring.nll(TorchSource(build_model(checkpoint, factors), factors), windows, "long")
+    model = WindowModel(checkpoint, Machine(), factors.effective_attention_factor)
+    actual = np.mean([model.nll(Candidate(factors.long_factor), Window(ids)) for ids in windows])
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_is_the_slope(checkpoint, corpus):
+    model = WindowModel(checkpoint, Machine(dtype="float32"))
+    model.model.double()
+    window = Window(corpus.documents[0].ids[:96], start=40, stop=90)
+    factors, step = np.array(pico_factors().long_factor), 3e-4
+
+    def at(logs):
+        values = np.exp(logs)
+        return Candidate(tuple(values[:-1]), n_hat=3, attention_factor=values[-1])
+
+    logs = np.log([*factors, 1.1])
+    nll, gradient = model.nll_and_gradient(at(logs), window)
+    assert nll == pytest.approx(model.nll(at(logs), window), rel=1e-6)
+    for index in (0, 3, 7, 8):
+        nudge = step * np.eye(9)[index]
+        slope = (model.nll(at(logs + nudge), window) - model.nll(at(logs - nudge), window)) / (2 * step)
+        assert gradient[index] == pytest.approx(slope, rel=2e-2, abs=4e-3)
+
+
+def test_bfloat16_is_close(checkpoint, corpus):
+    window = Window(corpus.documents[0].ids[:128])
+    candidate = Candidate(pico_factors().long_factor, attention_factor=1.1)
+    exact = WindowModel(checkpoint, Machine()).nll(candidate, window)
+    assert WindowModel(checkpoint, Machine(dtype="bfloat16")).nll(candidate, window) == pytest.approx(exact, rel=0.05)
+
+
+def test_windows_are_weighted_by_their_tokens():
+    ids = np.arange(100)
+    objective = Objective((Window(ids, weight=3), Window(ids, weight=1)))
+    assert objective.loss((0, 1), (1.0, 2.0)) == pytest.approx(1.25)
+    assert objective.loss((1,), (2.0,)) == 2.0
+
+
+# -- the search
+
+
+def test_the_result_is_bound_and_never_worse_than_a_seed(plain, checkpoint):
+    assert plain.factors.factor_sets == "single"
+    assert (plain.factors.model_type, plain.factors.rotary_dim) == ("llama", checkpoint.rotary_dim)
+    assert (plain.factors.original, plain.factors.target) == (WINDOW, TARGET)
+    assert plain.factors.attention_factor is None
+    assert plain.factors.method == "evolution"
+    assert [seed.name for seed in plain.seeds] == ["PI", "NTK", "YaRN 32/1"]
+    assert plain.loss <= plain.best_seed.loss
+    assert plain.perplexity == pytest.approx(math.exp(plain.loss))
+    assert plain.evaluations == len(plain.history) == 16
+    assert plain.tokens == plain.evaluations * 2 * TARGET
+    best = [point.best for point in plain.history]
+    assert best == sorted(best, reverse=True)
+
+
+def test_the_same_seed_gives_the_same_factors(plain, checkpoint, corpus):
+    again = search(checkpoint, corpus, TARGET, options=OPTIONS)
+    assert again.factors.long_factor == plain.factors.long_factor
+    assert again.history == plain.history
+
+
+def test_n_hat_is_part_of_the_genome(checkpoint, corpus):
+    result = search(checkpoint, corpus, TARGET, options=replace(OPTIONS, n_hat="search", max_evals=30))
+    assert len({point.candidate.n_hat for point in result.history}) > 2
+    fixed = search(checkpoint, corpus, TARGET, options=replace(OPTIONS, n_hat=4, max_evals=6))
+    assert fixed.factors.n_hat == 4
+
+
+def test_second_interpolation_multiplies(checkpoint, corpus):
+    base = pico_factors(dual=False, target=128)
+    options = replace(OPTIONS, from_factors=base, max_evals=6)
+    result = search(checkpoint, corpus, TARGET, options=options)
+    ratio = np.array(result.factors.long_factor) / np.array(base.long_factor)
+    assert (ratio >= 1 - 1e-6).all()
+    assert (ratio <= 1.25 * 2 + 1e-6).all()
+    pi = next(point for point in result.history if point.label == "PI")
+    np.testing.assert_allclose(pi.candidate.factors, 2 * np.array(base.long_factor), rtol=1e-5)
+    assert result.factors.original == WINDOW
+
+
+def test_given_factors_are_a_seed(checkpoint, corpus):
+    given = pico_factors(dual=False)
+    result = search(checkpoint, corpus, TARGET, options=replace(OPTIONS, start_from=(given,), strategy="seeds"))
+    assert "given (test)" in [seed.name for seed in result.seeds]
+    assert "none" in [seed.name for seed in result.seeds]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "evolutoin"}, "did you mean evolution"),
+        ({"n_hat": 256}, "n_hat"),
+        ({"attention_factor": "auto"}, "attention factor"),
+        ({"attention_factor": -1.0}, "attention factor"),
+        ({"from_factors": pico_factors(target=256)}, "above 256"),
+        ({"start_from": (pico_factors(32),)}, "another model"),
+    ],
+)
+def test_wrong_options(checkpoint, corpus, changes, message):
+    with pytest.raises(InputError, match=message):
+        search(checkpoint, corpus, TARGET, options=replace(OPTIONS, **changes))
+
+
+@pytest.mark.parametrize("name", ["max_evals", "num_documents", "threads"])
+def test_numbers_below_one(name):
+    with pytest.raises(InputError, match=name):
+        SearchOptions(**{name: 0})
+
+
+def test_short_documents_are_counted(checkpoint, corpus):
+    with pytest.raises(InputError, match="got 3 documents, the longest"):
+        search(checkpoint, corpus, 1 << 16, options=OPTIONS)
+    with pytest.raises(InputError, match="above 64"):
+        search(checkpoint, corpus, WINDOW, options=OPTIONS)
+
+
+# -- the journal
+
+
+class Counting(LocalEvaluator):
+    """Stops after so many measurements, as a kill would."""
+
+    allowed = 10**9
+    done = 0
+
+    def measure(self, jobs):
+        for pair in super().measure(jobs):
+            if Counting.done >= Counting.allowed:
+                raise KeyboardInterrupt
+            Counting.done += 1
+            yield pair
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    monkeypatch.setattr("longrope.search.run.LocalEvaluator", Counting)
+    Counting.allowed, Counting.done = 10**9, 0
+    return Counting
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 8, 31])
+def test_a_killed_run_ends_the_same(plain, checkpoint, corpus, tmp_path, counting, stop):
+    counting.allowed = stop
+    with pytest.raises(KeyboardInterrupt):
+        search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path)
+    counting.allowed, counting.done = 10**9, 0
+    result = search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path, resume=True)
+    assert result.factors.long_factor == plain.factors.long_factor
+    assert result.history == plain.history
+    assert counting.done == 32 - stop
+    jobs = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()[1:]]
+    assert len({(tuple(j["factors"]), j["window"]) for j in jobs}) == len(jobs) == 32
+
+
+def test_a_finished_run_is_not_measured_again(plain, checkpoint, corpus, tmp_path, counting):
+    for _ in range(2):
+        result = search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path, resume=True)
+    assert counting.done == 32
+    assert result.history == plain.history
+
+
+def test_another_run_is_refused(checkpoint, corpus, tmp_path):
+    search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path)
+    with pytest.raises(InputError, match="--resume"):
+        search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path)
+    with pytest.raises(InputError, match=r"settings\.seed was 0, is 1"):
+        search(checkpoint, corpus, TARGET, options=replace(OPTIONS, seed=1), journal_dir=tmp_path, resume=True)
+    other = Corpus(corpus.documents[::-1])
+    with pytest.raises(InputError, match="text was"):
+        search(checkpoint, other, TARGET, options=OPTIONS, journal_dir=tmp_path, resume=True)
+    moved = replace(OPTIONS, threads=2)
+    search(checkpoint, corpus, TARGET, options=moved, journal_dir=tmp_path, resume=True)
+
+
+# -- beside the search
+
+
+def test_the_table_of_methods(plain, checkpoint, corpus):
+    windows = corpus.windows(TARGET, 3)
+    rows = evaluate_methods(checkpoint, windows, TARGET, {"searched": plain.factors})
+    names = [row.name for row in rows]
+    assert names[:4] == ["none", "PI", "NTK", "YaRN 32/1"]
+    assert names[-1] == "searched"
+    gain, error = rows[-1].gain_over(rows[0])
+    assert gain == pytest.approx(rows[0].loss - rows[-1].loss)
+    assert error > 0
+    model = WindowModel(checkpoint, Machine())
+    assert rows[0].losses[0] == pytest.approx(model.nll(Candidate((1.0,) * 8), Window(windows[0])), rel=1e-6)
+
+
+def test_a_short_set_is_never_worse_than_the_long_one(checkpoint, corpus):
+    factors = checkpoint.bind(pico_factors(dual=False))
+    found = recover_short(checkpoint, corpus, factors, num_windows=4, options=SearchOptions(max_evals=24, threads=1))
+    assert found.loss <= found.single_loss
+    assert found.factors.long_factor == factors.long_factor
+    assert found.factors.factor_sets == "dual"
+    assert found.factors.effective_attention_factor == factors.effective_attention_factor
+    source = TorchSource(build_model(checkpoint, found.factors), found.factors)
+    short_windows = [w.ids for w in whole_windows(corpus, WINDOW, 4)]
+    assert scoring.nll(source, short_windows, "short") == pytest.approx(found.loss, rel=1e-5)
+    assert len(found.search.history) <= 24

@@ -1,0 +1,90 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from longrope.errors import InputError, MissingRequirementError
+from longrope.journal import Journal, differences
+
+HEADER = {"model": "a", "settings": {"seed": 1, "list": [1, 2]}}
+
+
+def written(path: Path, *records: dict) -> Path:
+    with Journal(path, HEADER, resume=False) as journal:
+        for record in records:
+            journal.append(record)
+    return path
+
+
+def test_records_come_back_bit_for_bit(tmp_path):
+    values = [0.1, 1 / 3, math.inf, 5e-324]
+    path = written(tmp_path / "folder" / "j.jsonl", {"values": values}, {"n": 2})
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.records == [{"values": values}, {"n": 2}]
+        journal.append({"n": 3})
+    assert len(path.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_cut_line_is_dropped(tmp_path, cut):
+    path = written(tmp_path / "j.jsonl", {"n": 1}, {"n": 2})
+    os.truncate(path, path.stat().st_size - cut)
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.records == [{"n": 1}]
+        journal.append({"n": 3})
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.records == [{"n": 1}, {"n": 3}]
+
+
+def test_a_cut_header_starts_over(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"journal": 1, "hea')
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.records == []
+    assert json.loads(path.read_text()) == {"journal": 1, "header": HEADER}
+
+
+def test_an_existing_journal_is_not_overwritten(tmp_path):
+    path = written(tmp_path / "j.jsonl", {"n": 1})
+    with pytest.raises(InputError, match="--resume"):
+        Journal(path, HEADER, resume=False)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_changed_header_is_refused_by_name(tmp_path):
+    path = written(tmp_path / "j.jsonl")
+    with pytest.raises(InputError, match=r"settings\.seed was 1, is 2"):
+        Journal(path, {"model": "a", "settings": {"seed": 2, "list": [1, 2]}}, resume=True)
+
+
+@pytest.mark.parametrize("content", ["hello\n", '{"records": 1}\n', '{"journal": 9, "header": {}}\n', "[1]\n"])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "j.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match="journal"):
+        Journal(path, HEADER, resume=True)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with (
+        Journal(path, HEADER, resume=False),
+        pytest.raises(InputError, match="another run"),
+    ):
+        Journal(path, HEADER, resume=True)
+
+
+def test_an_unwritable_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MissingRequirementError, match="not writable"):
+        Journal(tmp_path / "file" / "j.jsonl", HEADER, resume=False)
+
+
+def test_differences_name_the_leaves():
+    assert differences({"a": {"b": 1}, "c": 1}, {"a": {"b": 2}, "d": 1}) == [
+        "a.b was 1, is 2",
+        "c was 1, is null",
+        "d was null, is 1",
+    ]
