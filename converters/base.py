@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
 from longrope.errors import LongRopeError
 from longrope.factors import FactorSets, RescaleFactors
 from longrope.files import staged
@@ -131,6 +131,10 @@ class Converter(ABC):
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         """Row of `converters.parity.TOLERANCES` that fits what the artifact's weight type does to the reference's."""
         return "f32"
+
+    def tokenizer_source(self, path: Path) -> Checkpoint:
+        """The artifact as a checkpoint whose tokenizer and facts of config.json can be used."""
+        return open_folder(path, needs_weights=False) if path.is_dir() else open_checkpoint(path)
 
     @abstractmethod
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:

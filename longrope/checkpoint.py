@@ -182,8 +182,17 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
     raise InputError(f"{name}: no such file or folder")
 
 
-def open_folder(path: Path, name: str | None = None, keep_alive: Any = None) -> Checkpoint:
-    """Open a Hugging Face folder; see `open_checkpoint` for what it raises."""
+def open_folder(
+    path: Path, name: str | None = None, keep_alive: Any = None, *, needs_weights: bool = True
+) -> Checkpoint:
+    """Open a Hugging Face folder; see `open_checkpoint` for what it raises.
+
+    Args:
+        path: the folder.
+        name: what the user called it.
+        keep_alive: owner of a temporary folder.
+        needs_weights: False for folders of which only the configuration and the tokenizer are wanted (ONNX).
+    """
     name = name or str(path)
     file = path / "config.json"
     if not file.is_file():
@@ -195,7 +204,9 @@ def open_folder(path: Path, name: str | None = None, keep_alive: Any = None) -> 
     if not isinstance(config, dict):
         raise InputError(f"{name}: config.json: expected an object, got {type(config).__name__}")
     checkpoint = Checkpoint(path, name, config, keep_alive)
-    _ = checkpoint.architecture, checkpoint.weight_files, checkpoint.factors
+    _ = checkpoint.architecture, checkpoint.factors
+    if needs_weights:
+        _ = checkpoint.weight_files
     return checkpoint
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from converters.parity import Validation
 from longrope.extend import MethodTable
 from longrope_export.console import print_table
+from longrope_export.evaluation import Evaluation
 
 PARITY_HEADER = (
     "artifact",
@@ -47,6 +48,19 @@ def print_methods(table: MethodTable) -> None:
     """Held-out perplexity of every method at every window."""
     rows = [[name, *(_number(table.perplexity(name, length)) for length in table.lengths)] for name in table.names]
     print_table("Held-out perplexity", ("method", *(f"at {length}" for length in table.lengths)), rows)
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """Perplexity by length, then passkey accuracy by length and depth."""
+    if result.perplexity:
+        rows = [[f"{row.length}", f"{row.windows}", f"{row.ppl:.4f}"] for row in result.perplexity]
+        print_table(result.artifact, ("length", "windows", "ppl"), rows)
+    if result.passkey:
+        depths = sorted({row.depth for row in result.passkey})
+        found = {(row.length, row.depth): f"{100 * row.accuracy:.0f} %" for row in result.passkey}
+        lengths = sorted({row.length for row in result.passkey})
+        rows = [[f"{length}", *(found[length, depth] for depth in depths)] for length in lengths]
+        print_table("Passkey found", ("length", *(f"depth {depth:g}" for depth in depths)), rows)
 
 
 def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:
