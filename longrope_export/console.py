@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from longrope.files import write_atomically
 
 # Seconds between two plain lines of one task where there is no terminal.
 PLAIN_INTERVAL = 10.0
+NUMBER = re.compile(r"[-+]?[\d.]*(e[-+]?\d+)?( %)?|nan|inf")
 VERDICT_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -110,10 +112,11 @@ def _clock(seconds: float) -> str:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
-    """A table whose first column is text and whose others are numbers; verdict words are coloured."""
+    """A table: columns of numbers to the right, of text to the left; verdict words are coloured."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 or name == "verdict" else "right", no_wrap=True)
+    for name, *cells in zip(header, *rows, strict=True):
+        numeric = all(NUMBER.fullmatch(cell) for cell in cells)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
         table.add_row(*(Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in row))
     console = Console(stderr=err, highlight=False)
