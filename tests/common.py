@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from longrope import rope
@@ -15,6 +21,10 @@ from longrope.factors import RescaleFactors
 
 WINDOW = 64
 TARGET = 256
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# The authors' files lie beside the repository on development machines; tests that use them are skipped elsewhere.
+PUBLISHED_FACTORS = REPOSITORY.parent / "shared" / "data" / "published_factors"
 
 SENTENCES = (
     "The captain of the small ship had not slept since the storm, and nobody dared to ask him why.",
@@ -112,3 +122,38 @@ def pico_factors(rotary_dim: int = 16, *, dual: bool = True, target: int = TARGE
         "method": "test",
     }
     return RescaleFactors(**{**values, **changes})
+
+
+# -- the command line
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, what it printed, what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines of standard error."""
+        return self.err.splitlines()
+
+
+def run_cli(*arguments: object) -> Outcome:
+    """Run the command line in this process."""
+    from longrope_export.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    return Outcome(int(exit.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def cli_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The command line as a process of its own, to be killed or limited."""
+    command = [sys.executable, "-m", "longrope_export", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, **options
+    )

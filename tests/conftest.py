@@ -1,0 +1,54 @@
+"""Fixtures of all tests. One thread everywhere: pico models gain nothing from more, and CI machines are shared."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and the tokenizers are imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A llama of two layers, window 64; read only."""
+    return pico_checkpoint(tmp_path_factory.mktemp("pico") / "model")
+
+
+@pytest.fixture(scope="session")
+def dual(pico: Checkpoint) -> RescaleFactors:
+    """Factors with two sets, bound to `pico`, for 256 tokens."""
+    return pico.bind(pico_factors())
+
+
+@pytest.fixture(scope="session")
+def factors_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """factors.json with the two sets of `dual`."""
+    file = tmp_path_factory.mktemp("factors") / "factors.json"
+    pico_factors().save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four documents, each a few times as long as the target."""
+    folder = tmp_path_factory.mktemp("texts")
+    for seed in range(4):
+        (folder / f"{seed}.txt").write_text(pico_text(40, seed), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Outcome]:
+    """The command line in this process."""
+    return run_cli
