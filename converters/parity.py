@@ -20,7 +20,7 @@ from converters.base import Check, Converter
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import FactorSet, RescaleFactors
-from longrope.modeling import TorchSource, build_model
+from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.scoring import (
@@ -121,6 +121,9 @@ class Validation:
         }
 
 
+Judged = tuple[Artifact, Validation]
+
+
 @dataclass(frozen=True)
 class ValidateOptions:
     """How much to measure.
@@ -153,7 +156,7 @@ def validate(
 ) -> list[Validation]:
     """Validate artifacts of one model against it.
 
-    An artifact that fails a static check is still run where it can be, so that a report shows what the fault does.
+    An artifact that fails a static check is still run if its runtime opens it, so that a report shows what the fault does.
 
     Args:
         reference: the source checkpoint, extended or not.
@@ -172,13 +175,7 @@ def validate(
             factors=dict(artifact.expected.to_json()),
             seed=options.seed,
         )
-    runnable = [
-        (artifact, result)
-        for artifact, result in zip(artifacts, results, strict=True)
-        if _runs(artifact, result, max(texts), options)
-    ]
-    if runnable:
-        _Runs(reference, factors, options, progress).measure(runnable, texts)
+    _Runs(reference, factors, options, progress).measure(list(zip(artifacts, results, strict=True)), texts)
     return results
 
 
@@ -190,66 +187,57 @@ def windows_by_length(corpus: Corpus, factors: RescaleFactors, options: Validate
     return {length: corpus.windows(length, options.windows_per_length) for length in sorted(set(options.windows))}
 
 
-def _runs(artifact: Artifact, result: Validation, max_length: int, options: ValidateOptions) -> bool:
-    """Whether the artifact's own runtime opens it; a failure becomes a check."""
-    id = f"{artifact.converter.name}.loads"
-    try:
-        source = artifact.converter.open_source(
-            artifact.path, artifact.expected, max_length=max_length, threads=options.threads
-        )
-        source.close()
-    except InputError as error:
-        result.checks.append(Check(id, "fail", "a file its runtime opens", "an error", str(error)))
-        return False
-    result.checks.append(Check(id, "pass"))
-    return True
-
-
 class _Runs:
     """The dynamic half of `validate`: one reference model, several artifacts, all windows."""
 
     def __init__(
         self, reference: Checkpoint, factors: RescaleFactors, options: ValidateOptions, progress: Progress
     ) -> None:
-        from longrope.modeling import set_threads
-
         set_threads(options.threads)
         self.checkpoint, self.factors, self.options, self.progress = reference, factors, options, progress
         model = build_model(reference, factors, device=options.device)
         self.reference = TorchSource(model, factors, name=reference.name)
 
-    def measure(
-        self, artifacts: Sequence[tuple[Artifact, Validation]], texts: Mapping[int, Sequence[TokenIds]]
-    ) -> None:
+    def measure(self, artifacts: Sequence[Judged], texts: Mapping[int, Sequence[TokenIds]]) -> None:
         """Fill the validations' windows and the checks that follow from them."""
-        sources = {id(result): self._open(artifact, max(texts)) for artifact, result in artifacts}
+        sources = {id(result): self._open(artifact, result, max(texts)) for artifact, result in artifacts}
+        running = [(artifact, result) for artifact, result in artifacts if sources[id(result)] is not None]
+        opened = {key: source for key, source in sources.items() if source is not None}
         try:
             for length, windows in texts.items():
-                self._score_length(length, windows, artifacts, sources)
+                self._score_length(length, windows, running, opened)
             if self.options.crossing:
-                self._score_crossing(artifacts, sources, texts)
+                self._score_crossing(running, opened, texts)
         finally:
-            for source in sources.values():
+            for source in opened.values():
                 source.close()
             self.reference.close()
 
-    def _open(self, artifact: Artifact, max_length: int) -> LogitSource:
+    def _open(self, artifact: Artifact, result: Validation, max_length: int) -> LogitSource | None:
+        """The artifact in its runtime; an artifact that does not load is a failed check."""
         room = max(max_length, self.factors.original + CROSSING_TOKENS)
-        source = artifact.converter.open_source(
-            artifact.path, artifact.expected, max_length=room, threads=self.options.threads
-        )
-        check_vocabularies(self.reference, {artifact.label: source})
+        try:
+            source = artifact.converter.open_source(
+                artifact.path, artifact.expected, max_length=room, threads=self.options.threads
+            )
+            check_vocabularies(self.reference, {artifact.label: source})
+        except InputError as error:
+            message = "a file its runtime opens"
+            result.checks.append(Check(f"{artifact.converter.name}.loads", "fail", message, "an error", str(error)))
+            return None
+        result.checks.append(Check(f"{artifact.converter.name}.loads", "pass"))
         return source
 
     def _score_length(
         self,
         length: int,
         windows: Sequence[TokenIds],
-        artifacts: Sequence[tuple[Artifact, Validation]],
+        artifacts: Sequence[Judged],
         sources: Mapping[int, LogitSource],
     ) -> None:
+        """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
         regime = self.factors.set_for_length(length)
-        groups: dict[FactorSet, list[tuple[Artifact, Validation]]] = {}
+        groups: dict[FactorSet, list[Judged]] = {}
         for artifact, result in artifacts:
             groups.setdefault(self._reference_set(artifact, regime), []).append((artifact, result))
         total = len(groups) * len(windows) * length
@@ -277,7 +265,7 @@ class _Runs:
 
     def _score_crossing(
         self,
-        artifacts: Sequence[tuple[Artifact, Validation]],
+        artifacts: Sequence[Judged],
         sources: Mapping[int, LogitSource],
         texts: Mapping[int, Sequence[TokenIds]],
     ) -> None:
