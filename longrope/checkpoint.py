@@ -69,11 +69,11 @@ class Checkpoint:
         extended = from_config(self.config)
         if extended and extended.original_max_position_embeddings:
             return extended.original_max_position_embeddings
-        return int(self._config_value("max_position_embeddings"))
+        return self._config_value("max_position_embeddings")
 
     @property
     def max_position_embeddings(self) -> int:
-        return int(self._config_value("max_position_embeddings"))
+        return self._config_value("max_position_embeddings")
 
     @property
     def rope_theta(self) -> float:
@@ -87,14 +87,16 @@ class Checkpoint:
 
     @property
     def rotary_dim(self) -> int:
-        """head_dim * partial_rotary_factor, as transformers computes it."""
+        """head_dim * partial_rotary_factor, as transformers computes it; the turned part of latent attention's heads."""
+        if latent := self.config.get("qk_rope_head_dim"):
+            return int(latent)
         rope = rope_parameters(self.config)
         partial = rope.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0
         return int(self.head_dim * partial)
 
     @property
     def vocab_size(self) -> int:
-        return int(self._config_value("vocab_size"))
+        return self._config_value("vocab_size")
 
     def bind(self, factors: RescaleFactors, target: int | None = None) -> RescaleFactors:
         """`factors` with this model's facts filled in. Raises InputError on a contradiction."""
@@ -157,10 +159,12 @@ class Checkpoint:
             digest.update(str(file.stat().st_size).encode())
         return digest.hexdigest()
 
-    def _config_value(self, name: str) -> Any:
+    def _config_value(self, name: str) -> int:
         value = self.config.get(name)
         if value is None:
             raise InputError(f"{self.name}: config.json has no {name}")
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{self.name}: config.json: {name}: expected a whole number above 0, got {value!r}")
         return value
 
 
@@ -225,22 +229,19 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             )
         try:
             header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, IndexError):
+            header.pop("__metadata__", None)
+            end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             raise InputError(f"{path}: not a safetensors file: its header cannot be read") from None
     if size != 8 + length + end:
         raise InputError(f"{path}: truncated or damaged: expected {8 + length + end} bytes, got {size}")
-    header.pop("__metadata__", None)
     return dict(header)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError):
-            raise InputError(f"{index}: expected a weight_map of tensor names to files") from None
+        names = _indexed_files(index)
     elif (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
     else:
@@ -255,6 +256,17 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         safetensors_header(file)
         files.append(file)
     return tuple(files)
+
+
+def _indexed_files(index: Path) -> list[str]:
+    """The files that model.safetensors.index.json names."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names = set()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{index}: expected a weight_map of tensor names to files")
+    return sorted(names)
 
 
 def _why_no_weights(folder: Path) -> str:

@@ -126,7 +126,7 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 def _read_file(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # a byte order mark is not text
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -134,7 +134,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix != ".jsonl":
         yield path.name, content
         return
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines would cut at U+2028 inside a string
         if line.strip():
             yield f"{path.name}:{number}", _text_field(path, number, line)
 

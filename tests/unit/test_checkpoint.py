@@ -1,0 +1,249 @@
+"""Opening models: what is read without weights, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrope.checkpoint import Checkpoint, open_checkpoint, safetensors_header
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
+from longrope.hf_config import extended_config
+from tests.common import TARGET, WINDOW, pico_factors
+
+
+@pytest.fixture
+def folder(pico: Checkpoint, tmp_path: Path) -> Path:
+    """A copy of the pico model to break."""
+    return shutil.copytree(pico.path, tmp_path / "model")
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+# -- facts
+
+
+def test_facts_of_a_plain_model(pico: Checkpoint) -> None:
+    assert (pico.window, pico.max_position_embeddings, pico.rope_theta) == (WINDOW, WINDOW, 10_000.0)
+    assert (pico.head_dim, pico.rotary_dim, pico.vocab_size) == (16, 16, 384)
+    assert pico.factors is None
+    assert pico.encode("In 1847") == pico.tokenizer.encode("In 1847").ids
+
+
+def test_facts_of_an_extended_model(folder: Path) -> None:
+    plain = open_checkpoint(folder)
+    factors = plain.bind(pico_factors())
+    (folder / "config.json").write_text(json.dumps(extended_config(plain.config, factors)))
+    extended = open_checkpoint(folder)
+    assert (extended.window, extended.max_position_embeddings) == (WINDOW, TARGET)
+    assert extended.factors is not None
+    assert extended.factors.long_factor == factors.long_factor
+    assert extended.factors.rotary_dim == 16
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_dim": None},
+        {"head_dim": 32, "partial_rotary_factor": 0.5},
+        {"head_dim": 64, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+    ],
+)
+def test_rotary_dim_follows_the_config(pico: Checkpoint, changes: dict[str, Any]) -> None:
+    assert Checkpoint(pico.path, "changed", {**pico.config, **changes}).rotary_dim == 16
+
+
+@pytest.mark.parametrize(
+    "config", [{"rope_theta": 5e5}, {"rope_parameters": {"rope_theta": 5e5}}, {"rope_scaling": {"rope_theta": 5e5}}]
+)
+def test_theta_is_read_where_it_stands(pico: Checkpoint, config: dict[str, Any]) -> None:
+    bare = {name: value for name, value in pico.config.items() if not name.startswith("rope")}
+    assert Checkpoint(pico.path, "changed", {**bare, **config}).rope_theta == 5e5
+
+
+def test_the_fingerprint_shows_any_change(folder: Path) -> None:
+    def fingerprint() -> str:
+        return open_checkpoint(folder).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    edit_config(folder, rms_norm_eps=1e-4)
+    changed_config = fingerprint()
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert len({before, changed_config, fingerprint()}) == 3
+
+
+# -- folders that are refused
+
+
+def make_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def make_index(weight_map: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return write
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def extend_by(data: bytes) -> Callable[[Path], None]:
+    def append(folder: Path) -> None:
+        with (folder / "model.safetensors").open("ab") as file:
+            file.write(data)
+
+    return append
+
+
+def put(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_config(folder, **changes)
+
+
+def header(content: bytes) -> bytes:
+    return len(content).to_bytes(8, "little") + content
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), InputError, "found no config.json"),
+    "config cut off": (cut("config.json", 100), InputError, "config.json is not valid JSON"),
+    "config not UTF-8": (put("config.json", b"\xff\xfe{}"), InputError, "config.json is not valid JSON"),
+    "config is a list": (put("config.json", b"[]"), InputError, "expected an object, got list"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), InputError, "found neither"),
+    "pickle weights": (make_pickle, InputError, r"only pickle weights \(pytorch_model.bin\), which can run code"),
+    "index outside": (make_index({"a": "../model.safetensors"}), InputError, "lies outside the folder; refused"),
+    "index absolute": (make_index({"a": "/etc/passwd"}), InputError, "lies outside the folder; refused"),
+    "index of nothing": (make_index({"a": "model-1.safetensors"}), InputError, "no such file, but the index names it"),
+    "index of numbers": (make_index({"a": 1}), InputError, "expected a weight_map"),
+    "index is a list": (make_index([1, 2]), InputError, "expected a weight_map"),
+    "index is empty": (make_index({}), InputError, "expected a weight_map"),
+    "index not JSON": (put("model.safetensors.index.json", b"{"), InputError, "expected a weight_map"),
+    "weights empty": (put("model.safetensors", b""), InputError, "truncated or not safetensors"),
+    "header cut off": (cut("model.safetensors", 100), InputError, "truncated or not safetensors"),
+    "data cut off": (cut("model.safetensors", -10_000), InputError, r"truncated or damaged: expected \d+ bytes, got"),
+    "data too long": (extend_by(b"\0" * 8), InputError, r"truncated or damaged: expected \d+ bytes, got"),
+    "header not JSON": (put("model.safetensors", header(b"not json")), InputError, "its header cannot be read"),
+    "header a list": (put("model.safetensors", header(b"[]")), InputError, "its header cannot be read"),
+    "header without offsets": (put("model.safetensors", header(b'{"a":{}}')), InputError, "its header cannot be read"),
+    "offsets are text": (
+        put("model.safetensors", header(b'{"a":{"data_offsets":["a","b"]}}')),
+        InputError,
+        "its header cannot be read",
+    ),
+    "header of 2**63 bytes": (put("model.safetensors", b"\xff" * 16), InputError, "truncated or not safetensors"),
+    "no vocabulary": (config(vocab_size=None), InputError, "config.json has no vocab_size"),
+    "no window": (config(max_position_embeddings=None), InputError, "config.json has no max_position_embeddings"),
+    "window as text": (config(max_position_embeddings="64"), InputError, "expected a whole number above 0, got '64'"),
+    "no heads": (config(head_dim=None, num_attention_heads=0), InputError, "expected a whole number above 0, got 0"),
+    "unknown type": (config(model_type="llamma"), UnsupportedError, r"'llamma' is not supported; did you mean llama\?"),
+    "no type": (config(model_type=None), UnsupportedError, "model type None is not supported"),
+    "sliding window": (
+        config(model_type="mistral", sliding_window=32),
+        UnsupportedError,
+        r"attends to the last 32 tokens only \(sliding_window\)",
+    ),
+    "factors of another model": (
+        config(
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+            }
+        ),
+        InputError,
+        r"expected 8 factors \(rotary_dim 16 of this llama model\), got 4",
+    ),
+}
+
+
+def facts_of(folder: Path) -> tuple[object, ...]:
+    checkpoint = open_checkpoint(folder)
+    return checkpoint.vocab_size, checkpoint.window, checkpoint.rotary_dim, checkpoint.factors
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_folder_is_refused_by_name(folder: Path, name: str) -> None:
+    breaking, error, message = BROKEN[name]
+    breaking(folder)
+    with pytest.raises(error, match=message):
+        facts_of(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral", "sliding_window": WINDOW},
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": False},
+        {"model_type": "llama", "sliding_window": 32},
+    ],
+)
+def test_a_sliding_window_that_cuts_nothing_is_accepted(folder: Path, changes: dict[str, Any]) -> None:
+    edit_config(folder, **changes)
+    assert open_checkpoint(folder).model_type == changes["model_type"]
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_model_rescaled_by_another_method_is_not_extended(folder: Path, rope_type: str) -> None:
+    edit_config(folder, rope_parameters={"rope_type": rope_type, "rope_theta": 1e4, "factor": 4.0})
+    with pytest.raises(UnsupportedError, match=f"already rescaled by '{rope_type}'"):
+        open_checkpoint(folder).bind(pico_factors())
+
+
+# -- tokenizers
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no tokenizer.json"), (b"{}", "is not one the tokenizers")])
+def test_an_unknown_tokenizer_is_not_expressible(folder: Path, content: bytes | None, message: str) -> None:
+    (folder / "tokenizer.json").unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UnsupportedError, match=message):
+        _ = open_checkpoint(folder).tokenizer
+
+
+# -- names
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "a/b/c", "nowhere/", "../nowhere/at-all", "model.gguf"])
+def test_a_path_that_is_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no such file or folder"):
+        open_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model"])
+def test_a_file_of_no_known_kind(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"expected a Hugging Face folder or a \.gguf file, got a"):
+        open_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing@main", "nobody/nothing@refs/pr/1"])
+def test_a_hub_id_without_a_hub_lacks_the_network(name: str) -> None:
+    """HF_HUB_OFFLINE is set for all tests: the Hub's library answers as it does without a network."""
+    with pytest.raises(MissingRequirementError, match=rf"{name}: not a folder here, and the Hub cannot be reached"):
+        open_checkpoint(name)
+
+
+def test_a_sound_header_is_returned_without_metadata(pico: Checkpoint) -> None:
+    entries = safetensors_header(pico.path / "model.safetensors")
+    assert entries["model.norm.weight"]["shape"] == [64]
+    assert "__metadata__" not in entries
