@@ -1,0 +1,85 @@
+"""Retrieval prompts have exactly the length asked for, the key where it was asked for, and the answer at the end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from longrope.errors import InputError
+from longrope.retrieval import RetrievalSample, common_prefix, passkey_sample
+
+
+def encode(text: str) -> list[int]:
+    """One token a character."""
+    return [ord(character) for character in text]
+
+
+def decode(ids: np.ndarray) -> str:
+    return "".join(map(chr, ids))
+
+
+FILLER = np.array(encode("It was a dark night. " * 200))
+
+
+def sample(length: int = 512, depth: float = 0.5, seed: int = 0) -> RetrievalSample:
+    return passkey_sample(encode, FILLER, length, depth, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("length", [150, 256, 2048])
+@pytest.mark.parametrize("depth", [0.0, 0.37, 1.0])
+def test_length_is_exact_and_the_answer_ends_it(length: int, depth: float) -> None:
+    made = sample(length, depth)
+    assert made.token_ids.shape == (length,)
+    assert made.answer_stop == length
+    assert np.array_equal(np.concatenate([made.prompt_ids, made.answer_ids]), made.token_ids)
+    key = decode(made.answer_ids).strip()
+    assert len(key) == 5
+    assert decode(made.prompt_ids).count(key) == 2
+    assert decode(made.prompt_ids).endswith("The pass key is")
+
+
+def test_depth_places_the_statement() -> None:
+    places = [decode(sample(1024, depth).token_ids).index("The pass key is") for depth in (0.0, 0.25, 0.5, 1.0)]
+    assert places == sorted(places)
+    assert places[0] == 2  # after its line breaks
+    assert decode(sample(1024, 1.0).token_ids).count("\n\n\n\n") == 1  # statement and question touch
+
+
+def test_same_seed_same_sample() -> None:
+    assert np.array_equal(sample(seed=3).token_ids, sample(seed=3).token_ids)
+    assert not np.array_equal(sample(seed=3).token_ids, sample(seed=4).token_ids)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_recalled_looks_at_the_answer_only(drop_last: bool) -> None:
+    made = sample()
+    predicted = np.zeros(made.token_ids.size, dtype=np.int64)
+    predicted[made.answer_start - 1 : made.answer_stop - 1] = made.answer_ids
+    seen = predicted[:-1] if drop_last else predicted
+    assert made.recalled(seen)
+    seen[made.answer_stop - 2] += 1
+    assert not made.recalled(seen)
+
+
+@pytest.mark.parametrize(
+    ("length", "depth", "message"),
+    [(20, 0.5, "a length of at least"), (256, 1.5, "a depth between 0 and 1"), (100_000, 0.5, "filler tokens")],
+)
+def test_impossible_prompts_are_refused(length: int, depth: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sample(length, depth)
+
+
+def test_tokens_that_merge_the_answer_with_the_question_belong_to_the_answer() -> None:
+    def merging(text: str) -> list[int]:
+        return [ord(c) for c in text.replace("is 4", "\u0100").replace("is 8", "\u0101")]
+
+    made = passkey_sample(merging, FILLER, 256, 0.5, np.random.default_rng(0), num_digits=1)
+    assert made.answer_stop - made.answer_start >= 1
+    assert made.token_ids.shape == (256,)
+
+
+def test_common_prefix() -> None:
+    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
+    assert common_prefix([1, 2], [1, 2, 3]) == 2
+    assert common_prefix([], [1]) == 0
