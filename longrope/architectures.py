@@ -4,6 +4,7 @@ A row says how transformers builds the rotary embedding, and what each format ca
   gguf        name of the llama.cpp architecture the weights are written as, None if there is none
   gguf_rope   "sets": it loads rope_factors_long/short; "freqs": only rope_freqs (one set for every context); None: neither
   permute_qk  llama.cpp wants the rows of q and k interleaved
+  gguf_as_llama  the network is Llama's under another name, and can be written as architecture llama on request
   onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
@@ -45,6 +46,7 @@ class Architecture:
     gguf: str | None = None
     gguf_rope: GgufRope | None = None
     permute_qk: bool = False
+    gguf_as_llama: bool = False
     onnx: DecoderBlock | None = None
     sliding_window: bool = False
     drops_cache_at_crossing: bool = False
@@ -58,7 +60,12 @@ def _table(*rows: Architecture) -> Mapping[str, Architecture]:
 ARCHITECTURES = _table(
     Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
     Architecture("mistral", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock(), sliding_window=True),
+    Architecture("mixtral", gguf="llama", gguf_rope="sets", permute_qk=True, sliding_window=True),
+    Architecture("ministral3", gguf="mistral3", gguf_rope="sets", permute_qk=True, sliding_window=True),
     Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
+    Architecture("granitemoe", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
+    Architecture("granitemoeshared", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
+    Architecture("minicpm3", gguf="minicpm3", gguf_rope="sets"),
     Architecture(
         "phi3",
         gguf="phi3",
@@ -67,7 +74,24 @@ ARCHITECTURES = _table(
         sliding_window=True,
         drops_cache_at_crossing=True,
     ),
-    Architecture("qwen2", onnx=DecoderBlock(), sliding_window=True, note="llama.cpp's qwen2 loads no rope factors"),
+    Architecture(
+        "phimoe",
+        gguf="phimoe",
+        sliding_window=True,
+        drops_cache_at_crossing=True,
+        note="llama.cpp computes phimoe with RMS norms and a softmax router where the model has layer norms and a sparse mixer",
+    ),
+    Architecture("apertus", gguf="apertus", gguf_rope="sets"),
+    Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True),
+    Architecture("exaone4", gguf="exaone4", gguf_rope="freqs"),
+    Architecture("seed_oss", gguf_as_llama=True, note="llama.cpp's seed_oss loads no rope factors"),
+    Architecture(
+        "qwen2",
+        gguf_as_llama=True,
+        onnx=DecoderBlock(),
+        sliding_window=True,
+        note="llama.cpp's qwen2 loads no rope factors",
+    ),
     Architecture(
         "qwen3", onnx=DecoderBlock(qk_norm="head"), sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"
     ),

@@ -9,6 +9,10 @@ from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors
 
 
+# Rotary parameters that are no scaling of their own, and stay.
+_KEPT = ("partial_rotary_factor", "llama_4_scaling_beta")
+
+
 def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
     """The factors a Hugging Face config.json carries; None when its RoPE is not of type longrope.
 
@@ -63,14 +67,21 @@ def extended_config(config: Mapping[str, Any], factors: RescaleFactors) -> dict[
     }
     if factors.attention_factor is not None:
         shared["attention_factor"] = factors.attention_factor
-    partial = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
-    if partial is not None:
-        shared["partial_rotary_factor"] = partial
+    given = config.get("rope_parameters") or {}
+    shared |= {name: given[name] for name in _KEPT if given.get(name) is not None}
     return {
         **config,
+        **_head_dim(config),
         "max_position_embeddings": factors.target,
         "original_max_position_embeddings": factors.original,
         "rope_theta": factors.rope_theta,
         "rope_scaling": {"type": "longrope", **shared},
         "rope_parameters": {"rope_theta": factors.rope_theta, **shared},
     }
+
+
+def _head_dim(config: Mapping[str, Any]) -> dict[str, int]:
+    """A null head_dim, as Mixtral's configuration saves it, spelled out: transformers 5 refuses longrope beside a null."""
+    if config.get("head_dim", 0) is not None:
+        return {}
+    return {"head_dim": int(config["hidden_size"]) // int(config["num_attention_heads"])}

@@ -6,30 +6,29 @@ The writer follows the blueprint; the static checks compare a finished file with
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import longrope
-from converters.gguf.container import Content, TensorInfo, Value, block_size, f32, text, u32
+from converters.gguf.container import Content, Kind, TensorInfo, Value, array, f32, text, u32
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Key, Layout
 from converters.gguf.library import gguf_library
 from converters.gguf.options import GgufOptions
+from converters.gguf.target import Target, target_of
+from converters.gguf.tensors import TensorPlanner
 from converters.gguf.tokenizer import Vocabulary, vocabulary_of
-from converters.gguf.weights import Piece, Planned, SafetensorsSource
+from converters.gguf.weights import Planned, SafetensorsSource
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, UnsupportedError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope.hf_config import rope_parameters
 
-LONG = "rope_factors_long.weight"
-SHORT = "rope_factors_short.weight"
-FREQS = "rope_freqs.weight"
-FACTOR_TENSORS: Mapping[FactorSet, str] = {"long": LONG, "short": SHORT}
+EMBEDDING = "token_embd.weight"
 OWN_PREFIX = "longrope_export."
 FACTORS_KEY = OWN_PREFIX + "factors"
 
@@ -40,8 +39,6 @@ OUTTYPES: Mapping[str, tuple[str, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
 }
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_IGNORED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 
 
 @dataclass(frozen=True)
@@ -60,16 +57,14 @@ class Blueprint:
     options: GgufOptions = field(default_factory=GgufOptions)
 
     @cached_property
+    def target(self) -> Target:
+        """What the file is written as. Raises UnsupportedError when llama.cpp has nothing that takes the factors."""
+        return target_of(self.checkpoint, self.factors, as_llama=self.options.as_llama)
+
+    @property
     def architecture(self) -> str:
-        """llama.cpp's name of the architecture. Raises UnsupportedError when it has none that takes the factors."""
-        row = self.checkpoint.architecture
-        if row.gguf is None or row.gguf_rope is None:
-            raise UnsupportedError(
-                f"GGUF cannot hold rope factors for {row.model_type}: {row.note or 'llama.cpp has no such architecture'}. "
-                "Export to HF or ONNX instead"
-            )
-        _refuse_other_networks(self.checkpoint, LAYOUTS[row.gguf])
-        return row.gguf
+        """llama.cpp's name of the architecture."""
+        return self.target.architecture
 
     @property
     def layout(self) -> Layout:
@@ -82,7 +77,8 @@ class Blueprint:
     def values(self) -> dict[str, Value]:
         """All metadata, in the file's order."""
         model = {f"{self.architecture}.{name}": value for name, value in self.model_values().items()}
-        return {**self.general_values(), **model, **self.vocabulary.values(), **self.own_values()}
+        scalars = {name: array(Kind.FLOAT32, data) for name, data in self._planner.scalars(self._source).items()}
+        return {**self.general_values(), **model, **scalars, **self.vocabulary.values(), **self.own_values()}
 
     def general_values(self) -> dict[str, Value]:
         """The `general.*` keys."""
@@ -101,20 +97,19 @@ class Blueprint:
         found = {key.name: _value(key, config) for key in (*COMMON_KEYS, *self.layout.keys)}
         return {
             **{name: value for name, value in found.items() if value is not None},
-            "attention.head_count_kv": u32(num_key_value_heads(config)),
-            "attention.key_length": u32(checkpoint.head_dim),
-            "attention.value_length": u32(checkpoint.head_dim),
+            **_head_values(checkpoint),
             **self.rope_values(),
         }
 
     def rope_values(self) -> dict[str, Value]:
         """Lengths and rotary facts. `rope.scaling.factor` is left out on purpose: llama.cpp would apply it on top."""
         factors = self.factors
+        kind = {"rope.scaling.type": text("longrope")} if self.target.rope == "sets" else {}
         return {
             "context_length": u32(factors.target),
             "rope.dimension_count": u32(self.checkpoint.rotary_dim),
             "rope.freq_base": f32(self.checkpoint.rope_theta),
-            "rope.scaling.type": text("longrope"),
+            **kind,
             "rope.scaling.original_context_length": u32(factors.original),
             "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
         }
@@ -130,83 +125,59 @@ class Blueprint:
 
     def contents(self) -> list[Content]:
         """All tensors in the file's order."""
-        return [*self.factor_contents(), *(planned.content() for planned in self.tensors)]
-
-    def factor_contents(self) -> Iterator[Content]:
-        """The two factor sets, float32."""
-        for name, data in self.factor_arrays().items():
-            info = TensorInfo(name, data.shape, int(gguf_library().GGMLQuantizationType.F32))
-            yield Content(info, lambda data=data: (data,))  # type: ignore[misc]
+        f32 = int(gguf_library().GGMLQuantizationType.F32)
+        factors = [Content(TensorInfo(n, a.shape, f32), partial(iter, (a,))) for n, a in self.factor_arrays().items()]
+        return [*factors, *(planned.content() for planned in self.tensors)]
 
     def factor_arrays(self) -> dict[str, NDArray[np.float32]]:
-        return {FACTOR_TENSORS[name]: np.array(self.factors.set(name), dtype=np.float32) for name in FACTOR_TENSORS}
+        """The factor tensors by name: both sets, or the one that serves every context."""
+        return {name: np.array(self.factors.set(s), dtype=np.float32) for name, s in self.target.factor_tensors.items()}
 
     @cached_property
     def tensors(self) -> tuple[Planned, ...]:
         """A plan for every weight. Raises InputError when one is missing, UnsupportedError for one that has no place."""
-        source = SafetensorsSource(self.checkpoint.weight_files)
-        planned = [self._planned(name, source) for name in sorted(source.tensors, key=_file_order) if self._kept(name)]
-        self._check_complete({entry.info.name for entry in planned})
-        return tuple(planned)
+        planned = self._planner.plan(self._source)
+        self._check_complete({entry.info.name: entry.info for entry in planned})
+        return planned
 
-    def _kept(self, name: str) -> bool:
-        tied = name == "lm_head.weight" and self.checkpoint.config.get("tie_word_embeddings")
-        return not tied and not _IGNORED.fullmatch(name)
+    @cached_property
+    def _source(self) -> SafetensorsSource:
+        return SafetensorsSource(self.checkpoint.weight_files)
 
-    def _planned(self, name: str, source: SafetensorsSource) -> Planned:
-        target, stored = self._target_name(name), source[name]
-        info = TensorInfo(target, stored.shape, self._type_for(target, stored.shape))
-        return Planned(info, (Piece(name, heads=self._permuted_heads(target)),), source)
-
-    def _target_name(self, name: str) -> str:
-        module, _, suffix = name.rpartition(".")
-        layer = _LAYER.fullmatch(module)
-        short = self.layout.layer.get(layer[2]) if layer else self.layout.outer.get(module)
-        if short is None or suffix not in ("weight", "bias"):
-            raise UnsupportedError(
-                f"llama.cpp's {self.architecture} has no place for the weight {name}; export to HF or ONNX instead"
-            )
-        return f"blk.{layer[1]}.{short}.{suffix}" if layer else f"{short}.{suffix}"
-
-    def _type_for(self, name: str, shape: tuple[int, ...]) -> int:
-        """Matrices get the wanted type; vectors stay float32, and rows that do not fit its blocks become float16."""
-        types = gguf_library().GGMLQuantizationType
-        if len(shape) < 2:
-            return int(types.F32)
-        wanted = int(types[OUTTYPES[self.outtype][0]])
-        return wanted if shape[-1] % block_size(wanted)[0] == 0 else int(types.F16)
-
-    def _permuted_heads(self, name: str) -> int:
-        """Number of heads whose rows are interleaved; 0 for tensors that are kept as they are."""
-        module = name.rpartition(".")[0].rpartition(".")[2]
+    @property
+    def _planner(self) -> TensorPlanner:
         config = self.checkpoint.config
-        if not self.checkpoint.architecture.permute_qk or module not in ("attn_q", "attn_k"):
-            return 0
-        return int(config["num_attention_heads"]) if module == "attn_q" else num_key_value_heads(config)
+        heads = {"attn_q": int(config["num_attention_heads"]), "attn_k": num_key_value_heads(config)}
+        return TensorPlanner(
+            self.architecture,
+            self.layout,
+            matrix_type=int(gguf_library().GGMLQuantizationType[OUTTYPES[self.outtype][0]]),
+            heads=heads if self.target.permute_qk else {},
+            tied=self._tied,
+        )
 
-    def _check_complete(self, names: set[str]) -> None:
-        per_layer = {name.split(".", 2)[2] for name in names if name.startswith("blk.")}
+    @property
+    def _tied(self) -> bool:
+        return bool(self.checkpoint.config.get("tie_word_embeddings"))
+
+    def _check_complete(self, infos: Mapping[str, TensorInfo]) -> None:
+        """Every layer has what one of them has, and the embedding fits the vocabulary."""
+        per_layer = {name.split(".", 2)[2] for name in infos if name.startswith("blk.")}
         layers = range(int(self.checkpoint.config["num_hidden_layers"]))
-        expected = {f"blk.{layer}.{name}" for layer in layers for name in per_layer}
-        expected |= {"token_embd.weight", "output_norm.weight"}
-        if not self.checkpoint.config.get("tie_word_embeddings"):
+        expected = {f"blk.{layer}.{name}" for layer in layers for name in per_layer} | {EMBEDDING, "output_norm.weight"}
+        if not self._tied:
             expected.add("output.weight")
-        odd = sorted(expected ^ names)
+        expected |= {name for name in infos if not name.startswith("blk.")}
+        odd = sorted(expected ^ set(infos))
         if odd:
             raise InputError(
-                f"{self.checkpoint.name}: expected {len(expected)} weights, got {len(names)}; "
+                f"{self.checkpoint.name}: expected {len(expected)} weights, got {len(infos)}; "
                 f"{odd[0]} is {'missing' if odd[0] in expected else 'beyond the last layer'}"
             )
-
-
-def _refuse_other_networks(checkpoint: Checkpoint, layout: Layout) -> None:
-    """Fields of config.json for which llama.cpp computes one value only."""
-    for name, needed in layout.needs.items():
-        given = checkpoint.config.get(name, needed)
-        if given != needed:
-            raise UnsupportedError(
-                f"{checkpoint.name}: llama.cpp computes {name} {needed!r} for this architecture, the model has {given!r}; "
-                "export to HF or ONNX instead"
+        if infos[EMBEDDING].shape[0] != self.checkpoint.vocab_size:
+            raise InputError(
+                f"{self.checkpoint.name}: config.json says vocab_size {self.checkpoint.vocab_size}, "
+                f"the embedding has {infos[EMBEDDING].shape[0]} rows"
             )
 
 
@@ -215,14 +186,21 @@ def num_key_value_heads(config: Mapping[str, Any]) -> int:
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
 
 
+def _head_values(checkpoint: Checkpoint) -> dict[str, Value]:
+    """Sizes of heads. Latent attention has one key head a query head, made of a turned and an unturned part."""
+    config = checkpoint.config
+    if "qk_rope_head_dim" in config:
+        key, value = config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["v_head_dim"]
+        kv_heads = int(config["num_attention_heads"])
+    else:
+        key, value, kv_heads = checkpoint.head_dim, checkpoint.head_dim, num_key_value_heads(config)
+    return {
+        "attention.head_count_kv": u32(kv_heads),
+        "attention.key_length": u32(key),
+        "attention.value_length": u32(value),
+    }
+
+
 def _value(key: Key, config: Mapping[str, Any]) -> Value | None:
-    data = config.get(key.field, key.default)
+    data = {**rope_parameters(config), **config}.get(key.field, key.default)
     return None if data is None else key.make(data)
-
-
-def _file_order(name: str) -> tuple[int, str]:
-    """Embedding first, then layer by layer, then what follows the layers."""
-    layer = _LAYER.fullmatch(name)
-    if layer:
-        return int(layer[1]) + 1, name
-    return (0, name) if "embed" in name else (1 << 30, name)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from converters.base import Check
-from converters.gguf.blueprint import FACTOR_TENSORS, FREQS, Blueprint
+from converters.gguf.blueprint import Blueprint
 from converters.gguf.container import GgufFile, Value, dequantize, type_name
 from converters.gguf.library import gguf_library
+from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.tokenizer import PREFIX
 from converters.gguf.weights import Planned, as_float32
 from longrope.errors import UnsupportedError
@@ -86,18 +87,17 @@ def _key_check(id: str, expected: Value, actual: Value | None, name: str, messag
 
 def _factor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     f32 = int(gguf_library().GGMLQuantizationType.F32)
-    wrong = {name: type_name(file.tensors[name].type) for name in FACTOR_TENSORS.values() if _not_f32(file, name, f32)}
-    yield Check.equal("gguf.factors.dtype", {}, wrong, "llama.cpp reads factors as f32 only")
     arrays = blueprint.factor_arrays()
-    for factor_set, name in FACTOR_TENSORS.items():
-        expected = arrays[name].tolist()
+    wrong = {name: type_name(file.tensors[name].type) for name in arrays if _not_f32(file, name, f32)}
+    yield Check.equal("gguf.factors.dtype", {}, wrong, "llama.cpp reads factors as f32 only")
+    for name, expected in arrays.items():
         actual = file.floats(name).ravel().tolist() if name in file.tensors and name not in wrong else None
-        yield _factor_check(f"gguf.factors.{factor_set}", expected, actual)
+        yield _factor_check(f"gguf.factors.{blueprint.target.factor_tensors[name]}", expected.tolist(), actual)
     yield Check.equal(
         "gguf.rope_freqs",
-        False,
+        FREQS in arrays,
         FREQS in file.tensors,
-        "rope_freqs.weight overrides both sets at every length, or stops the load",
+        "rope_freqs.weight takes the place of both sets at every length, or stops the load",
     )
 
 
@@ -150,7 +150,7 @@ def _vocabulary_check(name: str, expected: Any, actual: Any) -> Check:
 
 def _tensor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     planned = {entry.info.name: entry for entry in blueprint.tensors}
-    present = set(file.tensors) - set(FACTOR_TENSORS.values()) - {FREQS}
+    present = set(file.tensors) - {LONG, SHORT, FREQS}
     missing, extra = sorted(set(planned) - present), sorted(present - set(planned))
     yield Check.equal("gguf.tensors.missing", [], missing, "llama.cpp refuses the file")
     yield Check.equal("gguf.tensors.extra", [], extra, "tensors the reference does not have; llama.cpp refuses most")

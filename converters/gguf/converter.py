@@ -44,7 +44,6 @@ class GgufConverter(Converter):
 
     def plan(self, export: Export) -> None:
         blueprint = _blueprint(export)
-        _refuse_start_tokens(export.factors)
         _ = blueprint.architecture, blueprint.tensors
         found = difference(export.checkpoint.tokenizer, blueprint.values())
         if found:
@@ -74,7 +73,9 @@ class GgufConverter(Converter):
         except InputError as error:
             return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
         with file:
-            checks = static_checks(file, Blueprint(reference, expected, _DEFAULT_OUTTYPE))
+            as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
+            blueprint = Blueprint(reference, expected, _DEFAULT_OUTTYPE, GgufOptions(as_llama=as_llama))
+            checks = static_checks(file, blueprint)
             return [Check("gguf.readable", "pass"), *checks]
 
     def open_source(
@@ -117,11 +118,3 @@ def _blueprint(export: Export) -> Blueprint:
     if outtype not in OUTTYPES:
         raise UnsupportedError(f"GGUF cannot be written as {outtype!r}; expected one of {', '.join(OUTTYPES)}")
     return Blueprint(export.checkpoint, export.factors, outtype, GgufOptions.of(export.options))
-
-
-def _refuse_start_tokens(factors: RescaleFactors) -> None:
-    if factors.n_hat:
-        raise UnsupportedError(
-            f"GGUF cannot hold n_hat = {factors.n_hat} start tokens: llama.cpp rescales every position; "
-            "export to ONNX, which can, or search with --n-hat 0"
-        )

@@ -16,9 +16,12 @@ class GgufOptions:
 
     Args:
         name: `general.name`; None takes the checkpoint's.
+        as_llama: write a network that differs from Llama's in name only (qwen2, seed_oss) as architecture llama, which
+            takes factors where its own does not.
     """
 
     name: str | None = None
+    as_llama: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gguf.blueprint import FACTOR_TENSORS, FREQS
 from converters.gguf.container import GgufFile, dequantize, f32, reserve, type_name
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.readback import factors_of
+from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.tokenizer import Vocabulary, rebuilt_tokenizer, rebuilt_tokenizer_config, vocabulary_in
 from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
@@ -177,7 +177,7 @@ def _restored(file: GgufFile, row: Architecture, layout: Layout) -> Iterator[Res
         "attn_k": file.model_key("attention.head_count_kv", _required(file, "attention.head_count")),
     }
     for name, info in file.tensors.items():
-        if name in (*FACTOR_TENSORS.values(), FREQS):
+        if name in (LONG, SHORT, FREQS):
             continue
         dtype = _FLOATS.get(type_name(info.type), "F32")
         permuted = heads.get(name.split(".")[-2], 0) if row.permute_qk and name.startswith("blk.") else 0
@@ -188,7 +188,7 @@ def _source_name(file: GgufFile, layout: Layout, name: str) -> str:
     """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`."""
     module, _, suffix = name.rpartition(".")
     _, layer, short = module.split(".", 2) if module.startswith("blk.") else ("", "", module)
-    table: Mapping[str, str] = layout.layer if layer else layout.outer
+    table: Mapping[str, Any] = layout.layer if layer else layout.outer
     found = next((theirs for theirs, ours in table.items() if ours == short), None)
     if found is None:
         raise UnsupportedError(f"{file.path}: no place in a {file.architecture} model for the tensor {name}")

@@ -48,6 +48,11 @@ class Stored:
         flat: Rows = self.bytes.view(_NUMPY_TYPES[self.dtype])
         return flat.reshape(-1, columns)
 
+    @property
+    def scalar(self) -> float:
+        """The only number of a tensor of one element."""
+        return float(as_float32(self.rows, self.dtype).reshape(()))
+
 
 class SafetensorsSource:
     """All tensors of a sharded checkpoint by name, memory-mapped.

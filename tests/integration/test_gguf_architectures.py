@@ -1,0 +1,70 @@
+"""Every architecture of the table against transformers: pico models, logits in both regimes within 1e-3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrope.architectures import ARCHITECTURES
+from tests.integration.test_gguf_export import checkpoint, export, factors_for, scores
+
+GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
+    "ministral3": (
+        "ministral3",
+        {"head_dim": 16, "rope_parameters": {"rope_theta": 1e5, "llama_4_scaling_beta": 0.1, "rope_type": "default"}},
+    ),
+    "granite": ("granite", {**GRANITE, "attention_bias": True, "mlp_bias": True}),
+    "granite-tied": ("granite", {**GRANITE, "tie_word_embeddings": True}),
+    "granitemoe": ("granitemoe", {**GRANITE, "num_local_experts": 4}),
+    "granitemoeshared": ("granitemoeshared", {**GRANITE, "num_local_experts": 4, "shared_intermediate_size": 96}),
+    "minicpm3": (
+        "minicpm3",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 16,
+            "head_dim": 16,
+            "v_head_dim": 16,
+        },
+    ),
+    "phi3": ("phi3", {"pad_token_id": 0, "original_max_position_embeddings": 256}),
+    "phi3-partial": (
+        "phi3",
+        {
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+        },
+    ),
+    "apertus": ("apertus", {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
+    "arcee": ("arcee", {}),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "qwen2": ("qwen2", {}),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+}
+SINGLE = {"arcee", "exaone4"}
+AS_LLAMA = {"qwen2", "seed_oss"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
+    model_type, changes = CASES[name]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    factors = factors_for(model, dual=name not in SINGLE)
+    options = {"as_llama": True} if name in AS_LLAMA else {}
+    path = export(model, factors, "f32", tmp_path / "a.gguf", **options)
+    for regime, score in scores(model, factors, path).items():
+        assert score.max_logit_diff <= 1e-3, regime
+        assert score.kl_mean <= 1e-6, regime
+
+
+def test_every_supported_row_is_tested() -> None:
+    supported = {row.model_type for row in ARCHITECTURES.values() if row.gguf_rope or row.gguf_as_llama}
+    assert supported - {"llama"} == {model_type for model_type, _ in CASES.values()}
