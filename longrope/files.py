@@ -17,8 +17,10 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` so that `path` either keeps its old content or has all of the new."""
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected the name of a file")
     with _errors_of_writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -44,7 +46,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     refuse_existing(path, overwrite=overwrite)
     with _errors_of_writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(path)
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield room / path.name
@@ -55,7 +57,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise InputError when `path` exists and may not be replaced."""
-    if path.exists() and not overwrite:
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise InputError(f"{path} exists; choose another output or pass --overwrite")
 
 
@@ -66,8 +68,8 @@ def sha256_of(path: Path) -> str:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Put `new` where `path` is; a folder there is moved aside first, for a rename cannot replace a full folder."""
-    if path.is_dir() and not path.is_symlink():
+    """Put `new` where `path` is; what is there is moved aside first where a folder is one of the two."""
+    if path.exists() and (path.is_dir() or new.is_dir()):
         old = new.with_name(new.name + ".old")
         path.replace(old)
         try:
@@ -77,6 +79,13 @@ def _replace(new: Path, path: Path) -> None:
             raise
     else:
         new.replace(path)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{path}: {path.parent} is not a folder") from None
 
 
 @contextmanager

@@ -93,7 +93,8 @@ class Comparison:
         self.nll -= float(actual_lp.gather(1, index).sum())
         self.tokens += len(targets_T)
         self.top1_agreements += int((reference_TV.argmax(-1) == actual_TV.argmax(-1)).sum())
-        self.max_logit_diff = max(self.max_logit_diff, float((reference_TV - actual_TV).abs().max()))
+        difference = float((reference_TV - actual_TV).abs().max())
+        self.max_logit_diff = float(np.maximum(self.max_logit_diff, difference))  # Python's max would lose a NaN
         self.kl.append((reference_lp.exp() * (reference_lp - actual_lp)).sum(-1))
 
     def score(self, length: int, regime: Regime) -> WindowScore:
@@ -220,4 +221,4 @@ def _check_block(expected: Tensor, actual: Tensor) -> None:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.exp(value)
