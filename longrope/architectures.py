@@ -4,6 +4,7 @@ A row says how transformers builds the rotary embedding, and what each format ca
   gguf        name of the llama.cpp architecture the weights are written as, None if there is none
   gguf_rope   "sets": it loads rope_factors_long/short; "freqs": only rope_freqs (one set for every context); None: neither
   permute_qk  llama.cpp wants the rows of q and k interleaved
+  refusal     why nothing can be done with this type
   gguf_as_llama  the network is Llama's under another name, and can be written as architecture llama on request
   onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
@@ -51,6 +52,7 @@ class Architecture:
     sliding_window: bool = False
     drops_cache_at_crossing: bool = False
     note: str = ""
+    refusal: str = ""
 
 
 def _table(*rows: Architecture) -> Mapping[str, Architecture]:
@@ -76,10 +78,8 @@ ARCHITECTURES = _table(
     ),
     Architecture(
         "phimoe",
-        gguf="phimoe",
-        sliding_window=True,
-        drops_cache_at_crossing=True,
-        note="llama.cpp computes phimoe with RMS norms and a softmax router where the model has layer norms and a sparse mixer",
+        refusal="its RoPE has one attention factor a set (short_mscale, long_mscale), which no other engine reads, and "
+        "llama.cpp computes RMS norms and a softmax router where it has layer norms and a sparse mixer",
     ),
     Architecture("apertus", gguf="apertus", gguf_rope="sets"),
     Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True),
@@ -116,6 +116,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         raise UnsupportedError(
             f"model type {model_type!r} is not supported{hint} Supported: {', '.join(sorted(ARCHITECTURES))}"
         )
+    if row.refusal:
+        raise UnsupportedError(f"model type {model_type!r} is not supported: {row.refusal}")
     _refuse_sliding_window(config, row)
     return row
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from longrope.architectures import ARCHITECTURES
-from tests.integration.test_gguf_export import checkpoint, export, factors_for, scores
+from longrope.architectures import ARCHITECTURES, architecture_of
+from longrope.errors import UnsupportedError
+from tests.integration.test_gguf_export import checkpoint, export, factors_for, refused, scores
 
 GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,3 +69,36 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
 def test_every_supported_row_is_tested() -> None:
     supported = {row.model_type for row in ARCHITECTURES.values() if row.gguf_rope or row.gguf_as_llama}
     assert supported - {"llama"} == {model_type for model_type, _ in CASES.values()}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("qwen2", {}, "as_llama"),
+        ("qwen3", {"head_dim": 16}, "qwen3 loads no rope factors"),
+        ("olmo2", {}, "olmo2 loads no rope factors"),
+        ("mistral", {"sliding_window": 512}, "sliding_window"),
+        ("minicpm3", {"scale_emb": 10, "head_dim": 16, "qk_rope_head_dim": 16}, "scale_emb"),
+        ("exaone4", {"sliding_window": 512}, "sliding_window"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], reason: str
+) -> None:
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    refused(UnsupportedError, reason, model, factors_for(model))
+
+
+def test_single_set_architectures_refuse_two(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", "arcee")
+    refused(UnsupportedError, "--factor-sets single", model, factors_for(model))
+
+
+def test_as_llama_is_for_llamas_only(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", "granite")
+    refused(UnsupportedError, "not Llama's", model, factors_for(model), options={"as_llama": True})
+
+
+def test_phimoe_says_why_it_cannot_be() -> None:
+    with pytest.raises(UnsupportedError, match="sparse mixer"):
+        architecture_of({"model_type": "phimoe"})
