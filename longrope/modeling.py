@@ -73,6 +73,7 @@ def build_model(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
     in_config = None if factors is not None and factors.n_hat else factors
     model, loading = AutoModelForCausalLM.from_pretrained(
         checkpoint.path,
@@ -82,10 +83,14 @@ def build_model(
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise InputError(f"{checkpoint.name}: {len(missing)} weights are missing, the first is {missing[0]}")
+    for key, fault in (
+        ("missing_keys", "are missing"),
+        ("mismatched_keys", "have another shape than config.json says"),
+    ):
+        if odd := sorted(loading[key]):
+            raise InputError(f"{checkpoint.name}: {len(odd)} weights {fault}, the first is {odd[0]}")
     model = model.to(device).eval().requires_grad_(False)
     if factors is not None and factors.n_hat:
         replace_rotary(model, RescaledRotary.of(checkpoint.bind(factors)))
@@ -127,6 +132,8 @@ def assert_frequencies(model: nn.Module, factors: RescaleFactors) -> None:
         LongRopeError: they differ by more than float32 rounding.
     """
     module = rotary_module(model)
+    if module.rope_type != "longrope":
+        raise LongRopeError(f"the built model's rotary embedding is of type {module.rope_type!r}, expected 'longrope'")
     for name, actual in frequency_sets(module).items():
         expected = rope.inv_freq(module.config.rope_parameters["rope_theta"], 2 * factors.num_pairs, factors.set(name))
         if not np.allclose(actual.double().cpu().numpy(), expected, rtol=1e-5, atol=0):
