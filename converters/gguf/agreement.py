@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converters.gguf import native
-from converters.gguf.container import Value, write_gguf
+from converters.gguf.container import TensorInfo, Value, write_skeleton
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -84,19 +84,25 @@ def awkward_texts(tokenizer: Tokenizer) -> Iterator[str]:
         yield f"before{added.content}after {added.content} and\n{added.content}\n"
 
 
-def difference(tokenizer: Tokenizer, values: Mapping[str, Value]) -> Difference | None:
+def difference(
+    tokenizer: Tokenizer, values: Mapping[str, Value], infos: Sequence[TensorInfo] = (), name: str | None = None
+) -> Difference | None:
     """The first awkward text that llama.cpp, given these metadata, splits otherwise than `tokenizer`; None if none.
 
+    Args:
+        infos: tensors of the file; where given, llama.cpp checks them too, as it would on loading the file.
+        name: of the model, for messages.
+
     Raises:
-        InputError: llama.cpp does not load the vocabulary.
+        InputError: llama.cpp does not load a file like this; says why.
         MissingRequirementError: llama-cpp-python is not installed.
     """
     texts = list(awkward_texts(tokenizer))
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     with tempfile.TemporaryDirectory(prefix="longrope-vocab-") as folder:
-        path = Path(folder) / "vocabulary.gguf"
-        write_gguf(path, values, ())
-        with native.loaded_model(path, vocab_only=True) as model:
+        path = Path(folder) / "skeleton.gguf"
+        write_skeleton(path, values, infos)
+        with native.loaded_model(path, load="skeleton" if infos else "vocabulary", name=name) as model:
             for text, ids in zip(texts, expected, strict=True):
                 found = native.tokenize(model, text)
                 if found != ids:

@@ -349,7 +349,7 @@ def write_gguf(
         contents: tensors in the order of the file.
         on_bytes: called with the number of bytes written since the last call.
     """
-    alignment = int(values[ALIGNMENT_KEY].data) if ALIGNMENT_KEY in values else DEFAULT_ALIGNMENT
+    alignment = _alignment(values)
     infos = laid_out([content.info for content in contents], alignment)
     head = encode_head(values, infos, alignment)
     with path.open("wb") as file:
@@ -362,6 +362,20 @@ def write_gguf(
             file.write(bytes(-info.nbytes % alignment))
         if file.tell() != total:
             raise ValueError(f"wrote {file.tell()} bytes where {total} were laid out")
+
+
+def write_skeleton(path: Path, values: Mapping[str, Value], infos: Sequence[TensorInfo]) -> None:
+    """The same file with a hole where the tensors would be: it has the full size and takes no room on the disk."""
+    alignment = _alignment(values)
+    placed = laid_out(infos, alignment)
+    head = encode_head(values, placed, alignment)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + sum(aligned(info.nbytes, alignment) for info in placed))
+
+
+def _alignment(values: Mapping[str, Value]) -> int:
+    return int(values[ALIGNMENT_KEY].data) if ALIGNMENT_KEY in values else DEFAULT_ALIGNMENT
 
 
 def laid_out(infos: Iterable[TensorInfo], alignment: int) -> list[TensorInfo]:

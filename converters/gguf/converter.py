@@ -44,8 +44,8 @@ class GgufConverter(Converter):
 
     def plan(self, export: Export) -> None:
         blueprint = _blueprint(export)
-        _ = blueprint.architecture, blueprint.tensors
-        found = difference(export.checkpoint.tokenizer, blueprint.values())
+        infos = [content.info for content in blueprint.contents()]
+        found = difference(export.checkpoint.tokenizer, blueprint.values(), infos, name=export.checkpoint.name)
         if found:
             raise UnsupportedError(
                 f"{export.checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from converters.gguf.library import llama_library
 from longrope.errors import InputError
 
+Load = Literal["all", "vocabulary", "skeleton"]
 _LOG_LINES = 400
 _log: deque[str] = deque(maxlen=_LOG_LINES)
 
@@ -50,19 +51,28 @@ def _reason() -> str:
 
 
 @contextmanager
-def loaded_model(path: Path, *, vocab_only: bool = False) -> Iterator[Any]:
+def loaded_model(path: Path, *, load: Load = "all", name: str | None = None) -> Iterator[Any]:
     """A llama_model for the time of the block.
+
+    Args:
+        path: the file; the first one where it is split.
+        load: "all"; "vocabulary", where the file need not have any tensor; or "skeleton", which checks keys, names and
+            shapes of all tensors as a real load does, and reads none.
+        name: for messages; None for the path.
 
     Raises:
         InputError: llama.cpp refuses the file; says why. The whole native log is a note on the error.
     """
     library = llama()
     params = library.llama_model_default_params()
-    params.vocab_only, params.n_gpu_layers = vocab_only, 0
+    params.n_gpu_layers = 0
+    params.vocab_only, params.no_alloc = load == "vocabulary", load == "skeleton"
+    if params.no_alloc:
+        params.load_mode = library.LLAMA_LOAD_MODE_NONE  # with a memory map llama.cpp aborts
     _log.clear()
     model = library.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        raise failure(f"{path}: llama.cpp cannot load it")
+        raise failure(f"{name or path}: llama.cpp cannot load it")
     try:
         yield model
     finally:
