@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from longrope.files import write_atomically
@@ -63,7 +63,10 @@ class ConsoleProgress:
 
 
 class _Note(ProgressColumn):
-    """The best value so far."""
+    """The best value so far, on one line."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
 
     def render(self, task: Task) -> Text:
         return Text(str(task.fields.get("note", "")), style="cyan")
