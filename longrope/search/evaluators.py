@@ -1,14 +1,58 @@
-"""Who measures: the process itself."""
+"""Who measures: this process, one process a device, or Ray actors on many machines.
+
+    jobs ──► pool ──► worker 0: WindowModel ──► Measurement ─┐
+               │ └──► worker 1: WindowModel ──► Measurement ─┼──► in the order they finish
+               └──── a dead worker is replaced, its job retried, and after three deaths of one candidate given up
+
+A measurement depends on the job alone, so the number of workers changes nothing but the time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import multiprocessing
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
 
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import open_folder
+from longrope.errors import LongRopeError, MissingRequirementError
 from longrope.search.measure import Machine, WindowModel
 from longrope.search.objective import Objective
-from longrope.search.trial import Job, Measurement
+from longrope.search.trial import Candidate, Job, Measurement
+
+MAX_DEATHS = 3
+# A worker is taken for hung after this many seconds and this many times the slowest job so far.
+PATIENCE_SECONDS = 600.0
+PATIENCE_FACTOR = 20.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a worker needs to build its model; it travels to other processes.
+
+    Args:
+        path: the checkpoint's folder.
+        name: what the user called it.
+        objective: windows.
+        machine: device, dtype, threads.
+        default_attention: attention factor of candidates that leave theirs open.
+    """
+
+    path: Path
+    name: str
+    objective: Objective
+    machine: Machine
+    default_attention: float
+
+    def build(self) -> WindowModel:
+        """The model, loaded."""
+        return WindowModel(open_folder(self.path, self.name), self.machine, self.default_attention)
 
 
 class Evaluator(Protocol):
@@ -23,21 +67,294 @@ class Evaluator(Protocol):
         ...
 
 
+def make_evaluator(
+    recipe: Recipe, *, executor: str = "local", workers: int = 1, warn: Callable[[str], None] = lambda text: None
+) -> Evaluator:
+    """The evaluator of an executor's name.
+
+    Raises:
+        MissingRequirementError: Ray was asked for and is not installed.
+    """
+    if executor == "local":
+        return LocalEvaluator(recipe)
+    if recipe.machine.threads is None:
+        recipe = replace(recipe, machine=replace(recipe.machine, threads=1))
+    if executor == "ray":
+        return PoolEvaluator(RayCrew([recipe] * workers), warn)
+    recipes = [replace(recipe, machine=replace(recipe.machine, device=d)) for d in devices(recipe, workers)]
+    return PoolEvaluator(ProcessCrew(recipes), warn)
+
+
+def devices(recipe: Recipe, workers: int) -> list[str]:
+    """A device for every worker: the GPUs in turn for `cuda`, else the same for all."""
+    if recipe.machine.device != "cuda":
+        return [recipe.machine.device] * workers
+    import torch
+
+    return [f"cuda:{index % max(1, torch.cuda.device_count())}" for index in range(workers)]
+
+
 class LocalEvaluator:
     """One model in this process, loaded at the first job."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, objective: Objective, machine: Machine, default_attention: float
-    ) -> None:
-        self._checkpoint, self._objective, self._machine = checkpoint, objective, machine
-        self._attention = default_attention
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
         self._model: WindowModel | None = None
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
-        if self._model is None:
-            self._model = WindowModel(self._checkpoint, self._machine, self._attention)
+        self._model = self._model or self._recipe.build()
         for job in jobs:
-            yield job, self._model.measure(job, self._objective.windows[job.window])
+            yield job, self._model.measure(job, self._recipe.objective.windows[job.window])
 
     def close(self) -> None:
         self._model = None
+
+
+# -- pools
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a worker's job: a measurement, an error to raise here, or, if neither, its death."""
+
+    worker: int
+    measurement: Measurement | None = None
+    error: LongRopeError | None = None
+
+
+class Crew(Protocol):
+    """Workers of one kind, by number; the pool decides who does what."""
+
+    size: int
+
+    def submit(self, worker: int, job: Job) -> None:
+        """Give an idle worker a job; a worker is started when it does not run."""
+        ...
+
+    def reports(self, busy: Sequence[int], timeout: float) -> list[Report]:
+        """Wait for at least one of the busy workers, at most so many seconds."""
+        ...
+
+    def stop(self, worker: int) -> None:
+        """End a worker, whatever it is doing."""
+        ...
+
+
+class PoolEvaluator:
+    """Hands jobs to a crew, replaces the dead, retries their jobs.
+
+    Args:
+        crew: the workers.
+        warn: told of deaths.
+    """
+
+    def __init__(self, crew: Crew, warn: Callable[[str], None] = lambda text: None) -> None:
+        self._crew, self._warn = crew, warn
+        self._deaths: Counter[Candidate] = Counter()
+        self._ever_measured = False
+        self._slowest = 0.0
+
+    def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
+        waiting, running, since = deque(jobs), dict[int, Job](), dict[int, float]()
+        while waiting or running:
+            for worker in range(self._crew.size):
+                if waiting and worker not in running:
+                    running[worker], since[worker] = waiting.popleft(), time.monotonic()
+                    self._crew.submit(worker, running[worker])
+            for report in self._next_reports(running, since):
+                job = running.pop(report.worker)
+                if report.error:
+                    raise report.error
+                if report.measurement:
+                    self._ever_measured = True
+                    self._slowest = max(self._slowest, report.measurement.seconds)
+                    yield job, report.measurement
+                elif self._give_up(job):
+                    yield job, Measurement(float("inf"), 0)
+                else:
+                    waiting.appendleft(job)
+
+    def close(self) -> None:
+        for worker in range(self._crew.size):
+            self._crew.stop(worker)
+
+    def _next_reports(self, running: dict[int, Job], since: dict[int, float]) -> list[Report]:
+        """Reports of finished and dead workers; one that is silent for too long is stopped and counts as dead."""
+        patience = PATIENCE_SECONDS + PATIENCE_FACTOR * self._slowest
+        left = min(since[worker] for worker in running) + patience - time.monotonic()
+        reports = self._crew.reports(list(running), max(left, 0.01))
+        hung = [w for w in running if time.monotonic() - since[w] > patience and w not in {r.worker for r in reports}]
+        for worker in hung:
+            self._crew.stop(worker)
+        return [*reports, *(Report(worker) for worker in hung)]
+
+    def _give_up(self, job: Job) -> bool:
+        """Count a death; whether this candidate has had its three.
+
+        Raises:
+            MissingRequirementError: no worker ever measured anything, so it is not the candidate's fault.
+        """
+        self._deaths[job.candidate] += 1
+        deaths = self._deaths[job.candidate]
+        if deaths < MAX_DEATHS:
+            self._warn(f"a worker died; its candidate is retried (death {deaths} of {MAX_DEATHS})")
+            return False
+        if not self._ever_measured:
+            raise MissingRequirementError(
+                f"{MAX_DEATHS} workers died before anything was measured, most likely for lack of memory; "
+                "use fewer workers, a smaller --dtype, or --executor local to see the error"
+            )
+        self._warn(f"{MAX_DEATHS} workers died of one candidate; it counts as failed and the search goes on")
+        return True
+
+
+# -- processes
+
+
+@dataclass
+class _Process:
+    process: Any
+    connection: Connection
+
+
+class ProcessCrew:
+    """One spawned process a recipe; each builds its own model and sees nothing of the others.
+
+    Args:
+        recipes: one a worker.
+        serve: what a process runs; tests put a clumsy one here.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe], serve: Callable[[Recipe, Connection], None] | None = None) -> None:
+        self.size = len(recipes)
+        self._recipes = recipes
+        self._serve = serve or serve_jobs
+        self._context = multiprocessing.get_context("spawn")
+        self._running: dict[int, _Process] = {}
+
+    def submit(self, worker: int, job: Job) -> None:
+        if worker not in self._running:
+            self._running[worker] = self._start(worker)
+        try:
+            self._running[worker].connection.send(job)
+        except OSError:  # it died idle; a fresh one takes the job
+            self.stop(worker)
+            self._running[worker] = self._start(worker)
+            self._running[worker].connection.send(job)
+
+    def reports(self, busy: Sequence[int], timeout: float) -> list[Report]:
+        by_connection = {self._running[worker].connection: worker for worker in busy}
+        return [
+            self._received(by_connection[c]) for c in wait(list(by_connection), timeout) if isinstance(c, Connection)
+        ]
+
+    def stop(self, worker: int) -> None:
+        running = self._running.pop(worker, None)
+        if running:
+            running.connection.close()
+            running.process.kill()
+            running.process.join()
+
+    def _start(self, worker: int) -> _Process:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=self._serve, args=(self._recipes[worker], theirs), daemon=True)
+        process.start()
+        theirs.close()  # so that its end closes with the worker, and its death is heard
+        return _Process(process, ours)
+
+    def _received(self, worker: int) -> Report:
+        try:
+            answer = self._running[worker].connection.recv()
+        except (EOFError, OSError):
+            self.stop(worker)
+            return Report(worker)
+        if isinstance(answer, LongRopeError):
+            return Report(worker, error=answer)
+        return Report(worker, measurement=answer)
+
+
+def serve_jobs(recipe: Recipe, connection: Connection) -> None:
+    """A worker process: measure what comes through the pipe until it closes. Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    model: WindowModel | None = None
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        try:
+            model = model or recipe.build()
+            connection.send(model.measure(job, recipe.objective.windows[job.window]))
+        except LongRopeError as error:
+            connection.send(error)
+
+
+# -- Ray
+
+
+class RayCrew:
+    """Ray actors, one a recipe; Ray places them on the machines of its cluster.
+
+    The checkpoint's folder must be readable under the same path on every machine.
+
+    Raises:
+        MissingRequirementError: Ray is not installed.
+    """
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        if find_spec("ray") is None:
+            raise MissingRequirementError(
+                "executor ray needs the extra `ray`: pip install 'longrope-export[ray]', or use --executor processes"
+            )
+        import ray
+
+        self._ray = ray
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+        self.size = len(recipes)
+        self._recipes = recipes
+        gpus = 1 if recipes[0].machine.device.startswith("cuda") else 0
+        self._actor_class = ray.remote(num_cpus=recipes[0].machine.threads or 1, num_gpus=gpus)(RayWorker)
+        self._actors: dict[int, Any] = {}
+        self._pending: dict[int, Any] = {}
+
+    def submit(self, worker: int, job: Job) -> None:
+        if worker not in self._actors:
+            self._actors[worker] = self._actor_class.remote(self._recipes[worker])
+        self._pending[worker] = self._actors[worker].measure.remote(job)
+
+    def reports(self, busy: Sequence[int], timeout: float) -> list[Report]:
+        by_reference = {self._pending[worker]: worker for worker in busy}
+        ready, _ = self._ray.wait(list(by_reference), num_returns=1, timeout=timeout)
+        return [self._received(by_reference[reference], reference) for reference in ready]
+
+    def stop(self, worker: int) -> None:
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            self._ray.kill(actor)
+
+    def _received(self, worker: int, reference: Any) -> Report:
+        try:
+            answer = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError:
+            self.stop(worker)
+            return Report(worker)
+        if isinstance(answer, LongRopeError):
+            return Report(worker, error=answer)
+        return Report(worker, measurement=answer)
+
+
+class RayWorker:
+    """The actor: a model and its windows."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._model: WindowModel | None = None
+
+    def measure(self, job: Job) -> Measurement | LongRopeError:
+        """One job's measurement, or the error to raise where the search runs."""
+        try:
+            self._model = self._model or self._recipe.build()
+            return self._model.measure(job, self._recipe.objective.windows[job.window])
+        except LongRopeError as error:
+            return error

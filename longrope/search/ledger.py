@@ -59,6 +59,7 @@ class Ledger:
     history: list[HistoryPoint] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    _counted: set[Job] = field(default_factory=set)
     _known: dict[Job, Measurement] = field(default_factory=dict)
     _replayed: dict[Job, Measurement] = field(default_factory=dict)
     _best: Outcome | None = None
@@ -95,17 +96,25 @@ class Ledger:
 
     def _learn(self, job: Job, measurement: Measurement) -> None:
         self._known[job] = measurement
-        self.tokens += measurement.tokens
         self.seconds += measurement.seconds
         self.on_measured(measurement.tokens)
 
     def _lookup(self, job: Job) -> Measurement | None:
         return self._known.get(job) or (None if job.gradient else self._known.get(Job(job.candidate, job.window, True)))
 
+    def _count(self, jobs: Sequence[Job], measured: Sequence[Measurement]) -> None:
+        """Add the tokens of jobs not counted before, trial by trial, whatever order workers finished in."""
+        for job, measurement in zip(jobs, measured, strict=True):
+            plain = Job(job.candidate, job.window)
+            if plain not in self._counted or (job.gradient and job not in self._counted):
+                self.tokens += measurement.tokens
+            self._counted |= {job, plain}
+
     def _outcome(self, trial: Trial) -> Outcome:
-        measured = [self._lookup(job) for job in trial.jobs]
-        outcome = self.objective.outcome(trial, [m for m in measured if m is not None])
-        if set(self.objective.target_windows) <= set(trial.windows) and (
+        measured = [measurement for job in trial.jobs if (measurement := self._lookup(job)) is not None]
+        self._count(trial.jobs, measured)
+        outcome = self.objective.outcome(trial, measured)
+        if set(self.objective.ranking_windows) <= set(trial.windows) and (
             self._best is None or outcome.loss < self._best.loss
         ):
             self._best = outcome

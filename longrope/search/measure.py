@@ -4,28 +4,32 @@
        ▲                                                                                     │
        └───────────────────────── gradient (weights are frozen) ◄────────────────────────────┘
 
-Logits exist for one chunk of rows at a time, in both directions; memory never holds window × vocabulary.
+Logits exist for one chunk of rows at a time, in both directions; memory never holds window × vocabulary. A window that
+would not fit goes through the KV cache in several passes; a gradient that would not fit recomputes each layer's
+activations. Where the estimate was too hopeful, what runs out of memory is halved and tried again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from longrope.checkpoint import Checkpoint
-from longrope.modeling import RescaledRotary, build_model, head_logits, hidden_states, replace_rotary
+from longrope.errors import InputError, MissingRequirementError
+from longrope.modeling import DTYPES, RescaledRotary, build_model, head_logits, hidden_states, replace_rotary
+from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, is_out_of_memory, plan_memory
 from longrope.search.objective import Window
 from longrope.search.trial import Candidate, Job, Measurement
 
-# Logits held at a time: 4M float32 numbers, 16 MB.
-LOGITS_AT_ONCE = 1 << 22
 # A gradient costs a forward and a backward pass, and a backward pass as much as two forwards.
 GRADIENT_FORWARDS = 3
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,19 @@ class Machine:
         device: a torch device.
         dtype: `float32`, `bfloat16` or `float16`.
         threads: torch's threads in each process; None for torch's own choice.
+        pass_tokens: longest pass; None lets the memory estimate choose.
+        checkpointing: recompute activations for gradients; None lets the memory estimate choose.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
+    pass_tokens: int | None = None
+    checkpointing: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 class WindowModel:
@@ -48,7 +60,7 @@ class WindowModel:
 
     Args:
         checkpoint: the model to search on.
-        machine: device, dtype and threads.
+        machine: device, dtype, threads, and memory choices.
         default_attention: attention factor of candidates that leave theirs open.
     """
 
@@ -59,10 +71,15 @@ class WindowModel:
         self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
         replace_rotary(self.model, self.rotary)
         self.default_attention = default_attention
-        self._rows = max(16, LOGITS_AT_ONCE // checkpoint.vocab_size)
+        self._checkpoint, self._machine = checkpoint, machine
+        self._plans: dict[tuple[int, bool], MemoryPlan] = {}
 
     def measure(self, job: Job, window: Window) -> Measurement:
-        """Run one job."""
+        """Run one job.
+
+        Raises:
+            MissingRequirementError: memory ran out with the smallest passes and chunks, too.
+        """
         start = time.perf_counter()
         if job.gradient:
             nll, gradient = self.nll_and_gradient(job.candidate, window)
@@ -71,41 +88,121 @@ class WindowModel:
         tokens = len(window) * (GRADIENT_FORWARDS if job.gradient else 1)
         return Measurement(nll, tokens, gradient, time.perf_counter() - start)
 
-    @torch.inference_mode()
     def nll(self, candidate: Candidate, window: Window) -> float:
         """Mean NLL of the window's counted tokens, nats; sums are in float64."""
-        self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
-        hidden_TD = hidden_states(self.model, self._ids(window))[0]
-        return sum(float(self._nll_sum(h, t)) for h, t in self._chunks(hidden_TD, window)) / window.counted
+        return self._fitting(window, False, lambda plan: self._nll(candidate, window, plan))
 
     def nll_and_gradient(self, candidate: Candidate, window: Window) -> tuple[float, tuple[float, ...]]:
         """Mean NLL and its [d/2 + 1] derivative by ln factor[i] and, last, by ln attention_factor."""
+        return self._fitting(window, True, lambda plan: self._nll_and_gradient(candidate, window, plan))
+
+    def plan(self, window: Window, gradient: bool = False) -> MemoryPlan:
+        """How windows of this length are measured."""
+        key = (len(window), gradient)
+        if key not in self._plans:
+            machine = self._machine
+            plan = plan_memory(
+                self._checkpoint, len(window), dtype=machine.dtype, device=machine.device, gradient=gradient
+            )
+            if machine.pass_tokens and not gradient:
+                plan = replace(plan, pass_tokens=machine.pass_tokens)
+            if machine.checkpointing is not None:
+                plan = replace(plan, checkpointing=machine.checkpointing)
+            self._plans[key] = plan
+        return self._plans[key]
+
+    @torch.inference_mode()
+    def _nll(self, candidate: Candidate, window: Window, plan: MemoryPlan) -> float:
+        self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
+        total, start = 0.0, 0
+        for hidden_TD in self._passes(self._ids(window), plan.pass_tokens):
+            chunks = self._chunks(hidden_TD, window, start, plan.rows)
+            total += sum(float(self._nll_sum(hidden, targets)) for hidden, targets in chunks)
+            start += len(hidden_TD)
+        return total / window.counted
+
+    def _nll_and_gradient(
+        self, candidate: Candidate, window: Window, plan: MemoryPlan
+    ) -> tuple[float, tuple[float, ...]]:
         logs = torch.tensor([*candidate.factors, self._attention(candidate)], dtype=torch.float64).log()
         logs.requires_grad_(True)
         values = logs.exp()
         self.rotary.set(values[:-1], values[-1], candidate.n_hat)
+        self._recompute_activations(plan.checkpointing)
         hidden_TD = hidden_states(self.model, self._ids(window))[0]
         leaf_TD = hidden_TD.detach().requires_grad_(True)
         total = 0.0
-        for hidden, targets in self._chunks(leaf_TD, window):
+        for hidden, targets in self._chunks(leaf_TD, window, 0, plan.rows):
             loss = self._nll_sum(hidden, targets) / window.counted
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         (gradient,) = torch.autograd.grad(hidden_TD, logs, leaf_TD.grad)
         return total, tuple(gradient.tolist())
 
+    def _passes(self, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
+        """Hidden states [t, D], the whole window at once or in passes through the KV cache."""
+        if ids_BT.shape[1] <= tokens:
+            yield hidden_states(self.model, ids_BT)[0]
+            return
+        cache = None
+        for part in ids_BT.split(tokens, dim=1):
+            output = self.model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            yield output.last_hidden_state[0]
+
+    def _recompute_activations(self, on: bool) -> None:
+        """Switch activation checkpointing; transformers does it in layers that call themselves training, so only
+        the layers' own flags are set: their children stay in eval mode and drop nothing out."""
+        if on:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self.model.get_decoder().layers:
+            layer.training = on
+
+    def _fitting(self, window: Window, gradient: bool, run: Callable[[MemoryPlan], Result]) -> Result:
+        """Run with the plan; on out-of-memory halve what can be halved, for this and all later windows of the length."""
+        while True:
+            plan = self.plan(window, gradient)
+            try:
+                return run(plan)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._plans[len(window), gradient] = smaller(plan, gradient)
+            if self._machine.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+
     def _attention(self, candidate: Candidate) -> float:
         return self.default_attention if candidate.attention_factor is None else candidate.attention_factor
 
     def _ids(self, window: Window) -> Tensor:
-        """[1, T - 1]: the last token is predicted, never read."""
+        """[1, stop - 1]: the last counted token is predicted, never read."""
         return torch.as_tensor(window.ids[: window.stop - 1], device=self.model.device)[None]
 
-    def _chunks(self, hidden_TD: Tensor, window: Window) -> Iterator[tuple[Tensor, Tensor]]:
-        targets_T = torch.as_tensor(window.ids[window.start : window.stop], device=hidden_TD.device)
-        counted_TD = hidden_TD[window.start - 1 : window.stop - 1]
-        return zip(counted_TD.split(self._rows), targets_T.split(self._rows), strict=True)
+    def _chunks(self, hidden_TD: Tensor, window: Window, start: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(hidden, targets) of the counted tokens that these rows, from position `start` on, predict."""
+        first = max(window.start - 1 - start, 0)
+        counted_TD = hidden_TD[first:]
+        position = start + first + 1
+        targets_T = torch.as_tensor(window.ids[position : position + len(counted_TD)], device=hidden_TD.device)
+        return zip(counted_TD.split(rows), targets_T.split(rows), strict=True) if len(counted_TD) else iter(())
 
     def _nll_sum(self, hidden_TD: Tensor, targets_T: Tensor) -> Tensor:
         logits_TV = head_logits(self.model, hidden_TD).float()
         return torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none").double().sum()
+
+
+def smaller(plan: MemoryPlan, gradient: bool) -> MemoryPlan:
+    """The next plan to try after one that ran out of memory.
+
+    Raises:
+        MissingRequirementError: there is none.
+    """
+    if gradient and not plan.checkpointing:
+        return replace(plan, checkpointing=True)
+    if not gradient and min(plan.pass_tokens, plan.window) > MIN_PASS:
+        return replace(plan, pass_tokens=max(MIN_PASS, min(plan.pass_tokens, plan.window) // 2))
+    if plan.rows > MIN_ROWS:
+        return replace(plan, rows=max(MIN_ROWS, plan.rows // 2))
+    raise MissingRequirementError(
+        f"out of memory with the smallest passes, too ({plan}); use a smaller --dtype, a shorter target or another machine"
+    )

@@ -13,14 +13,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from longrope.errors import InputError
 from longrope.search.trial import Float64, Measurement, Outcome, Trial
-from longrope.text import Corpus, TokenIds
+from longrope.text import TokenIds
 
 Side = Literal["target", "short"]
 # ρ: nats of loss for each nat above the cap on the short side; steep enough that no cap is traded away.
@@ -36,6 +36,7 @@ class Window:
         start, stop: the counted tokens are ids[start:stop]; a whole window counts all but the first.
         weight: this window's share, relative to the others of its side.
         side: `target`, or `short` for windows of the original length in a two-sided objective.
+        extra: a further window for gradient steps, not among those that rank candidates.
     """
 
     ids: TokenIds = field(compare=False)
@@ -43,6 +44,7 @@ class Window:
     stop: int = 0
     weight: float = 1.0
     side: Side = "target"
+    extra: bool = False
 
     def __post_init__(self) -> None:
         if not self.stop:
@@ -63,7 +65,7 @@ class Objective:
     """Windows and how their NLLs become one number.
 
     Args:
-        windows: target windows first.
+        windows: those that rank candidates, the short side's, and extra ones.
         short_cap: largest mean NLL allowed on the short side, nats; None for a one-sided objective.
     """
 
@@ -73,23 +75,34 @@ class Objective:
     @property
     def target_windows(self) -> tuple[int, ...]:
         """Indices of the windows that rank candidates."""
-        return tuple(i for i, window in enumerate(self.windows) if window.side == "target")
+        return tuple(i for i, window in enumerate(self.windows) if window.side == "target" and not window.extra)
 
     @property
     def short_windows(self) -> tuple[int, ...]:
         return tuple(i for i, window in enumerate(self.windows) if window.side == "short")
 
     @property
+    def extra_windows(self) -> tuple[int, ...]:
+        """Indices of further windows, for gradient steps."""
+        return tuple(i for i, window in enumerate(self.windows) if window.extra)
+
+    @property
+    def ranking_windows(self) -> tuple[int, ...]:
+        """Indices of all windows of a full evaluation: target and short side."""
+        return (*self.target_windows, *self.short_windows)
+
+    @property
     def tokens(self) -> int:
-        """Tokens forwarded by one full evaluation of the target side: the unit of budgets."""
-        return sum(len(self.windows[i]) for i in self.target_windows)
+        """Tokens forwarded by one full evaluation: the unit of budgets."""
+        return sum(len(self.windows[i]) for i in self.ranking_windows)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over every window's ids, counted range, weight and side, and the cap."""
         digest = hashlib.sha256(repr(self.short_cap).encode())
         for window in self.windows:
-            digest.update(repr((window.start, window.stop, window.weight, window.side, len(window))).encode())
+            about = (window.start, window.stop, window.weight, window.side, window.extra, len(window))
+            digest.update(repr(about).encode())
             digest.update(window.ids.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -134,25 +147,6 @@ class Objective:
 
     def _is(self, index: int, side: str) -> bool:
         return self.windows[index].side == side
-
-
-def whole_windows(corpus: Corpus, length: int, num_documents: int, *, share: float = 1.0) -> list[Window]:
-    """The first `length` tokens of so many documents, weighted by the tokens they predict.
-
-    A corpus of fewer documents gives further windows of the same ones.
-
-    Args:
-        corpus: documents.
-        length: tokens of each window.
-        num_documents: how many windows.
-        share: weight of all of them together.
-
-    Raises:
-        InputError: no document is long enough; says how many there are and how long the longest is.
-    """
-    windows = [Window(ids) for ids in corpus.windows(length, num_documents)]
-    counted = sum(window.counted for window in windows)
-    return [replace(window, weight=share * window.counted / counted) for window in windows]
 
 
 def perplexity(loss: float) -> float:

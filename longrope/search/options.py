@@ -9,6 +9,9 @@ from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.search.measure import Machine
 
+# Options that may change when a run is resumed.
+MACHINE_ONLY = ("device", "threads", "executor", "workers")
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -21,11 +24,17 @@ class SearchOptions:
         num_documents: windows of L' tokens that a candidate is measured on, 5 in the paper.
         n_hat: start tokens that are not rescaled: a number, or `search`.
         attention_factor: `formula` (portable), `search` (some engines ignore it), or a number.
+        objective: `perplexity` of whole windows, `needle` (a pass key in real text, only the answer counts), or `mixed`.
+        window_shares: (length, share) of further window lengths in the objective; the target keeps the rest.
+        short_budget: largest rise of perplexity at the original window, as a fraction (0.01); None for no cap.
+        num_short_windows: windows of L tokens that the rise is measured on.
         from_factors: second interpolation: search multipliers on top of these factors of an extended model.
         start_from: factors to start from beside PI, NTK and YaRN.
         dtype: `float32`, `bfloat16` or `float16`.
         device: a torch device.
-        threads: torch's threads in each process; None for torch's own choice.
+        threads: torch's threads in each process; None for torch's own choice here, and one in worker processes.
+        executor: `local` (this process), `processes` (one a device), or `ray` (actors on many machines).
+        workers: number of processes or actors; on a GPU, as many devices are used in turn.
 
     Raises:
         InputError: a number is out of range.
@@ -37,27 +46,37 @@ class SearchOptions:
     num_documents: int = 5
     n_hat: int | Literal["search"] = 0
     attention_factor: float | Literal["formula", "search"] = "formula"
+    objective: Literal["perplexity", "needle", "mixed"] = "perplexity"
+    window_shares: tuple[tuple[int, float], ...] = ()
+    short_budget: float | None = None
+    num_short_windows: int = 16
     from_factors: RescaleFactors | None = None
     start_from: tuple[RescaleFactors, ...] = ()
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
+    executor: Literal["local", "processes", "ray"] = "local"
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_evals", "num_documents", "threads"):
+        for name in ("max_evals", "num_documents", "num_short_windows", "threads", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected a number above 0, got {value}")
         if self.seed < 0:
             raise InputError(f"seed: expected 0 or more, got {self.seed}")
+        if self.short_budget is not None and not self.short_budget >= 0:
+            raise InputError(f"short budget: expected a fraction of 0 or more, got {self.short_budget}")
+        if self.workers > 1 and self.executor == "local":
+            raise InputError(f"{self.workers} workers need executor processes or ray, got local")
 
     @property
     def machine(self) -> Machine:
         return Machine(self.device, self.dtype, self.threads)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result, as JSON: for the journal's header and for provenance. Device and threads do not."""
+        """What decides the result, as JSON: for the journal's header and for provenance. The machine does not."""
         data = asdict(self)
         data["from_factors"] = self.from_factors.to_json() if self.from_factors else None
         data["start_from"] = [factors.to_json() for factors in self.start_from]
-        return {name: value for name, value in data.items() if name not in ("device", "threads")}
+        return {name: value for name, value in data.items() if name not in MACHINE_ONLY}

@@ -18,12 +18,13 @@ from longrope import rope
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.progress import Progress, Silent
-from longrope.search.objective import Objective, whole_windows
+from longrope.search.objective import Objective
 from longrope.search.options import SearchOptions
 from longrope.search.run import SearchResult, run_search
 from longrope.search.space import SearchSpace, Seed
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate
+from longrope.search.windows import whole_windows
 from longrope.text import Corpus
 
 # Short windows are cheap: as many as one long evaluation of 8× costs.
@@ -77,7 +78,7 @@ def recover_short(
         InputError: the factors belong to another model, or no document is long enough.
     """
     options = options or SearchOptions(max_evals=DEFAULT_EVALS)
-    options = replace(options, from_factors=None, max_evals=options.max_evals or DEFAULT_EVALS)
+    options = replace(options, from_factors=None, short_budget=None, max_evals=options.max_evals or DEFAULT_EVALS)
     bound = checkpoint.bind(factors)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))

@@ -7,6 +7,7 @@ options ──► space, objective, seeds ──► strategy ◄──ask/tell�
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,17 +21,19 @@ from longrope.errors import LongRopeError
 from longrope.factors import RescaleFactors
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
-from longrope.search.evaluators import Evaluator, LocalEvaluator
+from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
 from longrope.search.ledger import HistoryPoint, Ledger
-from longrope.search.objective import Objective, perplexity, whole_windows
+from longrope.search.objective import Side, perplexity
 from longrope.search.options import SearchOptions
 from longrope.search.space import SearchSpace, Seed, make_space
-from longrope.search.strategies import make_strategy
+from longrope.search.strategies import check_strategy, make_strategy
 from longrope.search.strategies.problem import Problem
-from longrope.search.trial import Candidate
+from longrope.search.trial import Candidate, Trial
+from longrope.search.windows import build_objective
 from longrope.text import Corpus
 
 JOURNAL_NAME = "search.jsonl"
+SIDES: tuple[Side, Side] = ("short", "target")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,23 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class ParetoPoint:
+    """One point of a two-sided search's front.
+
+    Args:
+        candidate: the genome.
+        short_loss: mean NLL at the original window, nats per token.
+        target_loss: mean NLL at the target length.
+        chosen: whether this is the result.
+    """
+
+    candidate: Candidate
+    short_loss: float
+    target_loss: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """What a search found.
 
@@ -66,6 +86,8 @@ class SearchResult:
         evaluations: distinct candidates measured.
         seconds: wall time of this process.
         measuring_seconds: time spent measuring, in all workers and all resumed runs together.
+        front: two-sided searches: what is not beaten on both sides, from the least rescaled on; empty otherwise.
+        short_cap: two-sided searches: the largest mean NLL allowed at the original window.
     """
 
     factors: RescaleFactors
@@ -77,6 +99,8 @@ class SearchResult:
     evaluations: int
     seconds: float
     measuring_seconds: float
+    front: tuple[ParetoPoint, ...] = ()
+    short_cap: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -125,7 +149,7 @@ def search(
         attention_factor=options.attention_factor,
         from_factors=options.from_factors,
     )
-    objective = Objective(tuple(whole_windows(corpus, target_length, options.num_documents)))
+    objective = build_objective(checkpoint, corpus, target_length, options)
     seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
@@ -149,16 +173,33 @@ def run_search(
         "text": problem.objective.fingerprint,
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
-    strategy = make_strategy(options.strategy, problem)
-    evaluator = LocalEvaluator(checkpoint, problem.objective, options.machine, problem.space.default_attention)
+    check_strategy(options.strategy)
+    recipe = Recipe(
+        checkpoint.path, checkpoint.name, problem.objective, options.machine, problem.space.default_attention
+    )
+    evaluator = make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn)
     journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume) if journal_dir else None
     with journal or nullcontext(), _closing(evaluator):
         ledger = Ledger(problem.objective, evaluator, journal)
         with progress.task(f"search ({options.strategy})", _budget_tokens(problem)) as task:
             ledger.on_measured = lambda tokens: _show(task, ledger, tokens)
+            problem = _capped(problem, options, ledger)
+            strategy = make_strategy(options.strategy, problem)
             while trials := strategy.ask():
                 strategy.tell(ledger.evaluate(trials))
     return _result(checkpoint, problem, options, ledger, time.perf_counter() - start)
+
+
+def _capped(problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem:
+    """The problem with the short side's cap: what the factors before this search score there, and the budget above it."""
+    if options.short_budget is None:
+        return problem
+    before = Candidate(problem.space.base or (1.0,) * problem.space.num_pairs, 0, 1.0)
+    (outcome,) = ledger.evaluate([Trial(before, problem.objective.short_windows, "before extension")])
+    reference = problem.objective.mean("short", outcome.trial.windows, outcome.losses)
+    objective = replace(problem.objective, short_cap=reference + math.log1p(options.short_budget))
+    ledger.objective = objective
+    return replace(problem, objective=objective)
 
 
 def given_seeds(checkpoint: Checkpoint, space: SearchSpace, given: Sequence[RescaleFactors]) -> Iterator[Seed]:
@@ -200,7 +241,27 @@ def _result(
         evaluations=ledger.evaluations,
         seconds=seconds,
         measuring_seconds=ledger.seconds,
+        front=_front(ledger, best.candidate),
+        short_cap=ledger.objective.short_cap,
     )
+
+
+def _front(ledger: Ledger, chosen: Candidate) -> tuple[ParetoPoint, ...]:
+    """The candidates that none beats on both sides, by rising loss on the short side."""
+    if ledger.objective.short_cap is None:
+        return ()
+    full = set(ledger.objective.ranking_windows)
+    both = {
+        point.candidate: tuple(ledger.objective.mean(side, point.windows, point.losses) for side in SIDES)
+        for point in ledger.history
+        if full <= set(point.windows)
+    }
+    front, lowest = list[ParetoPoint](), math.inf
+    for candidate, (short, target) in sorted(both.items(), key=lambda item: item[1]):
+        if target < lowest:
+            front.append(ParetoPoint(candidate, short, target, candidate == chosen))
+            lowest = target
+    return tuple(front)
 
 
 def _provenance(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope import rope
+from longrope.architectures import architecture_of
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import N_HAT_CHOICES, RescaleFactors, attention_factor_formula
@@ -158,7 +159,9 @@ def make_space(
 
     Raises:
         InputError: the target is not longer than what is there, or a value is out of range.
+        UnsupportedError: the model attends over fewer tokens than the target.
     """
+    architecture_of({**checkpoint.config, "max_position_embeddings": target})  # refuses a shorter sliding window
     base = checkpoint.bind(from_factors) if from_factors else None
     reached = base.target if base else checkpoint.window
     if target <= reached:

@@ -20,7 +20,8 @@ from longrope.search import (
     search,
 )
 from longrope.search.evaluators import LocalEvaluator
-from longrope.search.objective import Objective, Window, whole_windows
+from longrope.search.objective import Objective, Window
+from longrope.search.windows import whole_windows
 from longrope.text import Corpus, Document
 from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
 
@@ -187,7 +188,7 @@ class Counting(LocalEvaluator):
 
 @pytest.fixture
 def counting(monkeypatch):
-    monkeypatch.setattr("longrope.search.run.LocalEvaluator", Counting)
+    monkeypatch.setattr("longrope.search.evaluators.LocalEvaluator", Counting)
     Counting.allowed, Counting.done = 10**9, 0
     return Counting
 

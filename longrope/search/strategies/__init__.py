@@ -15,7 +15,13 @@ from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Plan, Planned, Strategy
 
 STRATEGIES: Mapping[str, str] = {
+    "auto": "longrope.search.strategies.auto:auto",
+    "cma": "longrope.search.strategies.cma:cma",
+    "dim_mono": "longrope.search.strategies.evolution:dim_mono",
+    "dim_piece_mono": "longrope.search.strategies.dim_piece_mono:dim_piece_mono",
     "evolution": "longrope.search.strategies.evolution:evolution",
+    "gradient": "longrope.search.strategies.gradient:gradient",
+    "longrope2": "longrope.search.strategies.longrope2:longrope2",
     "seeds": "longrope.search.strategies.seeds:seeds",
 }
 
@@ -23,6 +29,11 @@ STRATEGIES: Mapping[str, str] = {
 def make_strategy(name: str, problem: Problem) -> Strategy:
     """The strategy called `name`, ready to be asked. Raises InputError for an unknown name."""
     return Planned(_plan(name)(problem))
+
+
+def check_strategy(name: str) -> None:
+    """Raise InputError for an unknown name, before any work is done."""
+    _plan(name)
 
 
 def _plan(name: str) -> Callable[[Problem], Plan]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -59,10 +60,33 @@ class Schedule:
         return cls(population, (max_evals - population) // (2 * quarter), 2 * quarter, quarter, quarter)
 
 
+class Breed(Protocol):
+    """Draws genomes of one form; known ones as rarely as it can."""
+
+    def first_population(self, problem: Problem) -> Iterator[Trial]:
+        """Starting points, without end."""
+        ...
+
+    def mutation(self, parents: Sequence[Candidate]) -> Candidate: ...
+
+    def crossover(self, parents: Sequence[Candidate]) -> Candidate: ...
+
+
 def evolution(problem: Problem) -> Plan:
-    """Algorithm 1 of the paper; a budget scales population and rounds, keeping their proportions."""
+    """Algorithm 1 of the paper (the authors' `dim_mono_n`); a budget scales population and rounds in proportion."""
+    return evolve(problem, lambda schedule: Breeder(problem.space, problem.rng(), schedule.probability))
+
+
+def dim_mono(problem: Problem) -> Plan:
+    """Algorithm 1 over λ only, as the authors' variant of that name: n_hat stays at the space's first choice."""
+    space = replace(problem.space, n_hats=problem.space.n_hats[:1])
+    return evolution(replace(problem, space=space))
+
+
+def evolve(problem: Problem, make_breed: Callable[[Schedule], Breed]) -> Plan:
+    """The rounds of Algorithm 1, whatever the genome's form."""
     schedule = Schedule.for_search(problem.space.target, problem.max_evals)
-    breeder = Breeder(problem.space, problem.rng(), schedule.probability)
+    breeder = make_breed(schedule)
     first = list(itertools.islice(breeder.first_population(problem), schedule.population))
     best = keep(schedule.parents, (yield first))
     for _ in range(schedule.rounds):

@@ -36,6 +36,11 @@ class Problem:
         """Full evaluations this strategy may spend, `own` being its own number."""
         return own if self.max_evals is None else self.max_evals
 
+    @property
+    def num_windows(self) -> int:
+        """Forwards of L' tokens that one full evaluation costs, rounded up."""
+        return -(-self.objective.tokens // self.space.target)
+
     def full(self, candidate: Candidate, label: str) -> Trial:
         """A trial on every window."""
         return Trial(candidate, self._all_windows, label)
@@ -46,4 +51,4 @@ class Problem:
 
     @property
     def _all_windows(self) -> tuple[int, ...]:
-        return tuple(range(len(self.objective.windows)))
+        return self.objective.ranking_windows

@@ -1,0 +1,141 @@
+"""`gradient`: Adam on monotone log-increments of the factors, and on the attention factor if that is searched.
+
+    starts ──one window──► best few ──► steps, a fresh window each ──► mean of the last iterates ──all windows──► best
+
+The weights are frozen, so one backward pass tells about all factors at once: a step costs three forwards of one window.
+Windows come from all documents, not only from those that rank candidates: more text generalises better than more steps
+on little. Single steps are noisy, so it is the mean over the tail of a run that competes.
+Sources: Adam (arXiv 1412.6980); tail averaging after Polyak and Juditsky (1992). The public LongRoPE code has no gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longrope.search.space import Seed
+from longrope.search.strategies.monotone import Monotone
+from longrope.search.strategies.problem import Problem
+from longrope.search.trial import Candidate, Float64, Outcome, Plan, Trial
+
+RATE = 0.15
+BETAS = (0.8, 0.95)
+# Budget in full evaluations if none is given, and starts that are followed.
+OWN_BUDGET = 32
+STARTS = 2
+TAIL = 0.5
+# A gradient step costs this many forwards of a window.
+STEP_FORWARDS = 3
+
+Steps = Generator[Sequence[Trial], Sequence[Outcome], "Descent"]
+
+
+def gradient(problem: Problem) -> Plan:
+    """Screen the starts, follow the best few, confirm the ends of their runs and the best start on all windows."""
+    starts = yield from screened(problem)
+    budget = problem.budget(OWN_BUDGET) * problem.num_windows - len(starts)
+    runs = max(1, min(STARTS, len(starts), budget // (20 * STEP_FORWARDS)))
+    confirmations = (runs + 1) * problem.num_windows
+    steps = max(1, (budget - confirmations) // (STEP_FORWARDS * runs))
+    order = WindowOrder(problem)
+    finalists = [problem.known(starts[0])]
+    for start in starts[:runs]:
+        descent = yield from descend(Descent.start(problem, start.candidate), problem, order, steps)
+        finalists.append(problem.full(descent.mean(), f"gradient from {start.name}"))
+    yield finalists
+
+
+def screened(problem: Problem) -> Generator[Sequence[Trial], Sequence[Outcome], list[Seed]]:
+    """All starting points, the best on the first window in front."""
+    starts = list(starting_points(problem))
+    window = problem.objective.target_windows[:1]
+    outcomes = yield [Trial(s.candidate, window, s.name) for s in starts]
+    order = sorted(range(len(starts)), key=lambda i: outcomes[i].loss)
+    return [starts[i] for i in order]
+
+
+def starting_points(problem: Problem) -> Iterator[Seed]:
+    """The seeds, shorter YaRN ramps, and the geometric mean of NTK and YaRN with its fastest pairs at 1.2."""
+    yield from problem.seeds
+    yield Seed("YaRN 16/1", problem.space.yarn(16, 1))
+    yield Seed("YaRN 8/1", problem.space.yarn(8, 1))
+    seeds = {seed.name: problem.space.multipliers(seed.candidate) for seed in problem.seeds}
+    if {"NTK", "YaRN 32/1"} <= seeds.keys():
+        mean = np.maximum(np.sqrt(seeds["NTK"] * seeds["YaRN 32/1"]), 1.2)
+        yield Seed("NTK·YaRN", problem.space.candidate(np.minimum(mean, problem.space.upper)))
+
+
+class WindowOrder:
+    """Windows for gradient steps: all of them in a random order, then again in another."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._rng = problem.rng()
+        self._windows = problem.objective.extra_windows or problem.objective.target_windows
+        self._left: list[int] = []
+        self._short = problem.objective.short_windows
+
+    def next(self) -> tuple[int, ...]:
+        """One target window, and the short side whole when there is one: the cap must be seen at every step."""
+        if not self._left:
+            self._left = [self._windows[i] for i in self._rng.permutation(len(self._windows))]
+        return (self._left.pop(), *self._short)
+
+
+@dataclass
+class Descent:
+    """The state of Adam.
+
+    Args:
+        space: the parametrization.
+        x: [n] where it is.
+        momentum, squares: [n] running means of the gradient and of its square.
+        trail: all iterates, the start included.
+    """
+
+    space: Monotone
+    x: Float64
+    momentum: Float64
+    squares: Float64
+    trail: list[Float64]
+
+    @classmethod
+    def start(cls, problem: Problem, candidate: Candidate) -> Descent:
+        space = Monotone(problem.space, candidate.n_hat)
+        x = space.encode(candidate)
+        return cls(space, x, np.zeros_like(x), np.zeros_like(x), [x])
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.space.decode(self.x)
+
+    def step(self, outcome: Outcome, rate: float) -> None:
+        """Move by one measured gradient; a failed measurement moves nothing."""
+        if outcome.gradient is None or not np.isfinite(outcome.gradient).all():
+            return
+        slope = self.space.pull_back(self.x, outcome.gradient)
+        count, (b1, b2) = len(self.trail), BETAS
+        self.momentum = b1 * self.momentum + (1 - b1) * slope
+        self.squares = b2 * self.squares + (1 - b2) * slope**2
+        mean, square = self.momentum / (1 - b1**count), self.squares / (1 - b2**count)
+        self.x = self.x - rate * mean / (np.sqrt(square) + 1e-8)
+        self.trail.append(self.x)
+
+    def mean(self, tail: float = TAIL) -> Candidate:
+        """The mean of the last iterates, in the free numbers."""
+        count = max(1, round(tail * len(self.trail)))
+        return self.space.decode(np.mean(self.trail[-count:], axis=0))
+
+
+def descend(
+    descent: Descent, problem: Problem, order: WindowOrder, steps: int, *, done: int = 0, total: int | None = None
+) -> Steps:
+    """Some steps of a run of `total` steps, `done` of which are behind it; the rate falls by a cosine to a tenth."""
+    total = total or steps
+    for step in range(done, done + steps):
+        trial = Trial(descent.candidate, order.next(), "gradient step", gradient=True)
+        (outcome,) = yield [trial]
+        descent.step(outcome, RATE * (0.55 + 0.45 * math.cos(math.pi * step / total)))
+    return descent

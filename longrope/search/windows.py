@@ -1,0 +1,135 @@
+"""The windows of an objective, cut from the user's documents.
+
+perplexity   the first L' tokens of documents                              (LongRoPE, arXiv 2402.13753, section 4.2)
+needle       a pass key told at spread depths in L' tokens of real text; only the answer's tokens count
+                                                                           (LongRoPE2, arXiv 2502.20082, section 3.2)
+mixed        both, half of the weight each
+other lengths beside L', each with its share of the weight
+short side   windows of L tokens, for a cap on the loss there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.retrieval import RetrievalSample, passkey_sample
+from longrope.search.objective import Objective, Window
+from longrope.search.options import SearchOptions
+from longrope.text import Corpus
+
+# Further windows that gradient steps draw from; more documents generalise better than more steps on few.
+EXTRA_WINDOWS = 64
+
+
+def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions) -> Objective:
+    """All windows of a search; the cap of a two-sided one is set once its reference is measured.
+
+    Args:
+        checkpoint: gives the tokenizer and L.
+        corpus: documents.
+        target: L' in tokens.
+        options: objective, num_documents, window_shares, short_budget, num_short_windows.
+
+    Raises:
+        InputError: documents too short, shares that leave nothing for the target, or an unknown objective.
+    """
+    own_share = 1.0 - sum(share for _, share in options.window_shares)
+    if own_share <= 0 or any(share <= 0 or length < 2 for length, share in options.window_shares):
+        raise InputError(f"expected shares above 0 that leave some weight for {target}, got {options.window_shares}")
+    windows = _target_windows(checkpoint, corpus, target, options, own_share)
+    for length, share in options.window_shares:
+        windows += whole_windows(corpus, length, options.num_documents, share=share)
+    if options.short_budget is not None:
+        short = whole_windows(corpus, checkpoint.window, options.num_short_windows)
+        windows += [replace(window, side="short") for window in short]
+    return Objective((*windows, *_extra_windows(checkpoint, corpus, target, options)))
+
+
+def whole_windows(corpus: Corpus, length: int, num_documents: int, *, share: float = 1.0) -> list[Window]:
+    """The first `length` tokens of so many documents, weighted by the tokens they predict.
+
+    A corpus of fewer documents gives further windows of the same ones.
+
+    Args:
+        corpus: documents.
+        length: tokens of each window.
+        num_documents: how many windows.
+        share: weight of all of them together.
+
+    Raises:
+        InputError: no document is long enough; says how many there are and how long the longest is.
+    """
+    return _shared([Window(ids) for ids in corpus.windows(length, num_documents)], share)
+
+
+def needle_windows(
+    checkpoint: Checkpoint, corpus: Corpus, length: int, count: int, *, share: float = 1.0, seed: int = 0
+) -> list[Window]:
+    """Windows with a pass key at depths spread from start to end; only the answer's tokens count.
+
+    Args:
+        checkpoint: gives the tokenizer.
+        corpus: filler, one document a window, in turn.
+        length: tokens of each window.
+        count: how many windows.
+        share: weight of all of them together.
+        seed: of keys and places.
+
+    Raises:
+        InputError: no document is long enough.
+    """
+    rng = np.random.default_rng(seed)
+    fillers = [document.ids for document in corpus.documents if len(document) >= length]
+    if not fillers:
+        corpus.windows(length)  # says what was found
+    depths = [(k + 0.5) / count for k in range(count)]
+    samples = [
+        passkey_sample(lambda text: encode_plain(checkpoint, text), fillers[k % len(fillers)], length, depth, rng)
+        for k, depth in enumerate(depths)
+    ]
+    return _shared([_needle(sample) for sample in samples], share)
+
+
+def encode_plain(checkpoint: Checkpoint, text: str) -> list[int]:
+    """Token ids without special tokens, for text that is put inside other text."""
+    ids: list[int] = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _target_windows(
+    checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions, share: float
+) -> list[Window]:
+    count = options.num_documents
+    if options.objective == "perplexity":
+        return whole_windows(corpus, target, count, share=share)
+    if options.objective == "needle":
+        return needle_windows(checkpoint, corpus, target, count, share=share)
+    if options.objective == "mixed":
+        half = max(1, count // 2)
+        return [
+            *whole_windows(corpus, target, count - half or 1, share=share / 2),
+            *needle_windows(checkpoint, corpus, target, half, share=share / 2),
+        ]
+    raise InputError(f"objective: expected perplexity, needle or mixed, got {options.objective!r}")
+
+
+def _extra_windows(checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions) -> list[Window]:
+    extra = [Window(ids) for ids in corpus.windows(target, options.num_documents + EXTRA_WINDOWS)]
+    extra = extra[options.num_documents :] if options.objective != "needle" else []
+    if options.objective != "perplexity":
+        extra += needle_windows(checkpoint, corpus, target, EXTRA_WINDOWS // 2, seed=1)
+    return [replace(window, extra=True) for window in extra]
+
+
+def _shared(windows: Sequence[Window], share: float) -> list[Window]:
+    counted = sum(window.counted for window in windows)
+    return [replace(window, weight=share * window.counted / counted) for window in windows]
+
+
+def _needle(sample: RetrievalSample) -> Window:
+    return Window(sample.token_ids, sample.answer_start, sample.answer_stop)
