@@ -80,6 +80,26 @@ def pico_config(model_type: str = "llama", **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **{**values, **changes})
 
 
+# What a model type needs beyond the values above: no rescaled RoPE by default, few experts, one attention kind.
+PICO_CHANGES: dict[str, dict[str, Any]] = {
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_theta": 1e5, "llama_4_scaling_beta": 0.1, "rope_type": "default"},
+    },
+    "minicpm3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 48,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "head_dim": 16,
+        "v_head_dim": 16,
+    },
+    "apertus": {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+}
+
+
 def pico_folder(path: Path, model_type: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """Write a randomly initialised pico model with its tokenizer; weights are large enough that logits differ."""
     import torch

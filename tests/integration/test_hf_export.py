@@ -1,0 +1,214 @@
+"""The Hugging Face folder end to end: what transformers loads from it is the model that was asked for, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from converters.base import Export
+from converters.hf import HuggingFaceConverter
+from longrope import rope
+from longrope.architectures import ARCHITECTURES
+from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import RescaleFactors
+from longrope.modeling import TorchSource, build_model, frequency_sets, rotary_module
+from longrope.progress import Silent
+from tests.common import PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_factors
+
+SUPPORTED = [name for name, row in ARCHITECTURES.items() if not row.refusal]
+CONVERTER = HuggingFaceConverter()
+
+
+def convert(checkpoint: Checkpoint, factors: RescaleFactors, path: Path, outtype: str | None = None) -> Path:
+    checks = CONVERTER.convert(Export(checkpoint, factors, outtype), path, Silent())
+    assert {check.status for check in checks} == {"pass"}
+    return path
+
+
+def reloaded(path: Path, **options: Any) -> Any:
+    """As a user loads it: nothing but transformers and the folder."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options).eval()
+
+
+@torch.no_grad()
+def logits(model: Any, length: int) -> Tensor:
+    ids = np.random.default_rng(length).integers(0, 384, length)
+    found: Tensor = model(input_ids=torch.from_numpy(ids)[None]).logits[0].float()
+    return found
+
+
+def _copy(checkpoint: Checkpoint, path: Path) -> Path:
+    return shutil.copytree(checkpoint.path, path)
+
+
+# -- every type of the table
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_a_reload_is_exactly_the_extended_model(tmp_path: Path, model_type: str) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", model_type, **PICO_CHANGES.get(model_type, {}))
+    dual = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    for factors in (dual, dual.as_single()):
+        path = convert(checkpoint, factors, tmp_path / factors.factor_sets)
+        found, expected = reloaded(path), build_model(checkpoint, factors)
+        for name, frequencies in frequency_sets(rotary_module(found)).items():
+            exact = rope.inv_freq(factors.rope_theta or 0, checkpoint.rotary_dim, factors.set(name))
+            np.testing.assert_allclose(frequencies.numpy(), exact, rtol=2e-6)
+        for length in (WINDOW // 2, WINDOW, WINDOW + 1, TARGET):
+            assert torch.equal(logits(found, length), logits(expected, length)), (factors.factor_sets, length)
+        assert CONVERTER.read_factors(path) is not None
+        assert CONVERTER.read_factors(path).set("short") == factors.short_factor  # type: ignore[union-attr]
+        assert CONVERTER.read_factors(path).set("long") == factors.long_factor  # type: ignore[union-attr]
+
+
+def test_the_two_sets_are_two_models(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    """The exactness above would be worth nothing if both sets gave the same logits."""
+    two = reloaded(convert(pico, dual, tmp_path / "dual"))
+    one = reloaded(convert(pico, dual.as_single(), tmp_path / "single"))
+    assert torch.equal(logits(two, TARGET), logits(one, TARGET))
+    assert (logits(two, WINDOW) - logits(one, WINDOW)).abs().max() > 0.1
+    assert (logits(two, TARGET) - logits(build_model(pico), TARGET)).abs().max() > 0.1
+
+
+# -- weight types
+
+
+@pytest.mark.parametrize(
+    ("outtype", "dtype"), [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)]
+)
+def test_weights_are_rounded_once_to_the_asked_type(
+    pico: Checkpoint, dual: RescaleFactors, tmp_path: Path, outtype: str, dtype: torch.dtype
+) -> None:
+    path = convert(pico, dual, tmp_path / "out", outtype)
+    found, source = reloaded(path), build_model(pico)
+    assert found.dtype == dtype  # as config.json says
+    for (name, ours), (_, theirs) in zip(found.named_parameters(), source.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs.to(dtype)), name
+    assert rotary_module(found).inv_freq.dtype == torch.float32
+
+
+def test_auto_copies_the_weights_byte_for_byte(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    path = convert(pico, dual, tmp_path / "out")
+    assert (path / "model.safetensors").read_bytes() == (pico.path / "model.safetensors").read_bytes()
+
+
+def test_weights_too_large_for_f16_are_refused(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = _copy(pico, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = 1e5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedError, match=r"beyond 65504 do not fit f16; use --outtype bf16 or f32"):
+        CONVERTER.convert(Export(open_checkpoint(folder), dual, "f16"), tmp_path / "out", Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_sharded_checkpoint_keeps_its_shards(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    model = build_model(pico)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    (tmp_path / "model" / "tokenizer.json").write_bytes((pico.path / "tokenizer.json").read_bytes())
+    sharded = open_checkpoint(tmp_path / "model")
+    assert len(sharded.weight_files) > 1
+    found = reloaded(convert(sharded, dual, tmp_path / "out"))
+    assert torch.equal(logits(found, TARGET), logits(build_model(pico, dual), TARGET))
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", tie_word_embeddings=True)
+    factors = checkpoint.bind(pico_factors())
+    found = reloaded(convert(checkpoint, factors, tmp_path / "out"))
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+    assert torch.equal(logits(found, TARGET), logits(build_model(checkpoint, factors), TARGET))
+
+
+# -- the rest of the folder
+
+
+def test_companions_go_along_and_nothing_else(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    folder = _copy(pico, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "secret.py").write_text("raise SystemExit")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "model_max_length": WINDOW}))
+    path = convert(open_checkpoint(folder), dual, tmp_path / "out")
+    assert sorted(file.name for file in path.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "longrope.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert json.loads((path / "tokenizer_config.json").read_text())["model_max_length"] == TARGET
+    assert json.loads((path / "generation_config.json").read_text()) == {"temperature": 0.6}
+
+
+def test_the_tokenizer_gives_the_same_ids(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = "In 1847 there were 36 houses – and then?"
+    tokenizer = AutoTokenizer.from_pretrained(convert(pico, dual, tmp_path / "out"), local_files_only=True)
+    assert tokenizer(text)["input_ids"] == pico.encode(text)
+
+
+def test_generation_runs_past_the_original_window(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    model = reloaded(convert(pico, dual.as_single(), tmp_path / "out"))
+    prompt = torch.arange(1, WINDOW)[None]
+    grown = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert grown.shape == (1, WINDOW + 7)
+
+
+def test_the_record_is_the_factors_we_were_given(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    assert CONVERTER.recorded_factors(convert(pico, dual, tmp_path / "out")) == dual
+
+
+def test_an_extended_folder_converts_to_the_same_folder(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    first = convert(pico, dual, tmp_path / "first")
+    again = open_checkpoint(first)
+    assert again.factors is not None
+    second = convert(again, again.factors, tmp_path / "second")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_a_given_attention_factor_reaches_the_loaded_model(pico: Checkpoint, tmp_path: Path) -> None:
+    factors = pico.bind(pico_factors(attention_factor=1.0))
+    assert rotary_module(reloaded(convert(pico, factors, tmp_path / "out"))).attention_scaling == 1.0
+
+
+# -- refusals, before anything is written
+
+
+def test_what_the_format_cannot_say_is_refused_in_the_plan(pico: Checkpoint, tmp_path: Path) -> None:
+    cases: list[tuple[Export, type[Exception], str]] = [
+        (Export(pico, pico.bind(pico_factors(n_hat=4))), UnsupportedError, "cannot hold n_hat = 4"),
+        (Export(pico, pico.bind(pico_factors()), "q8_0"), UnsupportedError, "expected --outtype auto, f32, f16, bf16"),
+        (Export(pico, pico.bind(pico_factors()), None, {"opset": "23"}), InputError, "unknown options opset"),
+    ]
+    for export, error, message in cases:
+        with pytest.raises(error, match=message):
+            CONVERTER.convert(export, tmp_path / "out", Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_of_the_artifact_source_are_a_users(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+    """`open_source` must not pin: it measures what transformers does by itself."""
+    source = CONVERTER.open_source(convert(pico, dual, tmp_path / "out"), dual, max_length=TARGET, threads=1)
+    ids = np.random.default_rng(TARGET).integers(0, 384, TARGET)
+    expected = logits(reloaded(tmp_path / "out"), TARGET)
+    assert torch.equal(torch.cat(list(source.logits(ids, "long", 64))), expected)
+    assert isinstance(source, TorchSource)
+    assert source.rule == "per_forward"
