@@ -31,12 +31,14 @@ class DecoderBlock:
         qk_norm: queries and keys are normalized per head, over all heads at once, or not.
         norm_plus_one: the stored norm weight is an offset from 1.
         packed: q, k, v lie in one qkv_proj, gate and up in one gate_up_proj.
+        scaled_embedding: token embeddings are multiplied by the square root of the hidden size.
     """
 
     norms: Literal["pre", "post", "sandwich"] = "pre"
     qk_norm: Literal["head", "all"] | None = None
     norm_plus_one: bool = False
     packed: bool = False
+    scaled_embedding: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ def static_checks(path: Path, expected: RescaleFactors, reference: Checkpoint) -
     """All static checks; when the model file cannot be read, only that one."""
     try:
         file = OnnxFile(path)
+        model = build(reference, expected, file.outtype, file.options)
     except InputError as error:
         return [Check("onnx.readable", "fail", "a sound ONNX model", "a broken one", str(error))]
-    model = build(reference, expected, None)
     return [
         Check("onnx.readable", "pass"),
         _opset(file),

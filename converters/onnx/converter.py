@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Check, Converter, Export, RuntimeUse
+from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, MissingRequirementError, UnsupportedError
+from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import RescaleFactors
 from longrope.progress import Progress
 
@@ -24,7 +25,7 @@ class OnnxConverter(Converter):
 
     name = "onnx"
     auto_factor_sets = "single"
-    outtypes: ClassVar[Sequence[str]] = ("f32",)
+    outtypes: ClassVar[Sequence[str]] = tuple(PRECISIONS)
     extra = "onnx"
 
     def recognizes(self, path: Path) -> bool:
@@ -42,13 +43,12 @@ class OnnxConverter(Converter):
     def plan(self, export: Export) -> None:
         if export.outtype not in (None, *self.outtypes):
             raise UnsupportedError(f"onnx: expected --outtype {', '.join(self.outtypes)}, got {export.outtype}")
-        if export.options:
-            raise InputError(f"onnx: unknown options {', '.join(export.options)}; it takes none")
+        options = OnnxOptions.of(export.options)
         from converters.onnx.export import build, folder_config
 
         folder_config(export.checkpoint, export.factors)
         _ = export.checkpoint.tokenizer
-        build(export.checkpoint, export.factors, export.outtype)
+        build(export.checkpoint, export.factors, export.outtype or "f32", options)
 
     def write(self, export: Export, path: Path, progress: Progress) -> None:
         from converters.onnx.export import write
@@ -75,8 +75,14 @@ class OnnxConverter(Converter):
 
         return OnnxSource(path, factors, threads=threads)
 
+    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
+        self.check_requirements()
+        from converters.onnx.readback import OnnxFile
+
+        return PRECISIONS[OnnxFile(path).outtype].tolerance
+
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        names = ("onnxruntime", "optimum", "transformers.js")
+        names = ("onnxruntime", "onnxruntime-genai", "optimum", "transformers.js")
         if factors.factor_sets == "single":
             return [RuntimeUse(name, "the one set, at every length", True) for name in names]
         original = factors.original

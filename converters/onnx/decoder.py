@@ -32,6 +32,7 @@ class Decoder:
     Args:
         embedding_scale, residual_scale, logits_divisor: Granite's multipliers; 1 elsewhere.
         attention_scale: what query-key products are multiplied by.
+        attention_softcap, logits_softcap: Gemma 2 keeps scores and logits within ± this; 0 for no limit.
         tied: the output head is the embedding matrix.
     """
 
@@ -47,9 +48,11 @@ class Decoder:
     norm_eps: float
     activation: str
     attention_scale: float
+    attention_softcap: float
     embedding_scale: float
     residual_scale: float
     logits_divisor: float
+    logits_softcap: float
     tied: bool
 
     @classmethod
@@ -79,10 +82,12 @@ class Decoder:
             rotary_dim=checkpoint.rotary_dim,
             norm_eps=config.rms_norm_eps,
             activation=activation,
-            attention_scale=getattr(config, "attention_multiplier", head_dim**-0.5),
-            embedding_scale=getattr(config, "embedding_multiplier", 1.0),
+            attention_scale=_attention_scale(config, head_dim),
+            attention_softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
+            embedding_scale=_embedding_scale(config, block),
             residual_scale=getattr(config, "residual_multiplier", 1.0),
             logits_divisor=getattr(config, "logits_scaling", 1.0),
+            logits_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
             tied=bool(config.tie_word_embeddings),
         )
 
@@ -93,6 +98,19 @@ class Decoder:
     @property
     def kv_width(self) -> int:
         return self.num_kv_heads * self.head_dim
+
+
+def _attention_scale(config: Any, head_dim: int) -> float:
+    """Granite says the number, Gemma what to take for the head size; else head_dim**-0.5."""
+    if hasattr(config, "attention_multiplier"):
+        return float(config.attention_multiplier)
+    return float(getattr(config, "query_pre_attn_scalar", head_dim) ** -0.5)
+
+
+def _embedding_scale(config: Any, block: DecoderBlock) -> float:
+    if block.scaled_embedding:
+        return float(config.hidden_size**0.5)
+    return float(getattr(config, "embedding_multiplier", 1.0))
 
 
 def _layer(config: Any, index: int) -> Layer:

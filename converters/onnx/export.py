@@ -1,4 +1,4 @@
-"""Write the artifact: model.onnx with its external data, config.json, tokenizer and generation_config."""
+"""Write the artifact: the model with its external data, and what each runtime looks for beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from converters.base import Export
 from converters.hf.converter import COMPANIONS
 from converters.onnx.decoder import Decoder
 from converters.onnx.decoder_graph import DecoderGraph
+from converters.onnx.genai import GENAI_FILE, genai_config
+from converters.onnx.options import PRECISIONS, OnnxOptions
 from converters.onnx.rope_graph import TOTAL_LENGTH
 from converters.onnx.weights import Weights
 from longrope import __version__
@@ -23,34 +25,46 @@ from longrope.hf_config import extended_config
 from longrope.progress import Progress
 
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
+DATA_FILE = "model.onnx_data"  # the name transformers.js and optimum look for
 PRODUCER = "longrope-export"
 METADATA_FACTORS = "longrope.factors"
 METADATA_SETS = "longrope.factor_sets"
 METADATA_CROSSING = "longrope.crossing"
 METADATA_SOURCE = "longrope.source_fingerprint"
+METADATA_OUTTYPE = "longrope.outtype"
+METADATA_OPTIONS = "longrope.options"
 # Tensors up to this size stay in model.onnx, so that the factors can be read without the external data.
 INLINE_BYTES = 8192
-DTYPES = {"f32": ir.DataType.FLOAT}
 
 
-def build(checkpoint: Checkpoint, factors: RescaleFactors, outtype: str | None) -> ir.Model:
+def build(
+    checkpoint: Checkpoint, factors: RescaleFactors, outtype: str = "f32", options: OnnxOptions | None = None
+) -> ir.Model:
     """The model that an export writes, with its weights unread; see `DecoderGraph.build` for what it raises."""
-    dtype = DTYPES[outtype or "f32"]
-    graph = DecoderGraph(Decoder.of(checkpoint), Weights(checkpoint), factors, dtype).build()
+    options = options or OnnxOptions()
+    decoder, weights = Decoder.of(checkpoint), Weights(checkpoint)
+    graph = DecoderGraph(decoder, weights, factors, PRECISIONS[outtype], options).build()
     return graph.model(
         checkpoint.model_type,
         producer_name=PRODUCER,
         producer_version=__version__,
         doc_string=f"{checkpoint.model_type}, extended with LongRoPE from {factors.original} to {factors.target} tokens",
-        metadata_props=_metadata(checkpoint, factors),
+        metadata_props={
+            METADATA_FACTORS: json.dumps(factors.to_json()),
+            METADATA_SETS: factors.factor_sets,
+            METADATA_CROSSING: crossing_advice(factors),
+            METADATA_SOURCE: checkpoint.fingerprint,
+            METADATA_OUTTYPE: outtype,
+            METADATA_OPTIONS: json.dumps(dataclasses.asdict(options)),
+        },
     )
 
 
 def write(export: Export, path: Path, progress: Progress) -> None:
     """Write the folder `path`."""
     path.mkdir()
-    model = build(export.checkpoint, export.factors, export.outtype)
+    outtype, options = export.outtype or "f32", OnnxOptions.of(export.options)
+    model = build(export.checkpoint, export.factors, outtype, options)
     total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     with progress.task("write onnx", total) as task:
         ir.save(
@@ -60,30 +74,31 @@ def write(export: Export, path: Path, progress: Progress) -> None:
             size_threshold_bytes=INLINE_BYTES,
             callback=lambda tensor, _: task.advance(tensor.nbytes),
         )
-    _write_companions(export, path)
+    _write_companions(export.checkpoint, path)
+    _write_json(path / "config.json", folder_config(export.checkpoint, export.factors, outtype))
+    decoder = Decoder.of(export.checkpoint)
+    _write_json(path / GENAI_FILE, genai_config(export.checkpoint, decoder, export.factors, options, MODEL_FILE))
 
 
-def folder_config(checkpoint: Checkpoint, factors: RescaleFactors) -> dict[str, Any]:
-    """config.json of the folder. It has no place for n_hat; the graph holds it, and no ONNX runtime asks config.json."""
-    return extended_config(checkpoint.config, dataclasses.replace(factors, n_hat=0))
+def folder_config(checkpoint: Checkpoint, factors: RescaleFactors, outtype: str = "f32") -> dict[str, Any]:
+    """config.json of the folder, with what transformers.js looks for.
+
+    It has no place for n_hat; the graph holds it, and no ONNX runtime asks config.json about positions.
+    """
+    config = extended_config(checkpoint.config, dataclasses.replace(factors, n_hat=0))
+    cache = "float16" if PRECISIONS[outtype].dtype == "FLOAT16" else "float32"
+    config["transformers.js_config"] = {"dtype": "fp32", "use_external_data_format": 1, "kv_cache_dtype": cache}
+    return config
 
 
-def _write_companions(export: Export, path: Path) -> None:
+def _write_companions(checkpoint: Checkpoint, path: Path) -> None:
     for name in COMPANIONS:
-        source = export.checkpoint.path / name
-        if source.is_file():
-            shutil.copyfile(source, path / name)
-    config = folder_config(export.checkpoint, export.factors)
-    (path / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, path / name)
 
 
-def _metadata(checkpoint: Checkpoint, factors: RescaleFactors) -> dict[str, str]:
-    return {
-        METADATA_FACTORS: json.dumps(factors.to_json()),
-        METADATA_SETS: factors.factor_sets,
-        METADATA_CROSSING: crossing_advice(factors),
-        METADATA_SOURCE: checkpoint.fingerprint,
-    }
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def crossing_advice(factors: RescaleFactors) -> str:

@@ -100,9 +100,9 @@ class GraphBuilder:
         """An int64 vector, for axes and shapes."""
         return self.constant("ints." + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
-    def scalar(self, name: str, value: float) -> ir.Value:
-        """A scalar of the graph's type."""
-        return self.constant(self.path(name), np.array(value, dtype=self.dtype.numpy()))
+    def scalar(self, name: str, value: float, dtype: ir.DataType | None = None) -> ir.Value:
+        """A scalar, of the graph's type unless another is given."""
+        return self.constant(self.path(name), np.array(value, dtype=(dtype or self.dtype).numpy()))
 
     def weight(
         self,

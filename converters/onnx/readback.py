@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from converters.onnx import rope_graph
-from converters.onnx.export import METADATA_FACTORS, MODEL_FILE
+from converters.onnx.export import METADATA_FACTORS, METADATA_OPTIONS, METADATA_OUTTYPE, MODEL_FILE
+from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors, attention_factor_formula
 
@@ -107,17 +108,34 @@ class OnnxFile:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
+    @property
+    def outtype(self) -> str:
+        """The weight type it was written with; f32 when the metadata do not tell. Raises InputError for an unknown one."""
+        name = self.metadata.get(METADATA_OUTTYPE, "f32")
+        if name not in PRECISIONS:
+            raise InputError(
+                f"{self.path}: metadata {METADATA_OUTTYPE}: expected {', '.join(PRECISIONS)}, got {name!r}"
+            )
+        return name
+
+    @property
+    def options(self) -> OnnxOptions:
+        """The options it was written with. Raises InputError when the metadata are broken."""
+        data = self._json(METADATA_OPTIONS)
+        return OnnxOptions.of(data if isinstance(data, dict) else {})
+
     @cached_property
     def stored_factors(self) -> RescaleFactors | None:
         """The factors as the metadata tell them; None when they tell none."""
-        text = self.metadata.get(METADATA_FACTORS)
-        if text is None:
-            return None
+        data = self._json(METADATA_FACTORS)
+        return None if data is None else RescaleFactors.from_json(data, source=f"{self.path}: {METADATA_FACTORS}")
+
+    def _json(self, key: str) -> Any:
+        text = self.metadata.get(key)
         try:
-            data = json.loads(text)
+            return None if text is None else json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"{self.path}: metadata {METADATA_FACTORS} is not valid JSON ({error})") from None
-        return RescaleFactors.from_json(data, source=f"{self.path}: {METADATA_FACTORS}")
+            raise InputError(f"{self.path}: metadata {key} is not valid JSON ({error})") from None
 
     def factors(self) -> RescaleFactors | None:
         """The factors the graph computes with, and from the metadata only what no initializer says; None if none."""

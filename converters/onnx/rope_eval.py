@@ -36,7 +36,7 @@ class RopePart:
             raise InputError(
                 f"{file.path}: expected every layer to turn by one pair of cos and sin tables, found {what}"
             )
-        self.outputs = list(next(iter(tables)))
+        self.outputs = [_before_rounding(file, name) for name in next(iter(tables))]
         nodes, roots = _ancestors(file, self.outputs)
         unknown = sorted(roots - {POSITIONS, TOTAL_LENGTH} - set(file.initializers))
         if unknown or POSITIONS not in roots:
@@ -53,6 +53,12 @@ class RopePart:
             feeds[TOTAL_LENGTH] = np.array([total_length], dtype=np.int64)
         cos, sin = self._evaluator.run(None, feeds)
         return cos[0].astype(np.float64), sin[0].astype(np.float64)
+
+
+def _before_rounding(file: OnnxFile, name: str) -> str:
+    """A table as it is before it is rounded to a half-precision graph's type."""
+    producer = file.producers.get(name)
+    return str(producer.input[0]) if producer is not None and producer.op_type == "Cast" else name
 
 
 def _ancestors(file: OnnxFile, values: Sequence[str]) -> tuple[list[onnx.NodeProto], set[str]]:

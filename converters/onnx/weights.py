@@ -75,10 +75,21 @@ class Weights:
         self._used.add(name)
         return found
 
-    def reader(self, name: str, change: Callable[[Array], Array]) -> Callable[[], Array]:
-        """A function that reads a tensor, in float32, and changes it."""
+    def reader(self, name: str, change: Callable[[Array], Array], dtype: Any) -> Callable[[], Array]:
+        """A function that reads a tensor, changes it in float32 and rounds it to `dtype`.
+
+        The function raises UnsupportedError when a weight does not fit the type.
+        """
         entry = self.entry(name)
-        return lambda: np.ascontiguousarray(change(entry.read().astype(np.float32)))
+
+        def read() -> Array:
+            wide = np.ascontiguousarray(change(entry.read().astype(np.float32, copy=False)))
+            found = wide.astype(dtype, copy=False)
+            if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():
+                raise UnsupportedError(f"{self.name}: {name} has weights beyond what {np.dtype(dtype)} holds; use f32")
+            return found
+
+        return read
 
     def refuse_unused(self, but: tuple[str, ...] = ()) -> None:
         """Raise UnsupportedError when the checkpoint has weights that nothing has asked for.

@@ -166,11 +166,11 @@ def set_config(**changes: object) -> Fault:
 
 
 def move_data_outside(folder: Path) -> None:
-    (folder / "model.onnx.data").rename(folder.parent / "model.onnx.data")
+    (folder / "model.onnx_data").rename(folder.parent / "model.onnx_data")
     edited(
         lambda model: (
             [
-                setattr(entry, "value", "../model.onnx.data")
+                setattr(entry, "value", "../model.onnx_data")
                 for tensor in model.graph.initializer
                 for entry in tensor.external_data
                 if entry.key == "location"
@@ -181,8 +181,8 @@ def move_data_outside(folder: Path) -> None:
 
 
 def link_data_outside(folder: Path) -> None:
-    (folder / "model.onnx.data").rename(folder.parent / "elsewhere")
-    (folder / "model.onnx.data").symlink_to(folder.parent / "elsewhere")
+    (folder / "model.onnx_data").rename(folder.parent / "elsewhere")
+    (folder / "model.onnx_data").symlink_to(folder.parent / "elsewhere")
 
 
 def truncate(name: str) -> Fault:
@@ -194,9 +194,9 @@ def truncate(name: str) -> Fault:
 
 
 def flip_a_byte(folder: Path) -> None:
-    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data = bytearray((folder / "model.onnx_data").read_bytes())
     data[len(data) // 2] ^= 0x40
-    (folder / "model.onnx.data").write_bytes(bytes(data))
+    (folder / "model.onnx_data").write_bytes(bytes(data))
 
 
 Q_WEIGHT = "model.layers.0.self_attn.q_proj.weight"
@@ -242,8 +242,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "position_ids missing": (on_graph(lambda graph: graph.input.__delitem__(2)), "onnx.inputs"),
     "opset too old": (set_opset(22), "onnx.opset"),
     "opset without native attention": (set_opset(25), "onnx.opset"),
-    "external data missing": (lambda folder: (folder / "model.onnx.data").unlink(), "onnx.external_data"),
-    "external data truncated": (truncate("model.onnx.data"), "onnx.external_data"),
+    "external data missing": (lambda folder: (folder / "model.onnx_data").unlink(), "onnx.external_data"),
+    "external data truncated": (truncate("model.onnx_data"), "onnx.external_data"),
     "external data outside the folder": (move_data_outside, "onnx.external_data"),
     "external data linked outside": (link_data_outside, "onnx.external_data"),
     "external data at an absolute path": (set_external(Q_WEIGHT, "location", "/etc/hostname"), "onnx.external_data"),

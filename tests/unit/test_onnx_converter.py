@@ -37,7 +37,7 @@ def artifact(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path_factory: 
 
 def test_the_folder_holds_what_tools_look_for(artifact: Path) -> None:
     names = {file.name for file in artifact.iterdir()}
-    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert {"model.onnx", "model.onnx_data", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert OnnxConverter().recognizes(artifact)
 
 
@@ -72,8 +72,10 @@ def test_describe_is_json(artifact: Path) -> None:
 def test_an_unknown_weight_type_or_option_is_refused(checkpoint: Checkpoint, factors: RescaleFactors) -> None:
     with pytest.raises(UnsupportedError, match="expected --outtype"):
         OnnxConverter().plan(Export(checkpoint, factors, outtype="q8_0"))
-    with pytest.raises(InputError, match="unknown options"):
+    with pytest.raises(InputError, match="unknown ONNX option colour; known: attention"):
         OnnxConverter().plan(Export(checkpoint, factors, options={"colour": "red"}))
+    with pytest.raises(InputError, match="expected standard or grouped, got 'sparse'"):
+        OnnxConverter().plan(Export(checkpoint, factors, options={"attention": "sparse"}))
 
 
 def change_weights(checkpoint: Checkpoint, folder: Path, **changes: object) -> Checkpoint:

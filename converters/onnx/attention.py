@@ -1,0 +1,147 @@
+"""Attention over the cache, in two spellings with the same result.
+
+    StandardAttention  q, k, v, bias, past ─► Attention ─► mixed, present          any runtime of opset 23
+    GroupedAttention   q, k, v, past, lengths, bias ─► GroupQueryAttention ─► …    onnxruntime; the cache may be one
+                                                                                   buffer that is filled in place
+    attention_mask [B,S] ─► bias [B,1,T,S]: 0 where a query sees a key, else the lowest number
+
+Keys are compared by their slot in the cache and not by position, which is right for any padding. The lowest number is
+finite, so a padding query that sees nothing gives a mean and not NaN.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.onnx.decoder import Decoder
+from converters.onnx.graph import CONTRIB, Dim, GraphBuilder
+
+BATCH, SEQUENCE = "batch_size", "sequence_length"
+PAST, TOTAL = "past_sequence_length", "total_sequence_length"
+
+
+class CachedAttention(ABC):
+    """Attention of every layer, with its cache as graph inputs and outputs.
+
+    Args:
+        graph: to add to.
+        decoder: its heads and scale.
+        input_ids, mask: the graph's inputs, [B, T] and [B, S].
+    """
+
+    def __init__(self, graph: GraphBuilder, decoder: Decoder, input_ids: ir.Value, mask: ir.Value) -> None:
+        self.graph, self.decoder = graph, decoder
+        windows = dict.fromkeys(layer.window for layer in decoder.layers)
+        self.bias = _biases(graph, input_ids, mask, list(windows))
+
+    def attend(self, index: int, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
+        """Layer `index`: q [B,T,heads × head_dim], k and v [B,T,kv_heads × head_dim] → [B,T,heads × head_dim]."""
+        past = [self._cache_input(index, kind) for kind in ("key", "value")]
+        bias = self.bias[self.decoder.layers[index].window]
+        mixed, *present = self._node(query, key, value, past, bias)
+        for kind, cache in zip(("key", "value"), present, strict=True):
+            self.graph.output(cache, f"present.{index}.{kind}", self.graph.dtype, self._cache_shape(TOTAL))
+        return mixed
+
+    @abstractmethod
+    def _node(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, past: list[ir.Value], bias: ir.Value
+    ) -> list[ir.Value]:
+        """The operator: mixed values, the grown keys and values."""
+
+    def _cache_input(self, index: int, kind: str) -> ir.Value:
+        return self.graph.input(f"past_key_values.{index}.{kind}", self.graph.dtype, self._cache_shape(PAST))
+
+    def _cache_shape(self, length: str) -> list[Dim]:
+        return [BATCH, self.decoder.num_kv_heads, length, self.decoder.head_dim]
+
+
+OUTPUTS = ("attention", "present_key", "present_value")
+
+
+class StandardAttention(CachedAttention):
+    """ONNX's Attention operator."""
+
+    def _node(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, past: list[ir.Value], bias: ir.Value
+    ) -> list[ir.Value]:
+        found = self.graph.ops(
+            "Attention",
+            *(query, key, value, bias, *past),
+            outputs=OUTPUTS,
+            name="attention",
+            q_num_heads=self.decoder.num_heads,
+            kv_num_heads=self.decoder.num_kv_heads,
+            scale=self.decoder.attention_scale,
+            softcap=self.decoder.attention_softcap,
+        )
+        return list(found)
+
+
+class GroupedAttention(CachedAttention):
+    """onnxruntime's GroupQueryAttention; q and k come rotated, so that one rotary part serves both spellings."""
+
+    def __init__(self, graph: GraphBuilder, decoder: Decoder, input_ids: ir.Value, mask: ir.Value) -> None:
+        super().__init__(graph, decoder, input_ids, mask)
+        with graph.scope("attention_lengths"):
+            total = graph.op("Shape", mask, name="num_keys", start=1, end=2)
+            batch = graph.op("Shape", mask, name="batch", start=0, end=1)
+            self.total = graph.op(
+                "Cast", graph.op("Squeeze", total, name="total_int64"), name="total", to=ir.DataType.INT32
+            )
+            last = graph.op(
+                "Cast", graph.op("Sub", total, graph.ints(1), name="last_key"), name="last", to=ir.DataType.INT32
+            )
+            self.last = graph.op("Expand", last, batch, name="last_by_row")
+
+    def _node(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, past: list[ir.Value], bias: ir.Value
+    ) -> list[ir.Value]:
+        no_tables = (None, None, None)
+        found = self.graph.ops(
+            "GroupQueryAttention",
+            *(query, key, value, *past, self.last, self.total, *no_tables, bias),
+            outputs=OUTPUTS,
+            name="attention",
+            domain=CONTRIB,
+            num_heads=self.decoder.num_heads,
+            kv_num_heads=self.decoder.num_kv_heads,
+            scale=self.decoder.attention_scale,
+            softcap=self.decoder.attention_softcap,
+        )
+        return list(found)
+
+
+ATTENTIONS: dict[str, type[CachedAttention]] = {"standard": StandardAttention, "grouped": GroupedAttention}
+
+
+def _biases(
+    g: GraphBuilder, input_ids: ir.Value, mask: ir.Value, windows: list[int | None]
+) -> dict[int | None, ir.Value]:
+    """The bias for each distance that attention looks back (None: to the start)."""
+    with g.scope("attention_bias"):
+        new = g.op("Shape", input_ids, name="num_new", start=1, end=2)
+        total = g.op("Shape", mask, name="num_keys", start=1, end=2)
+        zero, one = (g.constant(f"int.{n}", np.int64(n)) for n in (0, 1))
+        end = g.op("Squeeze", total, g.ints(0), name="end")
+        keys = g.op("Range", zero, end, one, name="keys")
+        first = g.op("Sub", end, g.op("Squeeze", new, g.ints(0), name="length"), name="first_query")
+        queries = g.op("Unsqueeze", g.op("Range", first, end, one, name="slots"), g.ints(-1), name="queries")
+        valid = g.op("Unsqueeze", g.op("Greater", mask, zero, name="is_token"), g.ints(1, 2), name="valid")
+        causal = g.op("And", g.op("LessOrEqual", keys, queries, name="is_past"), valid, name="causal")
+        return {window: _bias(g, causal, keys, queries, window) for window in windows}
+
+
+def _bias(g: GraphBuilder, causal: ir.Value, keys: ir.Value, queries: ir.Value, window: int | None) -> ir.Value:
+    name = f"last_{window}" if window else "full"
+    if window:
+        oldest = g.op("Sub", queries, g.constant(f"int.{window}", np.int64(window)), name=f"{name}.oldest")
+        near = g.op("Greater", keys, oldest, name=f"{name}.is_near")
+        causal = g.op("And", causal, near, name=f"{name}.visible")
+    lowest = float(np.finfo(np.float16 if g.dtype == ir.DataType.FLOAT16 else np.float32).min)
+    with g.scope("value"):
+        seen, unseen = g.scalar("seen", 0.0), g.scalar("unseen", lowest)
+    return g.op("Where", causal, seen, unseen, name=name)
