@@ -129,7 +129,7 @@ class ValidateOptions:
     """How much to measure.
 
     Args:
-        windows: lengths in tokens; up to L the short set is measured, beyond it the long one.
+        windows: lengths in tokens; each is measured with the set the artifact's runtime uses there.
         windows_per_length: at most so many windows of each length, one a document first.
         crossing: decode across L through the cache, too.
         threads: of every runtime; None for their defaults.
@@ -236,18 +236,18 @@ class _Runs:
         sources: Mapping[int, LogitSource],
     ) -> None:
         """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
-        regime = self.factors.set_for_length(length)
-        groups: dict[FactorSet, list[Judged]] = {}
+        groups: dict[tuple[FactorSet, FactorSet], list[Judged]] = {}
         for artifact, result in artifacts:
-            groups.setdefault(self._reference_set(artifact, regime), []).append((artifact, result))
+            used = sources[id(result)].set_for(length)
+            groups.setdefault((used, self._reference_set(artifact, used)), []).append((artifact, result))
         total = len(groups) * len(windows) * length
         with self.progress.task(f"validate {length} tokens", total) as task:
-            for reference_set, members in groups.items():
+            for (used, reference_set), members in groups.items():
                 scores = compare_windows(
                     self.reference,
                     {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
                     windows,
-                    factor_set=regime,
+                    factor_set=used,
                     reference_set=reference_set,
                     chunk=self.options.chunk,
                     on_tokens=task.advance,
@@ -322,7 +322,7 @@ def _window_check(artifact: Artifact, score: WindowScore, tolerance: Tolerance) 
 
 def _top1_limit(score: WindowScore, tolerance: Tolerance) -> float:
     """The limit, loosened by one token where a window is so short that one near-tie would break it."""
-    return min(tolerance.top1, 1.0 - 1.0 / score.tokens) if tolerance.top1 < 1.0 else 1.0
+    return min(tolerance.top1, (score.tokens - 1) / score.tokens) if tolerance.top1 < 1.0 else 1.0
 
 
 def _window_id(format_name: str, score: WindowScore) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors
 
-
 # Rotary parameters that are no scaling of their own, and stay.
 _KEPT = ("partial_rotary_factor", "llama_4_scaling_beta")
 

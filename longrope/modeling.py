@@ -284,6 +284,9 @@ class TorchSource:
         self.prefill_tokens = prefill_tokens
         self._pin = _pin(model) if pinned and factors is not None else None
 
+    def set_for(self, length: int) -> FactorSet:
+        return self.factors.set_for_length(length) if self.factors else "short"
+
     @torch.inference_mode()
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T], in blocks of `chunk` rows: [chunk, V] float32 on the CPU, the last one shorter."""

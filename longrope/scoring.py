@@ -43,6 +43,10 @@ class LogitSource(Protocol):
     vocab_size: int
     rule: Rule
 
+    def set_for(self, length: int) -> FactorSet:
+        """The set this runtime uses for a fresh window of `length` tokens."""
+        ...
+
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32 on the CPU."""
         ...

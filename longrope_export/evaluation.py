@@ -84,20 +84,15 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
         raise InputError("expected --windows N,N or --passkey N,N; neither was given")
     checkpoint, source = _open(request, max(lengths))
     corpus = load_corpus(request.texts, checkpoint.encode)
-    factors = checkpoint.factors
-
-    def set_for(length: int) -> FactorSet:
-        return factors.set_for_length(length) if factors else "short"
-
     try:
         perplexity = []
         with progress.task("perplexity", sum(request.windows)) as task:
             for length in request.windows:
                 windows = corpus.windows(length, request.windows_per_length)
-                value = math.exp(nll(source, windows, set_for(length)))
+                value = math.exp(nll(source, windows, source.set_for(length)))
                 perplexity.append(PerplexityRow(length, len(windows), value))
                 task.advance(length, f"{value:.3f} at {length}")
-        passkey = _passkey_rows(request, checkpoint, corpus, source, set_for, progress)
+        passkey = _passkey_rows(request, checkpoint, corpus, source, progress)
     finally:
         source.close()
     return Evaluation(request.artifact, tuple(perplexity), passkey)
@@ -125,7 +120,6 @@ def _passkey_rows(
     checkpoint: Checkpoint,
     corpus: Corpus,
     source: LogitSource,
-    set_for: Any,
     progress: Progress,
 ) -> tuple[PasskeyRow, ...]:
     if not request.passkey:
@@ -139,7 +133,7 @@ def _passkey_rows(
                 found = 0
                 for _ in range(request.samples):
                     sample = passkey_sample(_plain_encode(checkpoint), filler, length, depth, rng)
-                    found += answered(source, sample, set_for(length))
+                    found += answered(source, sample, source.set_for(length))
                     task.advance(1, f"{length} tokens, depth {depth}")
                 rows.append(PasskeyRow(length, depth, request.samples, found / request.samples))
     return tuple(rows)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from converters.gguf import native
-from converters.gguf.container import aligned
+from converters.gguf.container import aligned, first_part
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import FactorSet, RescaleFactors
 from longrope.text import TokenIds
@@ -80,9 +80,15 @@ class LlamaCppSource:
         self.name, self.factors, self.max_length = path.name, factors, max_length
         self.threads, self.kv = threads, kv
         self._stack = ExitStack()
-        self._model = self._stack.enter_context(native.loaded_model(path))
+        self._model = self._stack.enter_context(native.loaded_model(first_part(path)))
         library = native.llama()
         self.vocab_size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model)))
+
+    def set_for(self, length: int) -> FactorSet:
+        """The set of the smallest context that holds the window: the long one, if rounding passes the original window."""
+        if self._original is None:
+            return self.factors.set_for_length(length) if self.factors else "short"
+        return "long" if aligned(length, CONTEXT_STEP) > self._original else "short"
 
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32."""

@@ -55,6 +55,9 @@ class OnnxSource:
         self._switches = any(item.name == TOTAL_LENGTH for item in self.session.get_overridable_initializers())
         self.vocab_size = int(self.session.get_outputs()[0].shape[-1])
 
+    def set_for(self, length: int) -> FactorSet:
+        return self.factors.set_for_length(length) if self.factors else "short"
+
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32."""
         total = self._pinned_length(len(ids), factor_set)

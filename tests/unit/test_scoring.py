@@ -37,6 +37,9 @@ class Table:
         noise = np.random.default_rng(self.seed).normal(0, self.noise, base.shape)
         return torch.from_numpy((base + noise).astype(np.float32))
 
+    def set_for(self, length: int) -> FactorSet:
+        return "long"
+
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         self.chunks.append(chunk)
         yield from self.whole(ids, factor_set).split(chunk)
