@@ -50,7 +50,13 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield room / path.name
-            _replace(room / path.name, path)
+            made = sorted(room.iterdir())
+            if not made:
+                raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+            for new in made:
+                refuse_existing(path.parent / new.name, overwrite=overwrite)
+            for new in made:
+                _replace(new, path.parent / new.name)
         finally:
             shutil.rmtree(room, ignore_errors=True)
 

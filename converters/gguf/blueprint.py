@@ -18,7 +18,9 @@ import longrope
 from converters.gguf.container import Content, Kind, TensorInfo, Value, array, f32, text, u32
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Key, Layout
 from converters.gguf.library import gguf_library
+from converters.gguf.metadata import general_values
 from converters.gguf.options import GgufOptions
+from converters.gguf.outtypes import DEFAULT, OUTTYPES, OutType
 from converters.gguf.target import Target, target_of
 from converters.gguf.tensors import TensorPlanner
 from converters.gguf.tokenizer import Vocabulary, vocabulary_of
@@ -32,14 +34,6 @@ EMBEDDING = "token_embd.weight"
 OWN_PREFIX = "longrope_export."
 FACTORS_KEY = OWN_PREFIX + "factors"
 
-# Our names of weight types: the ggml type of matrices, and the name of `general.file_type`.
-OUTTYPES: Mapping[str, tuple[str, str]] = {
-    "f16": ("F16", "MOSTLY_F16"),
-    "f32": ("F32", "ALL_F32"),
-    "bf16": ("BF16", "MOSTLY_BF16"),
-    "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
-}
-
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -47,13 +41,13 @@ class Blueprint:
 
     Args:
         checkpoint, factors: what is exported.
-        outtype: a name of `OUTTYPES`.
+        outtype: weight type.
         options: of the export.
     """
 
     checkpoint: Checkpoint
     factors: RescaleFactors
-    outtype: str
+    outtype: OutType = OUTTYPES[DEFAULT]
     options: GgufOptions = field(default_factory=GgufOptions)
 
     @cached_property
@@ -78,18 +72,9 @@ class Blueprint:
         """All metadata, in the file's order."""
         model = {f"{self.architecture}.{name}": value for name, value in self.model_values().items()}
         scalars = {name: array(Kind.FLOAT32, data) for name, data in self._planner.scalars(self._source).items()}
-        return {**self.general_values(), **model, **scalars, **self.vocabulary.values(), **self.own_values()}
-
-    def general_values(self) -> dict[str, Value]:
-        """The `general.*` keys."""
-        library = gguf_library()
-        return {
-            "general.architecture": text(self.architecture),
-            "general.type": text("model"),
-            "general.name": text(self.options.name or self.checkpoint.path.name),
-            "general.file_type": u32(library.LlamaFileType[OUTTYPES[self.outtype][1]]),
-            "general.quantization_version": u32(library.GGML_QUANT_VERSION),
-        }
+        infos = [planned.info for planned in self.tensors]
+        general = general_values(self.checkpoint, self.architecture, self.outtype, infos, name=self.options.name)
+        return {**general, **model, **scalars, **self.vocabulary.values(), **self.own_values()}
 
     def model_values(self) -> dict[str, Value]:
         """Hyperparameters, by name without the architecture."""
@@ -151,10 +136,16 @@ class Blueprint:
         return TensorPlanner(
             self.architecture,
             self.layout,
-            matrix_type=int(gguf_library().GGMLQuantizationType[OUTTYPES[self.outtype][0]]),
+            matrix_type=int(gguf_library().GGMLQuantizationType[self.outtype.matrix or self._lossless]),
             heads=heads if self.target.permute_qk else {},
             tied=self._tied,
         )
+
+    @property
+    def _lossless(self) -> str:
+        """The float type that holds all source weights; llama.cpp quantizes from it."""
+        dtypes = {stored.dtype for stored in self._source.tensors.values()}
+        return dtypes.pop() if len(dtypes) == 1 else "F32"
 
     @property
     def _tied(self) -> bool:

@@ -12,6 +12,7 @@ Source: the format's specification (ggml, docs/gguf.md).
 
 from __future__ import annotations
 
+import glob
 import math
 import mmap
 import os
@@ -33,6 +34,9 @@ MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
 ALIGNMENT_KEY = "general.alignment"
+SPLIT_NO = "split.no"
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS = "split.tensors.count"
 
 Bytes = NDArray[np.uint8]
 Entry = TypeVar("Entry")
@@ -78,6 +82,16 @@ class Value:
     kind: Kind
     data: Any
     item: Kind | None = None
+
+
+def u16(data: int) -> Value:
+    """An unsigned 16-bit number."""
+    return Value(Kind.UINT16, int(data))
+
+
+def i32(data: int) -> Value:
+    """A signed 32-bit number."""
+    return Value(Kind.INT32, int(data))
 
 
 def u32(data: int) -> Value:
@@ -144,8 +158,8 @@ def type_name(type: int) -> str:
 # -- reading
 
 
-class GgufFile:
-    """A GGUF file whose head has been parsed; tensor bytes are memory-mapped, nothing is copied.
+class GgufPart:
+    """One file whose head has been parsed; tensor bytes are memory-mapped, nothing is copied.
 
     Attributes:
         values: metadata by key, in the file's order.
@@ -169,12 +183,6 @@ class GgufFile:
             self.close()
             raise InputError(f"{path}: {error}") from None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Release the mapping, unless an array taken from it is still in use; then it goes with that array."""
         try:
@@ -191,27 +199,10 @@ class GgufFile:
         value = self.values.get(key)
         return default if value is None else value.data
 
-    @property
-    def architecture(self) -> str:
-        return str(self.get("general.architecture", ""))
-
-    def model_key(self, suffix: str, default: Any = None) -> Any:
-        """The value of `{architecture}.{suffix}`."""
-        return self.get(f"{self.architecture}.{suffix}", default)
-
     def raw(self, name: str) -> Bytes:
         """The bytes of a tensor, as a view of the file."""
         info = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, info.nbytes, self.data_start + info.offset)
-
-    def rows(self, name: str) -> Bytes:
-        """[rows, bytes per row] of a tensor, as a view of the file; a vector is one element a row."""
-        shape = self.tensors[name].shape
-        return self.raw(name).reshape(math.prod(shape[:-1]) if len(shape) > 1 else shape[0], -1)
-
-    def floats(self, name: str) -> NDArray[np.float32]:
-        """A tensor dequantized to float32, in its shape. Raises InputError for a type that cannot be dequantized."""
-        return dequantize(self.rows(name), self.tensors[name].type).reshape(self.tensors[name].shape)
 
     def _parse(self) -> None:
         if self._map[:4] != MAGIC:
@@ -242,6 +233,97 @@ class GgufFile:
             end = info.offset + info.nbytes
         if self.data_start + end > self.size:
             raise InputError(f"truncated GGUF: expected {self.data_start + end} bytes, got {self.size}")
+
+
+class GgufFile:
+    """A GGUF model: one file, or all parts of a split one, seen as one.
+
+    Attributes:
+        parts: the files; the first has the metadata.
+        values: metadata by key, in the file's order.
+        tensors: tensor infos by name, in the file's order; offsets count within their part.
+
+    Raises:
+        InputError: as `GgufPart`; or a part is missing, or this is not the first one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        first = GgufPart(first_part(path))
+        self.path, self.values = first.path, first.values
+        self.parts: tuple[GgufPart, ...] = (first,)
+        try:
+            self.parts = (first, *_other_parts(first))
+            self._homes = _unique("tensor", ((name, part) for part in self.parts for name in part.tensors))
+        except InputError as error:
+            self.close()
+            raise InputError(f"{path}: {error}") from None
+        self.tensors = {name: part.tensors[name] for name, part in self._homes.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the files."""
+        for part in self.parts:
+            part.close()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The Python value of a key."""
+        value = self.values.get(key)
+        return default if value is None else value.data
+
+    @property
+    def architecture(self) -> str:
+        return str(self.get("general.architecture", ""))
+
+    def model_key(self, suffix: str, default: Any = None) -> Any:
+        """The value of `{architecture}.{suffix}`."""
+        return self.get(f"{self.architecture}.{suffix}", default)
+
+    def raw(self, name: str) -> Bytes:
+        """The bytes of a tensor, as a view of the file."""
+        return self._homes[name].raw(name)
+
+    def rows(self, name: str) -> Bytes:
+        """[rows, bytes per row] of a tensor, as a view of the file; a vector is one element a row."""
+        shape = self.tensors[name].shape
+        return self.raw(name).reshape(math.prod(shape[:-1]) if len(shape) > 1 else shape[0], -1)
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """A tensor dequantized to float32, in its shape. Raises InputError for a type that cannot be dequantized."""
+        return dequantize(self.rows(name), self.tensors[name].type).reshape(self.tensors[name].shape)
+
+
+def first_part(path: Path) -> Path:
+    """`path`, or the first part of a split file that was written under this name."""
+    parts = [] if path.exists() else list(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*{path.suffix}"))
+    return parts[0] if len(parts) == 1 else path
+
+
+def part_path(path: Path, index: int, count: int) -> Path:
+    """The name that llama.cpp expects of one part of a split file."""
+    return path.with_name(f"{path.stem}-{index + 1:05d}-of-{count:05d}{path.suffix}")
+
+
+def _other_parts(first: GgufPart) -> Iterator[GgufPart]:
+    count = int(first.get(SPLIT_COUNT, 1))
+    if count <= 1:
+        return
+    wanted = f"-{1:05d}-of-{count:05d}"
+    if not first.path.stem.endswith(wanted):
+        raise InputError(f"one of {count} parts; expected the name of the first, which ends in {wanted}")
+    whole = first.path.with_name(first.path.stem.removesuffix(wanted) + first.path.suffix)
+    found = len(first.tensors)
+    for index in range(1, count):
+        part = GgufPart(part_path(whole, index, count))
+        found += len(part.tensors)
+        yield part
+    total = first.get(SPLIT_TENSORS, found)
+    if total != found:
+        raise InputError(f"expected {total} tensors in {count} parts, found {found}")
 
 
 class _Cursor:

@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 from converters.base import Check, Converter, Export, RuntimeUse
 from converters.gguf import readback
 from converters.gguf.agreement import difference
-from converters.gguf.blueprint import OUTTYPES, Blueprint
+from converters.gguf.blueprint import Blueprint
 from converters.gguf.checks import static_checks
-from converters.gguf.container import MAGIC, GgufFile, write_gguf
+from converters.gguf.container import MAGIC, GgufFile, first_part
+from converters.gguf.export import write_export
 from converters.gguf.library import EXTRA, gguf_library, llama_library
 from converters.gguf.options import GgufOptions
-from converters.gguf.tokenizer import tokenizer_json, unexpressed_normalizers
+from converters.gguf.outtypes import OUTTYPES, outtype_named
+from converters.gguf.quantize import read_importance
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import FactorSets, RescaleFactors
 from longrope.progress import Progress
-
-_DEFAULT_OUTTYPE = "f16"
 
 
 class GgufConverter(Converter):
@@ -33,10 +33,11 @@ class GgufConverter(Converter):
     extra: ClassVar[str | None] = EXTRA
 
     def recognizes(self, path: Path) -> bool:
-        if not path.is_file():
+        file = first_part(path)
+        if not file.is_file():
             return False
-        with path.open("rb") as file:
-            return path.suffix == self.suffix or file.read(len(MAGIC)) == MAGIC
+        with file.open("rb") as handle:
+            return file.suffix == self.suffix or handle.read(len(MAGIC)) == MAGIC
 
     def check_requirements(self) -> None:
         gguf_library()
@@ -44,6 +45,7 @@ class GgufConverter(Converter):
 
     def plan(self, export: Export) -> None:
         blueprint = _blueprint(export)
+        _refuse_without_imatrix(blueprint)
         infos = [content.info for content in blueprint.contents()]
         found = difference(export.checkpoint.tokenizer, blueprint.values(), infos, name=export.checkpoint.name)
         if found:
@@ -53,13 +55,8 @@ class GgufConverter(Converter):
             )
 
     def write(self, export: Export, path: Path, progress: Progress) -> None:
-        blueprint = _blueprint(export)
-        for name in unexpressed_normalizers(tokenizer_json(export.checkpoint)):
-            progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
-        contents = blueprint.contents()
-        total = sum(content.info.nbytes for content in contents)
-        with progress.task(f"writing {path.name}", total) as task:
-            write_gguf(path, blueprint.values(), contents, task.advance)
+        """Writes `path`, or with the option split_max_size parts named after it."""
+        write_export(_blueprint(export), path, progress)
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         return readback.read_factors(path)
@@ -74,7 +71,7 @@ class GgufConverter(Converter):
             return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
         with file:
             as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
-            blueprint = Blueprint(reference, expected, _DEFAULT_OUTTYPE, GgufOptions(as_llama=as_llama))
+            blueprint = Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama))
             checks = static_checks(file, blueprint)
             return [Check("gguf.readable", "pass"), *checks]
 
@@ -114,7 +111,17 @@ class GgufConverter(Converter):
 
 
 def _blueprint(export: Export) -> Blueprint:
-    outtype = export.outtype or _DEFAULT_OUTTYPE
-    if outtype not in OUTTYPES:
-        raise UnsupportedError(f"GGUF cannot be written as {outtype!r}; expected one of {', '.join(OUTTYPES)}")
-    return Blueprint(export.checkpoint, export.factors, outtype, GgufOptions.of(export.options))
+    return Blueprint(export.checkpoint, export.factors, outtype_named(export.outtype), GgufOptions.of(export.options))
+
+
+def _refuse_without_imatrix(blueprint: Blueprint) -> None:
+    options, outtype = blueprint.options, blueprint.outtype
+    if outtype.needs_imatrix and not options.imatrix:
+        raise UnsupportedError(
+            f"llama.cpp quantizes to {outtype.name} only with an importance matrix; give one (option imatrix, made by "
+            "llama-imatrix) or choose q2_k or larger"
+        )
+    if options.imatrix and outtype.matrix:
+        raise InputError(f"an importance matrix has no effect on {outtype.name}; leave it out or choose e.g. q4_k_m")
+    if options.imatrix:
+        read_importance(Path(options.imatrix))

@@ -38,6 +38,11 @@ def _log_callback() -> Any:
     return llama_library().llama_log_callback(keep)
 
 
+def clear_log() -> None:
+    """Forget what llama.cpp logged before the work that comes now."""
+    _log.clear()
+
+
 def recent_log() -> str:
     """What llama.cpp logged lately."""
     return "".join(_log)
@@ -69,7 +74,7 @@ def loaded_model(path: Path, *, load: Load = "all", name: str | None = None) -> 
     params.vocab_only, params.no_alloc = load == "vocabulary", load == "skeleton"
     if params.no_alloc:
         params.load_mode = library.LLAMA_LOAD_MODE_NONE  # with a memory map llama.cpp aborts
-    _log.clear()
+    clear_log()
     model = library.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise failure(f"{name or path}: llama.cpp cannot load it")

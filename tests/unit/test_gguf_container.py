@@ -55,7 +55,7 @@ def test_reads_what_it_wrote(tmp_path: Path) -> None:
         assert file.architecture == "llama"
         assert file.model_key("block_count") == 2
         assert file.floats("m").tolist() == np.arange(12).reshape(3, 4).tolist()
-        assert file.data_start % 32 == 0
+        assert file.parts[0].data_start % 32 == 0
 
 
 def test_reference_library_reads_the_same(tmp_path: Path) -> None:
@@ -84,7 +84,11 @@ def test_reads_what_the_reference_library_wrote(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with GgufFile(tmp_path / "b.gguf") as file:
-        assert (file.alignment, file.model_key("block_count"), file.get("tokenizer.ggml.tokens")) == (64, 7, ["x", "y"])
+        assert (file.parts[0].alignment, file.model_key("block_count"), file.get("tokenizer.ggml.tokens")) == (
+            64,
+            7,
+            ["x", "y"],
+        )
         assert file.tensors["q"].shape == (2, 32)
         assert np.allclose(file.floats("q"), 1.0, atol=1e-2)
 
