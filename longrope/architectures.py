@@ -32,6 +32,7 @@ class DecoderBlock:
         norm_plus_one: the stored norm weight is an offset from 1.
         packed: q, k, v lie in one qkv_proj, gate and up in one gate_up_proj.
         scaled_embedding: token embeddings are multiplied by the square root of the hidden size.
+        gated: the MLP has a gate; else it is up_proj, activation, down_proj.
     """
 
     norms: Literal["pre", "post", "sandwich"] = "pre"
@@ -39,6 +40,7 @@ class DecoderBlock:
     norm_plus_one: bool = False
     packed: bool = False
     scaled_embedding: bool = False
+    gated: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,11 @@ ARCHITECTURES = _table(
         "llama.cpp computes RMS norms and a softmax router where it has layer norms and a sparse mixer",
     ),
     Architecture("apertus", gguf="apertus", gguf_rope="sets"),
-    Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True),
+    Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True, onnx=DecoderBlock(gated=False)),
     Architecture("exaone4", gguf="exaone4", gguf_rope="freqs"),
-    Architecture("seed_oss", gguf_as_llama=True, note="llama.cpp's seed_oss loads no rope factors"),
+    Architecture(
+        "seed_oss", gguf_as_llama=True, onnx=DecoderBlock(), note="llama.cpp's seed_oss loads no rope factors"
+    ),
     Architecture(
         "qwen2",
         gguf_as_llama=True,
@@ -99,6 +103,16 @@ ARCHITECTURES = _table(
     ),
     Architecture(
         "olmo2", onnx=DecoderBlock(norms="post", qk_norm="all"), note="llama.cpp's olmo2 loads no rope factors"
+    ),
+    Architecture(
+        "gemma",
+        onnx=DecoderBlock(norm_plus_one=True, scaled_embedding=True),
+        note="llama.cpp's gemma loads no rope factors",
+    ),
+    Architecture(
+        "gemma2",
+        onnx=DecoderBlock(norms="sandwich", norm_plus_one=True, scaled_embedding=True),
+        note="llama.cpp's gemma2 loads no rope factors; every other layer attends to its sliding window only",
     ),
     Architecture("smollm3", onnx=DecoderBlock(), note="llama.cpp's smollm3 loads no rope factors"),
 )

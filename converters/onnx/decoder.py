@@ -14,7 +14,13 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.modeling import build_config
 
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu_squared",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,10 @@ class Decoder:
         if block is None:
             raise UnsupportedError(f"{checkpoint.model_type}: export to ONNX has not been tested for this model type")
         config = build_config(checkpoint, None)
-        activation = ACTIVATIONS.get(config.hidden_act)
+        named = getattr(config, "hidden_activation", None) or config.hidden_act
+        activation = ACTIVATIONS.get(named)
         if activation is None:
-            raise UnsupportedError(f"activation {config.hidden_act!r}: expected one of {', '.join(ACTIVATIONS)}")
+            raise UnsupportedError(f"activation {named!r}: expected one of {', '.join(ACTIVATIONS)}")
         head_dim = checkpoint.head_dim
         return cls(
             model_type=checkpoint.model_type,

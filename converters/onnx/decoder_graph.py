@@ -190,9 +190,12 @@ class DecoderGraph:
     def _mlp(self, hidden: ir.Value) -> ir.Value:
         g = self.graph
         with g.scope("mlp"):
-            gate, up = self._gate_and_up(hidden)
-            product = g.op("Mul", self._activation(gate), up, name="gated")
-            return self._linear("down_proj", product, self.decoder.hidden_size)
+            if self.decoder.block.gated:
+                gate, up = self._gate_and_up(hidden)
+                inner = g.op("Mul", self._activation(gate), up, name="gated")
+            else:
+                inner = self._activation(self._linear("up_proj", hidden, self._rows_of("up_proj")))
+            return self._linear("down_proj", inner, self.decoder.hidden_size)
 
     def _gate_and_up(self, hidden: ir.Value) -> tuple[ir.Value, ir.Value]:
         if not self.decoder.block.packed:
@@ -210,10 +213,16 @@ class DecoderGraph:
 
     def _activation(self, value: ir.Value) -> ir.Value:
         g = self.graph
-        if self.decoder.activation == "silu":
-            return g.op("Mul", value, g.op("Sigmoid", value, name="sigmoid"), name="silu")
-        approximate = "tanh" if self.decoder.activation == "gelu_tanh" else "none"
-        return g.op("Gelu", value, name="gelu", approximate=approximate)
+        functions: dict[str, Callable[[], ir.Value]] = {
+            "silu": lambda: g.op("Mul", value, g.op("Sigmoid", value, name="sigmoid"), name="silu"),
+            "gelu": lambda: g.op("Gelu", value, name="gelu", approximate="none"),
+            "gelu_tanh": lambda: g.op("Gelu", value, name="gelu", approximate="tanh"),
+            "relu_squared": lambda: self._squared(g.op("Relu", value, name="relu")),
+        }
+        return functions[self.decoder.activation]()
+
+    def _squared(self, value: ir.Value) -> ir.Value:
+        return self.graph.op("Mul", value, value, name="relu_squared")
 
     def _linear(self, name: str, value: ir.Value, width: int) -> ir.Value:
         """value × Wᵀ (+ bias, where the checkpoint has one), [..., width]."""

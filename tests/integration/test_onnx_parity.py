@@ -23,6 +23,15 @@ from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
 TESTED = sorted(name for name, row in ARCHITECTURES.items() if row.onnx)
 # What makes each type use the features that set it apart.
 CHANGES: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 16},
+    # Scores near the cap, a window shorter than the text: both kinds of layers and both caps matter.
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 4,
+    },
     "granite": {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.5,
