@@ -1,0 +1,99 @@
+"""One onnxruntime session over an artifact: passes of new tokens, with the cache kept in onnxruntime's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from converters.onnx.readback import locate
+from converters.onnx.rope_graph import TOTAL_LENGTH
+from longrope.errors import InputError
+from longrope.text import TokenIds
+
+Cache = dict[str, Any]
+NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class OnnxSession:
+    """An open artifact.
+
+    Args:
+        path: the folder or model file.
+        threads: None for one a core.
+
+    Attributes:
+        switches: the graph takes `rope_total_length`: it has two sets.
+        vocab_size: V.
+
+    Raises:
+        InputError: onnxruntime does not open it.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self._session = _open(path, threads)
+        self._past = [item for item in self._session.get_inputs() if item.name.startswith("past_key_values.")]
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self.switches = any(item.name == TOTAL_LENGTH for item in self._session.get_overridable_initializers())
+        self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
+
+    def empty_cache(self) -> Cache:
+        return {
+            item.name: ort.OrtValue.ortvalue_from_numpy(
+                np.zeros((1, item.shape[1], 0, item.shape[3]), dtype=NUMPY_TYPES[item.type])
+            )
+            for item in self._past
+        }
+
+    def forward(self, ids: TokenIds, start: int, cache: Cache, total: int = 0) -> tuple[Tensor, Cache]:
+        """One pass over ids [t] at positions start … start + t - 1.
+
+        Args:
+            ids: new tokens.
+            start: tokens in the cache.
+            cache: from `empty_cache` or the last pass.
+            total: length of the whole sequence, which decides the factor set; 0 lets the positions decide.
+
+        Returns:
+            logits [t, V] float32 and the grown cache.
+        """
+        feeds: dict[str, Any] = {
+            "input_ids": np.asarray(ids, dtype=np.int64)[None],
+            "attention_mask": np.ones((1, start + len(ids)), dtype=np.int64),
+            "position_ids": np.arange(start, start + len(ids), dtype=np.int64)[None],
+        }
+        if self.switches:
+            feeds[TOTAL_LENGTH] = np.array([total], dtype=np.int64)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        results = self._session.run_with_ort_values(self._outputs, {**values, **cache})
+        named = dict(zip(self._outputs, results, strict=True))
+        grown = {item.name: named[item.name.replace("past_key_values", "present")] for item in self._past}
+        return torch.from_numpy(named["logits"].numpy()[0]).float(), grown
+
+    def run(self, feeds: dict[str, Any]) -> np.ndarray[Any, Any]:
+        """Logits [B, T, V] of a batch from an empty cache, with any mask and positions."""
+        batch = len(feeds["input_ids"])
+        empty = {
+            item.name: np.zeros((batch, item.shape[1], 0, item.shape[3]), dtype=NUMPY_TYPES[item.type])
+            for item in self._past
+        }
+        logits: np.ndarray[Any, Any] = self._session.run(["logits"], {**feeds, **empty})[0]
+        return logits
+
+
+def _open(path: Path, threads: int | None) -> Any:
+    file = locate(path)
+    if file is None:
+        raise InputError(f"{path}: expected an ONNX model or a folder with one, found none")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  onnxruntime raises a class of its own for every status
+        raise InputError(f"{file}: onnxruntime does not open it on the CPU: {error}") from None
