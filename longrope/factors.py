@@ -159,6 +159,13 @@ class RescaleFactors:
                 found.append(f"{name}_factor reaches {max(values):g}, above the length scale {self.length_scale:g}")
             if min(values) < 1:
                 found.append(f"{name}_factor goes down to {min(values):g}, below 1: it extrapolates those pairs")
+        if self.attention_factor is not None and self.original_max_position_embeddings and self.target_length:
+            formula = attention_factor_formula(self.length_scale, self.original)
+            if not math.isclose(self.attention_factor, formula, rel_tol=1e-6):
+                found.append(
+                    f"attention_factor {self.attention_factor:g} is not the formula's {formula:g}: vLLM ignores the key "
+                    "and uses the formula; transformers, llama.cpp and onnxruntime honour it"
+                )
         return found
 
     # -- new values from old ones

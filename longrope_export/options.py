@@ -35,7 +35,23 @@ class Tokens(click.ParamType):  # type: ignore[type-arg]
         return int(number) * unit
 
 
-TOKENS, LENGTHS = Tokens(), Lengths()
+class Share(click.ParamType):  # type: ignore[type-arg]
+    """A fraction, as `0.01` or `1%`."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"expected a share like 1% or 0.01, got {value!r}", param, ctx)
+        return share
+
+
+TOKENS, LENGTHS, SHARE = Tokens(), Lengths(), Share()
 PATH = click.Path(path_type=Path)
 
 
@@ -87,6 +103,30 @@ def search_options(function: Decorated) -> Decorated:
     """Strategy, budget and what is searched."""
     for option in (
         dtype("float32"),
+        click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes or actors."),
+        click.option(
+            "--executor",
+            type=click.Choice(["local", "processes", "ray"]),
+            default="local",
+            show_default=True,
+            help="Where candidates are measured: here, one process a device, or Ray actors.",
+        ),
+        click.option("--short-budget", type=SHARE, help="Cap on the rise of perplexity at the original window: 1%."),
+        click.option(
+            "--window-share",
+            "window_shares",
+            multiple=True,
+            type=(TOKENS, SHARE),
+            metavar="N SHARE",
+            help="A further window length and its share in the objective; repeatable.",
+        ),
+        click.option(
+            "--objective",
+            type=click.Choice(["perplexity", "needle", "mixed"]),
+            default="perplexity",
+            show_default=True,
+            help="Of whole windows, of a needle's answer, or both.",
+        ),
         click.option("--start-from", multiple=True, type=PATH, help="Factor file to seed the search with; repeatable."),
         click.option("--from", "from_factors", type=PATH, help="Second interpolation: search on top of these factors."),
         click.option(

@@ -135,6 +135,8 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
         progress=progress,
     )
     result.factors.save(run.folder / "factors.json")
+    for oddity in result.factors.oddities():
+        progress.warn(oddity)
     run.extension, run.state = result.to_json(), "searched"
     run.save()
     artifacts = [_export(output, checkpoint, result.factors, request, run, progress) for output in outputs]

@@ -11,7 +11,20 @@ from longrope.factors import N_HAT_CHOICES, RescaleFactors
 from longrope.search import SearchOptions
 from longrope_export.pipeline import ExtendRequest
 
-SEARCH_ARGUMENTS = ("strategy", "max_evals", "seed", "num_documents", "dtype", "device", "threads")
+SEARCH_ARGUMENTS = (
+    "strategy",
+    "max_evals",
+    "seed",
+    "num_documents",
+    "objective",
+    "window_shares",
+    "short_budget",
+    "dtype",
+    "device",
+    "threads",
+    "executor",
+    "workers",
+)
 
 
 def search_request(
