@@ -208,7 +208,7 @@ def open_folder(
     if not isinstance(config, dict):
         raise InputError(f"{name}: config.json: expected an object, got {type(config).__name__}")
     checkpoint = Checkpoint(path, name, config, keep_alive)
-    _ = checkpoint.architecture, checkpoint.factors
+    _ = checkpoint.architecture
     if needs_weights:
         _ = checkpoint.weight_files
     return checkpoint

@@ -19,6 +19,10 @@ class InputError(LongRopeError):
     exit_code = 2
 
 
+class FactorError(InputError):
+    """Rescale factors that contradict themselves or the model they are for."""
+
+
 class MissingRequirementError(LongRopeError):
     """The machine lacks an extra, memory, disk, network or a tool."""
 

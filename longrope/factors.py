@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.files import write_atomically
 
 SCHEMA_VERSION = 1
@@ -53,7 +53,7 @@ class RescaleFactors:
         provenance: free-form record of versions, seed, texts, budget.
 
     Raises:
-        InputError: a value is out of range or two values contradict each other.
+        FactorError: a value is out of range or two values contradict each other.
     """
 
     short_factor: tuple[float, ...]
@@ -72,7 +72,7 @@ class RescaleFactors:
         for name in ("short_factor", "long_factor"):
             object.__setattr__(self, name, _checked_set(name, getattr(self, name)))
         if len(self.short_factor) != len(self.long_factor):
-            raise InputError(
+            raise FactorError(
                 f"short_factor has {len(self.short_factor)} numbers and long_factor {len(self.long_factor)}; "
                 "expected one for every rotary pair in both"
             )
@@ -83,23 +83,23 @@ class RescaleFactors:
         original, target = self.original_max_position_embeddings, self.target_length
         for name, value in (("original_max_position_embeddings", original), ("target_length", target)):
             if value is not None and (not _is_int(value) or value < 1):
-                raise InputError(f"{name}: expected a whole number of tokens above 0, got {value!r}")
+                raise FactorError(f"{name}: expected a whole number of tokens above 0, got {value!r}")
         if original is not None and target is not None and target < original:
-            raise InputError(f"target_length {target} is below the original window {original}; expected at least that")
+            raise FactorError(f"target_length {target} is below the original window {original}; expected at least that")
         if not _is_int(self.n_hat) or self.n_hat < 0:
-            raise InputError(f"n_hat: expected a whole number of start tokens, 0 or more, got {self.n_hat!r}")
+            raise FactorError(f"n_hat: expected a whole number of start tokens, 0 or more, got {self.n_hat!r}")
         if target is not None and self.n_hat > target:
-            raise InputError(f"n_hat {self.n_hat} is above the target length {target}")
+            raise FactorError(f"n_hat {self.n_hat} is above the target length {target}")
 
     def _check_scalars(self) -> None:
         if self.rotary_dim is not None and self.rotary_dim != 2 * len(self.long_factor):
-            raise InputError(
+            raise FactorError(
                 f"expected rotary_dim / 2 = {self.rotary_dim / 2:g} factors for rotary_dim {self.rotary_dim}, "
                 f"got {len(self.long_factor)}"
             )
         for name, value in (("attention_factor", self.attention_factor), ("rope_theta", self.rope_theta)):
             if value is not None and not (_is_number(value) and value > 0):
-                raise InputError(f"{name}: expected a finite number above 0 or null, got {value!r}")
+                raise FactorError(f"{name}: expected a finite number above 0 or null, got {value!r}")
 
     # -- what follows from the fields
 
@@ -195,10 +195,10 @@ class RescaleFactors:
         """Fill what the source left open from a model, and refuse what contradicts it.
 
         Raises:
-            InputError: a stored value differs from the model's, or the number of factors does not fit rotary_dim.
+            FactorError: a stored value differs from the model's, or the number of factors does not fit rotary_dim.
         """
         if self.num_pairs * 2 != rotary_dim:
-            raise InputError(
+            raise FactorError(
                 f"expected {rotary_dim // 2} factors (rotary_dim {rotary_dim} of this {model_type} model), "
                 f"got {self.num_pairs}; these factors belong to another model"
             )
@@ -211,9 +211,9 @@ class RescaleFactors:
         for name, expected in facts.items():
             got = getattr(self, name)
             if got is not None and got != expected:
-                raise InputError(f"the factors say {name} = {got!r}, the model says {expected!r}; they do not fit")
+                raise FactorError(f"the factors say {name} = {got!r}, the model says {expected!r}; they do not fit")
         if target is not None and self.target_length is not None and target != self.target_length:
-            raise InputError(f"the factors are for target length {self.target_length}, {target} was asked for")
+            raise FactorError(f"the factors are for target length {self.target_length}, {target} was asked for")
         return dataclasses.replace(self, **facts, target_length=self.target_length or target)
 
     # -- JSON
@@ -291,13 +291,13 @@ def read_authors_csv(path: Path) -> tuple[float, ...]:
 
 def _checked_set(name: str, values: Iterable[float]) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Iterable)):
-        raise InputError(f"{name}: expected a list of numbers, got {values!r}")
+        raise FactorError(f"{name}: expected a list of numbers, got {values!r}")
     checked = tuple(values)
     for index, value in enumerate(checked):
         if not (_is_number(value) and value > 0):
-            raise InputError(f"{name}[{index}]: expected a finite number above 0, got {value!r}")
+            raise FactorError(f"{name}[{index}]: expected a finite number above 0, got {value!r}")
     if not checked:
-        raise InputError(f"{name}: expected rotary_dim / 2 numbers, got none")
+        raise FactorError(f"{name}: expected rotary_dim / 2 numbers, got none")
     return tuple(float(value) for value in checked)
 
 

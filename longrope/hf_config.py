@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.factors import RescaleFactors
 
 # Rotary parameters that are no scaling of their own, and stay.
@@ -22,7 +22,7 @@ def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
         return None
     missing = [name for name in ("short_factor", "long_factor") if name not in rope]
     if missing:
-        raise InputError(f"config.json: rope type longrope without {' and '.join(missing)}")
+        raise FactorError(f"config.json: rope type longrope without {' and '.join(missing)}")
     nested = rope.get("original_max_position_embeddings")
     return RescaleFactors(
         short_factor=rope["short_factor"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from converters.base import Check, Converter
 from longrope.checkpoint import Checkpoint
+from longrope.errors import FactorError
 from longrope.factors import RescaleFactors
 
 
@@ -33,7 +34,7 @@ def expected_factors(
     Returns:
         None when none of them knows any factors.
     """
-    stored = converter.read_factors(path)
+    stored = _stored_factors(path, converter)
     if given is not None:
         known = reference.bind(RescaleFactors.load(given))
     elif reference.factors is not None:
@@ -48,6 +49,14 @@ def expected_factors(
     if stored.factor_sets == "single":
         return Expectation(known.as_single(), known)
     return _unverified_short(known, stored)
+
+
+def _stored_factors(path: Path, converter: Converter) -> RescaleFactors | None:
+    """What the artifact holds; None, too, where that contradicts itself or its model, for the checks to say so."""
+    try:
+        return converter.read_factors(path)
+    except FactorError:
+        return None
 
 
 def _unverified_short(known: RescaleFactors, stored: RescaleFactors) -> Expectation:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import click
+
+from converters.base import Check
 from converters.parity import Validation
 from longrope.extend import MethodTable
 from longrope_export.console import print_table
@@ -66,14 +69,16 @@ def print_evaluation(result: Evaluation) -> None:
 def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:
     """The table of windows, then every check that did not pass."""
     print_table("Artifacts against the original model", PARITY_HEADER, parity_rows(validations), err=err)
-    odd = [
-        [check.id, check.status, _short(check.expected), _short(check.actual), check.message]
-        for validation in validations
-        for check in validation.checks
-        if check.status in ("fail", "warn")
-    ]
-    if odd:
-        print_table("Checks that did not pass", ("check", "verdict", "expected", "actual", "message"), odd, err=err)
+    for validation in validations:
+        for check in validation.checks:
+            if check.status in ("fail", "warn"):
+                click.echo(_check_line(check), err=err)
+
+
+def _check_line(check: Check) -> str:
+    """One line, whatever the width of the terminal: ids must stay whole, to be searched for."""
+    found = f"expected {_short(check.expected)}, got {_short(check.actual)}"
+    return f"{check.status}: {check.id}: {found}. {check.message}"
 
 
 def _number(value: float) -> str:

@@ -102,7 +102,9 @@ class HuggingFaceConverter(Converter):
         from longrope.modeling import TorchSource, build_model, set_threads
 
         set_threads(threads)
-        return TorchSource(build_model(open_folder(path)), factors, name="transformers", pinned=False)
+        artifact = open_folder(path)
+        _ = artifact.factors  # contradictory ones would fail in the middle of a forward pass
+        return TorchSource(build_model(artifact, as_it_is=True), factors, name="transformers", pinned=False)
 
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         types = weights.dtypes(open_folder(path))

@@ -1,0 +1,278 @@
+"""Broken artifacts of every format: `validate` exits 1 and names the check, whatever the reference knows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converters import registry
+from converters.base import Export
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from longrope.progress import Silent
+from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
+from tests.integration.test_gguf_faults import (
+    no_original_length,
+    rewrite,
+    scaling_factor_written,
+    unpermuted,
+    without_factors,
+    wrong_attention_factor,
+)
+from tests.integration.test_onnx_faults import FAULTS as ONNX_CATALOGUE
+
+# llama.cpp rounds contexts up to 256 tokens: only from there on is there a short regime to measure.
+ORIGINAL, TARGET = 256, 512
+Fault = Callable[[Path], None]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A model, its sound artifacts in every format, and a text that is long enough."""
+
+    plain: Checkpoint
+    factors: RescaleFactors
+    artifacts: dict[str, Path]
+    text: Path
+
+    def reference(self, kind: str) -> Path:
+        """The model before extension, or extended with both sets."""
+        return self.plain.path if kind == "plain" else self.artifacts["hf"]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    room = tmp_path_factory.mktemp("studio")
+    plain = pico_checkpoint(room / "model", max_position_embeddings=ORIGINAL)
+    factors = plain.bind(pico_factors(target=TARGET, original_max_position_embeddings=ORIGINAL))
+    artifacts = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
+    for name, path in artifacts.items():
+        outtype = "f32" if name == "gguf" else None
+        registry.converter(name).convert(Export(plain, factors, outtype), path, Silent())
+    (room / "text.txt").write_text(pico_text(60), encoding="utf-8")
+    return Studio(plain, factors, artifacts, room / "text.txt")
+
+
+def validate(studio: Studio, artifact: Path, reference: str, *more: object) -> tuple[Outcome, Json]:
+    """Run the command; returns what it left and its JSON."""
+    model = ("--reference", studio.reference(reference), "--text", studio.text)
+    amount = ("--windows-per-length", 1, "--no-crossing", "--threads", 1)
+    done = run_cli("validate", artifact, *model, *amount, "--json", "-", *more)
+    return done, json.loads(done.out) if done.out else {}
+
+
+def failed(data: Json) -> set[str]:
+    return {check["id"] for check in data["checks"] if check["status"] == "fail"}
+
+
+# -- faults
+
+
+def edit_config(change: Callable[[Json], object]) -> Fault:
+    def fault(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return fault
+
+
+def in_both(change: Callable[[Json], object]) -> Fault:
+    """A change of both spellings of the rope parameters."""
+
+    def fault(config: Json) -> None:
+        change(config["rope_scaling"])
+        change(config["rope_parameters"])
+
+    return edit_config(fault)
+
+
+def drop_everywhere(config: Json) -> None:
+    del config["rope_scaling"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+
+
+def drop_original(config: Json) -> None:
+    for place in (config, config["rope_scaling"], config["rope_parameters"]):
+        del place["original_max_position_embeddings"]
+
+
+def swap_sets(rope: Json) -> None:
+    rope["short_factor"], rope["long_factor"] = rope["long_factor"], rope["short_factor"]
+
+
+def shorten(*names: str) -> Fault:
+    return in_both(lambda rope: rope.update({name: rope[name][:-1] for name in names}))
+
+
+def set_top_level(**changes: Any) -> Fault:
+    return edit_config(lambda config: config.update(changes))
+
+
+def edit_weights(change: Callable[[Json], object]) -> Fault:
+    def fault(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return fault
+
+
+def nudge(weights: Json) -> None:
+    weights["model.layers.1.mlp.down_proj.weight"][0, 0] += 0.5
+
+
+def swap_layers(weights: Json) -> None:
+    first, second = (f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1))
+    weights[first], weights[second] = weights[second].clone(), weights[first].clone()
+
+
+def in_gguf(fault: Callable[[Any, Any], None]) -> Fault:
+    def apply(path: Path) -> None:
+        rewrite(path, path.with_name("rewritten"), fault).replace(path)
+
+    return apply
+
+
+FAULTS: dict[str, dict[str, tuple[Fault, str]]] = {
+    "hf": {
+        "no factors": (edit_config(drop_everywhere), "hf.rope_scaling"),
+        "no rope_scaling": (edit_config(lambda config: config.pop("rope_scaling")), "hf.rope_scaling"),
+        "no rope_parameters": (edit_config(lambda config: config.pop("rope_parameters")), "hf.rope_parameters"),
+        "wrong attention factor": (
+            in_both(lambda rope: rope.update(attention_factor=1.0)),
+            "hf.rope_parameters.attention_factor",
+        ),
+        "wrong length scale": (in_both(lambda rope: rope.update(factor=1.5)), "hf.rope_parameters.factor"),
+        "no original length": (edit_config(drop_original), "hf.config.original_max_position_embeddings"),
+        "another original at the top": (
+            set_top_level(original_max_position_embeddings=TARGET),
+            "hf.config.original_max_position_embeddings",
+        ),
+        "another theta at the top": (set_top_level(rope_theta=5e5), "hf.config.rope_theta"),
+        "another window": (set_top_level(max_position_embeddings=ORIGINAL), "hf.config.max_position_embeddings"),
+        "sets swapped": (in_both(swap_sets), "hf.rope_parameters.long_factor"),
+        "a factor too few": (shorten("short_factor", "long_factor"), "hf.rope_parameters.long_factor"),
+        "a factor too few in one set": (shorten("long_factor"), "hf.rope_parameters.long_factor"),
+        "a factor of zero": (
+            in_both(lambda rope: rope["long_factor"].__setitem__(3, 0.0)),
+            "hf.rope_parameters.long_factor",
+        ),
+        "no short set": (in_both(lambda rope: rope.pop("short_factor")), "hf.rope_parameters.short_factor"),
+        "mscale on top": (in_both(lambda rope: rope.update(long_mscale=1.2)), "hf.rope_parameters.mscale"),
+        "one weight changed": (edit_weights(nudge), "hf.weights"),
+        "weights of two layers swapped": (edit_weights(swap_layers), "hf.weights"),
+    },
+    "gguf": {
+        "no factors": (in_gguf(without_factors), "gguf.factors.long"),
+        "wrong attention factor": (in_gguf(wrong_attention_factor), "gguf.rope.scaling.attn_factor"),
+        "no original length": (in_gguf(no_original_length), "gguf.rope.scaling.original_context_length"),
+        "scaling factor written": (in_gguf(scaling_factor_written), "gguf.rope.scaling.factor"),
+        "q and k not permuted": (in_gguf(unpermuted), "gguf.weights"),
+    },
+    "onnx": {
+        name: ONNX_CATALOGUE[name]
+        for name in ("factors dropped", "attention factor missing", "short set baked", "weights of two layers swapped")
+    },
+}
+CASES = [(kind, name) for kind, faults in FAULTS.items() for name in faults]
+
+
+def break_artifact(studio: Studio, room: Path, kind: str, name: str) -> tuple[Path, str]:
+    """A copy with the fault in it, and the check that must name it."""
+    fault, id = FAULTS[kind][name]
+    source = studio.artifacts[kind]
+    copy = room / "broken" / source.name
+    copy.parent.mkdir(parents=True)
+    if source.is_dir():
+        shutil.copytree(source, copy)
+    else:
+        shutil.copyfile(source, copy)
+    fault(copy)
+    return copy, id
+
+
+# -- the sound ones pass, so that a failure below means something
+
+
+@pytest.mark.parametrize("reference", ["plain", "extended"])
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_sound_artifact_passes(studio: Studio, kind: str, reference: str) -> None:
+    done, data = validate(studio, studio.artifacts[kind], reference)
+    assert (done.code, data["passed"], failed(data)) == (0, True, set())
+    regimes = [(window["length"], window["regime"]) for window in data["windows"]]
+    assert regimes == [(ORIGINAL, "short"), (TARGET, "long")]
+    warned = {check["id"] for check in data["checks"] if check["status"] == "warn"}
+    assert warned == ({"factors.unverified"} if reference == "plain" else set())
+
+
+# -- the broken ones
+
+
+@pytest.mark.parametrize("reference", ["plain", "extended"])
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
+def test_a_broken_artifact_is_named(studio: Studio, tmp_path: Path, kind: str, name: str, reference: str) -> None:
+    broken, id = break_artifact(studio, tmp_path, kind, name)
+    done, data = validate(studio, broken, reference)
+    assert done.code == 1, done.err
+    assert not data["passed"]
+    if "factors" in id and failed(data) == {f"{kind}.factors"}:
+        id = f"{kind}.factors"  # neither side knows any factors: there is nothing more to compare with
+    assert id in failed(data)
+    assert f"fail: {id}: " in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_factors_of_another_run_are_not_these(studio: Studio, tmp_path: Path, kind: str) -> None:
+    other = pico_factors(target=TARGET, original_max_position_embeddings=ORIGINAL).to_json()
+    other["long_factor"] = (np.array(other["long_factor"]) * 1.0001).tolist()
+    RescaleFactors.from_json(other).save(tmp_path / "other.json")
+    done, data = validate(studio, studio.artifacts[kind], "plain", "--factors", tmp_path / "other.json")
+    assert done.code == 1
+    assert any("long" in id and "factor" in id for id in failed(data)), failed(data)
+
+
+def test_a_plain_model_is_not_an_extended_one(studio: Studio) -> None:
+    done, data = validate(studio, studio.plain.path, "plain")
+    assert done.code == 1
+    assert failed(data) == {"hf.factors"}
+
+
+# -- what perplexity would have let through
+
+# Fault → the window in which perplexity does not rise. Every one of them loads and runs without a word of complaint.
+UNSEEN_BY_PERPLEXITY = [
+    ("hf", "wrong attention factor", TARGET),
+    ("hf", "no original length", TARGET),
+    ("hf", "sets swapped", TARGET),
+    ("hf", "weights of two layers swapped", ORIGINAL),
+    ("gguf", "no factors", ORIGINAL),
+    ("gguf", "wrong attention factor", TARGET),
+    ("gguf", "no original length", TARGET),
+    ("onnx", "attention factor missing", TARGET),
+    ("onnx", "short set baked", TARGET),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "length"), UNSEEN_BY_PERPLEXITY)
+def test_kl_catches_what_lowers_perplexity(studio: Studio, tmp_path: Path, kind: str, name: str, length: int) -> None:
+    broken, id = break_artifact(studio, tmp_path, kind, name)
+    _, data = validate(studio, broken, "extended", "--windows", length)
+    (window,) = data["windows"]
+    assert window["ppl_delta_percent"] < 0
+    assert window["kl_mean"] > 1e-2
+    (parity,) = (check for check in data["checks"] if check["id"].startswith(f"{kind}.parity."))
+    assert parity["status"] == "fail"
+    assert "kl_mean" in parity["message"]
+    assert id in failed(data)
