@@ -62,17 +62,19 @@ def auto(problem: Problem) -> Plan:
             )
             descents.append(descent)
     if descents:
-        descent = yield from better(problem, descents)
+        descent = yield from better(problem, descents, for_steps)
         best = yield from follow(problem, descent, order, for_steps, best)
     purse.left += for_steps.left
     yield from race_mutants(problem, best, purse)
 
 
-def better(problem: Problem, descents: Sequence[Descent]) -> Generator[Sequence[Trial], Sequence[Outcome], Descent]:
+def better(
+    problem: Problem, descents: Sequence[Descent], purse: Purse
+) -> Generator[Sequence[Trial], Sequence[Outcome], Descent]:
     """The run whose mean is best on two windows."""
-    if len(descents) == 1:
-        return descents[0]
     windows = problem.objective.target_windows[:2]
+    if len(descents) == 1 or not purse.pay(len(windows) * len(descents)):
+        return descents[0]
     outcomes = yield [Trial(descent.mean(), windows, "gradient mean") for descent in descents]
     return descents[min(range(len(descents)), key=lambda i: outcomes[i].loss)]
 

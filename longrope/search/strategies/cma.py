@@ -7,6 +7,7 @@ The library is `cmaes` (CyberAgent, MIT). Source: Hansen, The CMA Evolution Stra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -22,6 +23,8 @@ OWN_BUDGET = 90
 SIGMA = 0.5
 # More free numbers than this make the covariance slower to learn than the search lasts.
 MAX_KNOTS = 16
+# Generations of fewer points than this say nothing; small budgets get small generations.
+SMALLEST = 4
 
 
 def cma(problem: Problem) -> Plan:
@@ -41,8 +44,8 @@ def polish(
         MissingRequirementError: `cmaes` is not installed.
     """
     knots = Knots(Monotone(problem.space, start.n_hat), start)
-    optimizer = make_optimizer(knots.size, sigma, problem.seed)
-    population = optimizer.population_size
+    population = min(4 + int(3 * math.log(knots.size)), max(SMALLEST, evals // 3))
+    optimizer = make_optimizer(knots.size, sigma, problem.seed, population)
     for _ in range(evals // population):
         points = [np.asarray(optimizer.ask()) for _ in range(population)]
         outcomes = yield [problem.full(knots.decode(point), "cma") for point in points]
@@ -50,13 +53,13 @@ def polish(
         optimizer.tell([(p, min(o.loss, worst + 1.0)) for p, o in zip(points, outcomes, strict=True)])
 
 
-def make_optimizer(size: int, sigma: float, seed: int) -> Any:
+def make_optimizer(size: int, sigma: float, seed: int, population: int) -> Any:
     """A CMA-ES around the origin of `size` numbers."""
     if find_spec("cmaes") is None:
         raise MissingRequirementError("strategy cma needs the package `cmaes`: pip install cmaes")
     from cmaes import CMA
 
-    return CMA(mean=np.zeros(size), sigma=sigma, seed=seed)
+    return CMA(mean=np.zeros(size), sigma=sigma, seed=seed, population_size=population)
 
 
 class Knots:

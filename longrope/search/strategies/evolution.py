@@ -27,6 +27,8 @@ from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate, Float64, Outcome, Plan, Trial
 
 HALVED_BEYOND = 512 * 1024
+# Where the attention factor is looked for when it is searched, which the paper does not do.
+ATTENTION_BOUNDS = (0.8, 1.5)
 # Draws for a child that is new, before a known one is accepted (it costs nothing: it is in the cache).
 DRAWS = 50
 
@@ -152,7 +154,14 @@ class Breeder:
         n_hat = parent.n_hat
         if len(self._space.n_hats) > 1 and self._rng.random() < self._probability:
             n_hat = int(self._rng.choice(self._space.n_hats))
-        return self._space.candidate(genes, n_hat, parent.attention_factor)
+        return self._space.candidate(genes, n_hat, self._redrawn_attention(parent))
+
+    def _redrawn_attention(self, parent: Candidate) -> float | None:
+        """One more gene when the attention factor is searched: uniform on its grid."""
+        if not self._space.search_attention or self._rng.random() >= self._probability:
+            return parent.attention_factor
+        low, high = (round(bound / STEP) for bound in ATTENTION_BOUNDS)
+        return round(int(self._rng.integers(low, high + 1)) * STEP, 2)
 
     def _crossed(self, *pair: Candidate) -> Candidate:
         genes = merge([self._genes(parent) for parent in pair], self._rng)

@@ -1,0 +1,264 @@
+"""Worker pools: the same results whatever their number, deaths survived, nothing hangs."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from longrope.errors import InputError, MissingRequirementError
+from longrope.search import Machine, SearchOptions, search
+from longrope.search.evaluators import (
+    LocalEvaluator,
+    PoolEvaluator,
+    ProcessCrew,
+    RayCrew,
+    Recipe,
+    Report,
+    make_evaluator,
+    serve_jobs,
+)
+from longrope.search.objective import Objective, Window
+from longrope.search.trial import Candidate, Job, Measurement
+from longrope.text import Corpus, Document
+from tests.common import TARGET, pico_checkpoint, pico_text
+
+GOOD = [Candidate(tuple(1.0 + 0.1 * k * np.arange(8))) for k in range(4)]
+CURSED = Candidate((6.66,) * 8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return pico_checkpoint(tmp_path_factory.mktemp("pico") / "model")
+
+
+@pytest.fixture(scope="module")
+def corpus(checkpoint):
+    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
+    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+
+
+@pytest.fixture(scope="module")
+def recipe(checkpoint, corpus):
+    objective = Objective(tuple(Window(ids) for ids in corpus.windows(128, 2)))
+    return Recipe(checkpoint.path, checkpoint.name, objective, Machine(threads=1), 1.1)
+
+
+def jobs_of(candidates):
+    return [Job(candidate, window, window == 1) for candidate in candidates for window in (0, 1)]
+
+
+def serve_and_die(recipe, connection):
+    """A worker that the cursed candidate kills, as running out of memory would."""
+
+    class Trap:
+        def recv(self):
+            job = connection.recv()
+            if job.candidate == CURSED:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return job
+
+        def send(self, answer):
+            connection.send(answer)
+
+    serve_jobs(recipe, Trap())
+
+
+def serve_nobody(recipe, connection):
+    """A worker that dies at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_any_number_of_processes_gives_the_same(recipe, workers):
+    expected = {job: m.nll for job, m in LocalEvaluator(recipe).measure(jobs_of(GOOD))}
+    pool = make_evaluator(recipe, executor="processes", workers=workers)
+    try:
+        measured = dict(pool.measure(jobs_of(GOOD)))
+        again = dict(pool.measure(jobs_of(GOOD[:1])))
+    finally:
+        pool.close()
+    assert {job: m.nll for job, m in measured.items()} == expected
+    assert all(expected[job] == m.nll for job, m in again.items())
+    assert all(m.gradient is not None for job, m in measured.items() if job.gradient)
+
+
+def test_three_deaths_fail_the_candidate_and_nothing_else(recipe):
+    warnings = []
+    pool = PoolEvaluator(ProcessCrew([recipe] * 2, serve_and_die), warnings.append)
+    jobs = [Job(candidate, 0) for candidate in (*GOOD[:2], CURSED, *GOOD[2:])]
+    try:
+        measured = dict(pool.measure(jobs))
+    finally:
+        pool.close()
+    assert measured[Job(CURSED, 0)].nll == float("inf")
+    assert all(np.isfinite(measured[Job(candidate, 0)].nll) for candidate in GOOD)
+    assert len(warnings) == 3
+    assert "failed" in warnings[-1]
+
+
+def test_workers_that_never_work_are_an_error(recipe):
+    pool = PoolEvaluator(ProcessCrew([recipe], serve_nobody))
+    try:
+        with pytest.raises(MissingRequirementError, match="died before anything"):
+            dict(pool.measure([Job(GOOD[0], 0)]))
+    finally:
+        pool.close()
+
+
+def test_a_worker_killed_while_idle_is_replaced(recipe):
+    crew = ProcessCrew([recipe])
+    pool = PoolEvaluator(crew)
+    try:
+        list(pool.measure([Job(GOOD[0], 0)]))
+        os.kill(crew._running[0].process.pid, signal.SIGKILL)
+        crew._running[0].process.join()
+        measured = dict(pool.measure([Job(GOOD[1], 0)]))
+    finally:
+        pool.close()
+    assert np.isfinite(measured[Job(GOOD[1], 0)].nll)
+
+
+class SleepyCrew:
+    """Two workers without processes; the cursed candidate's never reports."""
+
+    size = 2
+
+    def __init__(self):
+        self.jobs, self.stopped = {}, 0
+
+    def submit(self, worker, job):
+        self.jobs[worker] = job
+
+    def reports(self, busy, timeout):
+        awake = [w for w in busy if self.jobs[w].candidate != CURSED]
+        if not awake:
+            time.sleep(timeout)
+        return [Report(w, Measurement(sum(self.jobs[w].candidate.factors), 1)) for w in awake]
+
+    def stop(self, worker):
+        self.stopped += 1
+
+
+def test_a_hung_worker_is_given_up(monkeypatch):
+    monkeypatch.setattr("longrope.search.evaluators.PATIENCE_SECONDS", 0.05)
+    crew = SleepyCrew()
+    measured = dict(PoolEvaluator(crew).measure([Job(candidate, 0) for candidate in (CURSED, *GOOD)]))
+    assert measured[Job(CURSED, 0)].nll == float("inf")
+    assert len(measured) == 5
+    assert crew.stopped == 3
+
+
+def test_errors_with_a_message_come_through(recipe, tmp_path):
+    pool = make_evaluator(replace(recipe, path=tmp_path), executor="processes", workers=1)
+    try:
+        with pytest.raises(InputError, match=r"config\.json"):
+            dict(pool.measure([Job(GOOD[0], 0)]))
+    finally:
+        pool.close()
+
+
+def test_a_search_with_processes_is_the_same_search(checkpoint, corpus, tmp_path):
+    options = SearchOptions(strategy="evolution", max_evals=12, num_documents=2, threads=1)
+    alone = search(checkpoint, corpus, TARGET, options=options)
+    together = search(
+        checkpoint, corpus, TARGET, options=replace(options, executor="processes", workers=2), journal_dir=tmp_path
+    )
+    assert together.history == alone.history
+    assert together.factors.long_factor == alone.factors.long_factor
+    assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 1 + 2 * alone.evaluations
+
+
+def test_workers_need_an_executor():
+    with pytest.raises(InputError, match="executor processes or ray"):
+        SearchOptions(workers=2)
+
+
+# -- Ray
+
+
+def test_ray_missing_is_said_before_any_work(recipe, monkeypatch):
+    monkeypatch.setattr("longrope.search.evaluators.find_spec", lambda name: None)
+    with pytest.raises(MissingRequirementError, match=r"pip install 'longrope-export\[ray\]'"):
+        make_evaluator(recipe, executor="ray", workers=2)
+
+
+class FakeRay:
+    """The few calls RayCrew makes, run in this process; one candidate kills its actor."""
+
+    class exceptions:  # noqa: N801  Ray's own spelling
+        class RayActorError(Exception):
+            pass
+
+    def __init__(self):
+        self.killed = 0
+
+    def is_initialized(self):
+        return True
+
+    def remote(self, **resources):
+        fake = self
+
+        def wrap(cls):
+            class Remote:
+                @staticmethod
+                def remote(*args):
+                    actor = cls(*args)
+
+                    class Handle:
+                        class measure:  # noqa: N801
+                            @staticmethod
+                            def remote(job):
+                                return ("ref", id(job), job, actor)
+
+                    return Handle
+
+            return Remote
+
+        assert fake is self
+        return wrap
+
+    def wait(self, references, num_returns, timeout):
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        job = reference[2]
+        if job.candidate == CURSED:
+            raise self.exceptions.RayActorError
+        return reference[3].measure(job)
+
+    def kill(self, actor):
+        self.killed += 1
+
+
+def test_ray_actors_die_and_are_replaced(recipe, monkeypatch):
+    fake = FakeRay()
+    monkeypatch.setattr("longrope.search.evaluators.find_spec", lambda name: object())
+    monkeypatch.setitem(__import__("sys").modules, "ray", fake)
+    pool = PoolEvaluator(RayCrew([recipe] * 2))
+    measured = dict(pool.measure([Job(candidate, 0) for candidate in (GOOD[0], CURSED, GOOD[1])]))
+    assert measured[Job(CURSED, 0)].nll == float("inf")
+    expected = {job: m.nll for job, m in LocalEvaluator(recipe).measure([Job(c, 0) for c in GOOD[:2]])}
+    assert {job: m.nll for job, m in measured.items() if job.candidate != CURSED} == expected
+    assert fake.killed == 3
+    pool.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_real_ray_gives_the_same(recipe):
+    import ray
+
+    expected = {job: m.nll for job, m in LocalEvaluator(recipe).measure(jobs_of(GOOD))}
+    pool = make_evaluator(recipe, executor="ray", workers=2)
+    try:
+        measured = dict(pool.measure(jobs_of(GOOD)))
+    finally:
+        pool.close()
+        ray.shutdown()
+    assert {job: m.nll for job, m in measured.items()} == expected

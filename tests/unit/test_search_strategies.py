@@ -1,0 +1,175 @@
+"""Every strategy on objectives that cost nothing: budgets, monotony, reproducibility, and that they minimise."""
+
+import numpy as np
+import pytest
+
+from longrope.errors import InputError
+from longrope.search.objective import Objective, Window
+from longrope.search.space import SearchSpace
+from longrope.search.strategies import STRATEGIES, make_strategy
+from longrope.search.strategies.longrope2 import CriticalBreeder
+from longrope.search.strategies.monotone import Monotone
+from longrope.search.strategies.problem import Problem
+from longrope.search.trial import Candidate, Outcome
+
+TARGET = 2048
+WANTED = np.concatenate([np.ones(3), np.geomspace(1.1, 9.0, 8), np.full(5, 9.0)])
+SEARCHING = sorted(set(STRATEGIES) - {"seeds"})
+
+
+def make_problem(*, search_attention: bool = False, **changes) -> Problem:
+    space = SearchSpace(
+        original=256,
+        target=TARGET,
+        rope_theta=10_000.0,
+        rotary_dim=32,
+        upper=10.0,
+        attention_factor=1.17 if search_attention else None,
+        search_attention=search_attention,
+    )
+    ids = np.zeros(TARGET, dtype=np.int64)
+    windows = [Window(ids) for _ in range(5)] + [Window(ids, extra=True) for _ in range(7)]
+    return Problem(space, Objective(tuple(windows)), space.known_methods(), **changes)
+
+
+def losses(candidate: Candidate, windows, space: SearchSpace) -> list[float]:
+    """A bowl in ln λ and ln attention, a little different on every window."""
+    offsets = np.log(candidate.factors) - np.log(WANTED)
+    tilt = (np.log(space.attention(candidate)) - np.log(1.07)) ** 2 if space.search_attention else 0.0
+    return [float(4 + np.square(offsets + 0.02 * np.sin(w)).mean() + tilt) for w in windows]
+
+
+def slope(candidate: Candidate, window: int, space: SearchSpace) -> np.ndarray:
+    offsets = np.log(candidate.factors) - np.log(WANTED)
+    by_attention = 2 * (np.log(space.attention(candidate)) - np.log(1.07)) if space.search_attention else 0.0
+    return np.append(2 * (offsets + 0.02 * np.sin(window)) / len(offsets), by_attention)
+
+
+def answer(problem: Problem, trial) -> Outcome:
+    values = losses(trial.candidate, trial.windows, problem.space)
+    gradient = np.mean([slope(trial.candidate, w, problem.space) for w in trial.windows], axis=0)
+    return Outcome(trial, float(np.mean(values)), tuple(values), gradient if trial.gradient else None)
+
+
+def solve(problem: Problem, name: str) -> list[Outcome]:
+    strategy, told = make_strategy(name, problem), []
+    while trials := strategy.ask():
+        outcomes = [answer(problem, trial) for trial in trials]
+        strategy.tell(outcomes)
+        told += outcomes
+    return told
+
+
+def best(problem: Problem, told: list[Outcome]) -> Outcome:
+    full = set(problem.objective.target_windows)
+    return min((o for o in told if full <= set(o.trial.windows)), key=lambda o: o.loss)
+
+
+def spent(told: list[Outcome]) -> float:
+    """Full evaluations' worth of forwards; what was measured before costs nothing."""
+    jobs = {(o.candidate, w, o.trial.gradient) for o in told for w in o.trial.windows}
+    return sum(3 if gradient else 1 for _, _, gradient in jobs) / 5
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+@pytest.mark.parametrize("budget", [12, 30, 90])
+def test_budgets_are_kept_and_used(name, budget):
+    problem = make_problem(max_evals=budget)
+    cost = spent(solve(problem, name))
+    assert cost <= budget + 1e-9
+    assert cost >= 0.6 * budget
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_all_candidates_rise_within_bounds(name):
+    for outcome in solve(make_problem(max_evals=40), name):
+        factors = np.array(outcome.candidate.factors)
+        assert (np.diff(factors) >= 0).all()
+        assert factors[0] >= 1
+        assert factors[-1] <= 10.0 + 1e-6
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_the_seed_decides_everything(name):
+    first, again, other = (solve(make_problem(max_evals=30, seed=s), name) for s in (1, 1, 2))
+    assert [o.trial for o in first] == [o.trial for o in again]
+    assert [o.trial for o in first] != [o.trial for o in other]
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHING) - {"dim_piece_mono", "longrope2"}))
+def test_they_minimise(name):
+    problem = make_problem(max_evals=120)
+    seeds = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.seeds)
+    assert best(problem, solve(problem, name)).loss - 4 < 0.8 * (seeds - 4)
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
+def test_the_attention_factor_moves_when_asked(name):
+    problem = make_problem(max_evals=120, search_attention=True)
+    found = best(problem, solve(problem, name)).candidate.attention_factor
+    assert found == pytest.approx(1.07, abs=0.05)
+    fixed = {o.candidate.attention_factor for o in solve(make_problem(max_evals=20), name)}
+    assert fixed == {None}
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient"])
+def test_gradients_are_taken_on_extra_windows(name):
+    told = solve(make_problem(max_evals=30), name)
+    assert {w for o in told if o.trial.gradient for w in o.trial.windows} <= set(range(5, 12))
+
+
+def test_piecewise_genomes_are_piecewise():
+    problem = make_problem(max_evals=80)
+    for outcome in solve(problem, "dim_piece_mono")[3:]:
+        factors = np.array(outcome.candidate.factors)
+        assert set(factors) & {1.0, 8.0}
+        assert factors[-1] <= 8.0
+
+
+def test_longrope2s_form():
+    problem = make_problem(max_evals=80)
+    breeder = CriticalBreeder(problem.space, problem.rng(), 0.3)
+    for outcome in solve(problem, "longrope2")[3:]:
+        factors = np.array(outcome.candidate.factors)
+        pair = int(np.argmax(factors >= 8.0))
+        assert breeder.lowest <= pair <= breeder.highest
+        np.testing.assert_allclose(factors[:pair], factors[pair] ** (np.arange(pair) / pair), rtol=1e-5)
+        assert (factors[pair:] >= 8.0).all()
+
+
+def test_failed_candidates_are_survived():
+    for name in SEARCHING:
+        problem, count = make_problem(max_evals=30), 0
+        strategy = make_strategy(name, problem)
+        while trials := strategy.ask():
+            outcomes = []
+            for trial in trials:
+                count += 1
+                failed = Outcome(trial, float("inf"), (float("inf"),) * len(trial.windows))
+                outcomes.append(failed if count % 4 == 0 else answer(problem, trial))
+            strategy.tell(outcomes)
+        assert count > 20
+
+
+def test_free_numbers_and_candidates():
+    space = Monotone(make_problem(search_attention=True).space)
+    start = Candidate(tuple(np.geomspace(1.05, 9.5, 16)), attention_factor=1.3)
+    x = space.encode(start)
+    assert len(x) == space.size == 17
+    again = space.decode(x)
+    np.testing.assert_allclose(again.factors, start.factors, rtol=1e-5)
+    assert again.attention_factor == pytest.approx(1.3)
+    rng = np.random.default_rng(0)
+    gradient, nudge = rng.normal(size=17), 1e-4 * rng.normal(size=17)
+
+    def logs(numbers):
+        candidate = space.decode(numbers)
+        return np.log([*candidate.factors, candidate.attention_factor])
+
+    change = gradient @ (logs(x + nudge) - logs(x - nudge)) / 2
+    assert space.pull_back(x, gradient) @ nudge == pytest.approx(change, rel=0.05)
+
+
+def test_names():
+    with pytest.raises(InputError, match="did you mean gradient"):
+        make_strategy("gradeint", make_problem())
