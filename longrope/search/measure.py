@@ -14,10 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
@@ -151,12 +153,12 @@ class WindowModel:
             yield output.last_hidden_state[0]
 
     def _recompute_activations(self, on: bool) -> None:
-        """Switch activation checkpointing; transformers does it in layers that call themselves training, so only
-        the layers' own flags are set: their children stay in eval mode and drop nothing out."""
-        if on:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        """Switch activation checkpointing: each layer's activations are computed again when its gradient is."""
         for layer in self.model.get_decoder().layers:
-            layer.training = on
+            if on:
+                layer.forward = partial(checkpoint_activations, type(layer).forward.__get__(layer), use_reentrant=False)
+            else:
+                vars(layer).pop("forward", None)
 
     def _fitting(self, window: Window, gradient: bool, run: Callable[[MemoryPlan], Result]) -> Result:
         """Run with the plan; on out-of-memory halve what can be halved, for this and all later windows of the length."""
