@@ -44,7 +44,7 @@ $(SMOLLM2): $(STAMP)
 demo-smollm2: $(SMOLLM2)
 	$(BIN)/longrope-export extend $(SMOLLM2) --target-length 16k -o runs/demo-smollm2 --overwrite \
 	  --text $(TEXTS)/search/persuasion.txt --test-text $(TEXTS)/test/moby_dick.txt \
-	  --dtype bfloat16 --max-evals 8 --documents 1 --short-evals 3 --short-windows 1 \
+	  --dtype bfloat16 --max-evals 6 --documents 1 --short-evals 3 --short-windows 1 \
 	  --methods none,NTK --test-windows 1 --windows-per-length 1 --no-crossing
 
 default-model: setup
