@@ -23,7 +23,8 @@ from converters.gguf.options import GgufOptions
 from converters.gguf.outtypes import DEFAULT, OUTTYPES, OutType
 from converters.gguf.target import Target, target_of
 from converters.gguf.tensors import TensorPlanner
-from converters.gguf.tokenizer import Vocabulary, vocabulary_of
+from converters.gguf.tokenizer import vocabulary_of
+from converters.gguf.vocabulary import Vocabulary
 from converters.gguf.weights import Planned, SafetensorsSource
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError

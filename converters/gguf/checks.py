@@ -13,7 +13,7 @@ from converters.gguf.blueprint import Blueprint
 from converters.gguf.container import Bytes, GgufFile, Value, dequantize, type_name
 from converters.gguf.library import gguf_library
 from converters.gguf.target import FREQS, LONG, SHORT
-from converters.gguf.tokenizer import PREFIX
+from converters.gguf.vocabulary import PREFIX
 from converters.gguf.weights import Planned, as_float32
 from longrope.errors import UnsupportedError
 

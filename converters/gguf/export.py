@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gguf.blueprint import Blueprint
+from converters.gguf.bytelevel import unexpressed_normalizers
 from converters.gguf.container import Content, GgufFile, block_size, write_gguf
 from converters.gguf.library import gguf_library
 from converters.gguf.quantize import quantize, read_importance
 from converters.gguf.splits import write_parts
-from converters.gguf.tokenizer import tokenizer_json, unexpressed_normalizers
+from converters.gguf.tokenizer import tokenizer_json
 from longrope.progress import Progress
 
 
@@ -24,7 +25,7 @@ def write_export(blueprint: Blueprint, path: Path, progress: Progress) -> list[P
     Returns:
         The files: `path`, or the parts of a split file.
     """
-    for name in unexpressed_normalizers(tokenizer_json(blueprint.checkpoint)):
+    for name in _unapplied_normalizers(blueprint):
         progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
     if blueprint.outtype.matrix is None:
         return _write_quantized(blueprint, path, progress)
@@ -73,6 +74,11 @@ def _warn_of_odd_widths(blueprint: Blueprint, progress: Progress) -> None:
             f"{len(odd)} tensors, {odd[0]} the first, have rows that do not divide into blocks of {block}; they are "
             f"written as f16 instead of {blueprint.outtype.name}"
         )
+
+
+def _unapplied_normalizers(blueprint: Blueprint) -> list[str]:
+    byte_level = blueprint.vocabulary.model == "gpt2"
+    return unexpressed_normalizers(tokenizer_json(blueprint.checkpoint)) if byte_level else []
 
 
 def _size(contents: Sequence[Content]) -> int:

@@ -23,7 +23,8 @@ from converters.gguf.container import GgufFile, dequantize, f32, reserve, type_n
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.readback import factors_of
 from converters.gguf.target import FREQS, LONG, SHORT
-from converters.gguf.tokenizer import Vocabulary, rebuilt_tokenizer, rebuilt_tokenizer_config, vocabulary_in
+from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
+from converters.gguf.vocabulary import Vocabulary, vocabulary_in
 from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError

@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from converters.gguf.tokenizer import (
+from converters.gguf.pretokenizers import (
     GPT2,
     LLAMA3,
     PRE_TOKENIZERS,
     QWEN2,
-    TokenType,
-    Vocabulary,
     canonical,
     find_pre_tokenizer,
-    rebuilt_tokenizer,
     split_steps,
-    vocabulary_of,
 )
+from converters.gguf.tokenizer import rebuilt_tokenizer, vocabulary_of
+from converters.gguf.vocabulary import TokenType, Vocabulary
 from longrope.errors import InputError, UnsupportedError
 from tests import common
 
@@ -130,7 +128,7 @@ def test_more_tokens_than_the_model_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda data: data["model"].update(byte_fallback=True), "byte_fallback"),
+        (lambda data: data["model"].update(byte_fallback=True), "SentencePiece"),
         (lambda data: data.update(normalizer={"type": "Lowercase"}), "Lowercase"),
         (lambda data: data["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
     ],
