@@ -67,6 +67,12 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists; choose another output or pass --overwrite")
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system refused to write more; numpy's `tofile`, which other libraries call, says so without a code."""
+    said_by_numpy = error.errno is None and " requested and " in str(error)
+    return said_by_numpy or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -101,9 +107,9 @@ def _errors_of_writing(path: Path) -> Iterator[None]:
     except LongRopeError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_disk_full(error):
             raise MissingRequirementError(
-                f"{path}: no room left on the disk ({error.strerror}); nothing was written"
+                f"{path}: no room left on the disk ({error.strerror or error}); nothing was written"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MissingRequirementError(f"{path}: not writable ({error.strerror})") from error

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the machine 
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 import traceback
@@ -15,13 +14,13 @@ import click
 
 from longrope import __version__
 from longrope.errors import LongRopeError
+from longrope.files import is_disk_full
 
 COMMANDS = {
     "extend": "Search factors, export every format, prove each against the original.",
     "search": "Search rescale factors for a target length.",
     "recover": "Search factors for the short window of an extended model.",
     "convert": "Write a model with its factors as hf, gguf or onnx.",
-    "patch": "Put factors into an existing GGUF file; no weights are touched.",
     "validate": "Check an artifact against a reference model.",
     "eval": "Measure an artifact's perplexity or passkey retrieval by length.",
     "inspect": "Say what an artifact holds and which runtime uses which set when.",
@@ -86,7 +85,7 @@ def _explain(error: BaseException, *, debug: bool) -> int:
     if _is_out_of_memory(error):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
         return 3
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and is_disk_full(error):
         click.echo(f"Error: no room left on the disk ({error.filename or error.strerror})", err=True)
         return 3
     if not debug:

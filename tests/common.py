@@ -22,6 +22,12 @@ from longrope.factors import RescaleFactors
 WINDOW = 64
 TARGET = 256
 
+# Options of `extend` that make a run of a pico model a matter of seconds.
+PICO_BUDGET = (
+    "--max-evals 6 --short-evals 4 --documents 2 --short-windows 2 --test-windows 1 --windows-per-length 1 "
+    "--threads 1 --methods PI,NTK"
+)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The authors' files lie beside the repository on development machines; tests that use them are skipped elsewhere.
 PUBLISHED_FACTORS = REPOSITORY.parent / "shared" / "data" / "published_factors"
