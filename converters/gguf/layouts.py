@@ -160,3 +160,7 @@ LAYOUTS: Mapping[str, Layout] = {
         needs={"hidden_act": "silu", "sliding_window": None},
     ),
 }
+
+# What llama.cpp uses, whether transformers has such a type or not: files of these can be patched.
+LOADS_SETS = frozenset({"llama", "mistral3", "deci", "granite", "granitemoe", "minicpm", "minicpm3", "phi3", "apertus"})
+LOADS_FREQS = frozenset({"arcee", "exaone", "exaone4"})

@@ -1,0 +1,171 @@
+"""`patch_gguf`: factors into existing files, by bytes; weights untouched, contradictions refused, nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from converters.base import Export
+from converters.gguf import GgufConverter
+from converters.gguf.container import GgufFile, f32, text
+from converters.gguf.patch import copy_range, patch_gguf
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import RescaleFactors
+from longrope.progress import Silent
+from tests.integration.test_gguf_export import checkpoint, factors_for, scores
+from tests.integration.test_gguf_faults import rewrite
+
+
+def stock(model: Checkpoint, path: Path, outtype: str = "q8_0", **options: Any) -> Path:
+    """A file as other tools write it: the weights, and nothing of LongRoPE."""
+    GgufConverter().convert(Export(model, factors_for(model), outtype, options), path, Silent())
+    if options:
+        return path
+
+    def strip(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith("rope_")]:
+            del tensors[name]
+        for key in [key for key in values if ".rope.scaling." in key or key.startswith("longrope_export.")]:
+            del values[key]
+        values["llama.context_length"] = dataclasses.replace(values["llama.context_length"], data=256)
+
+    plain = path.with_name(f"stock-{path.name}")
+    return rewrite(path, plain, strip)
+
+
+def unbound(factors: RescaleFactors) -> RescaleFactors:
+    """As an imported CSV would be: numbers and lengths, nothing of a model."""
+    return dataclasses.replace(factors, rope_theta=None, rotary_dim=None, model_type=None)
+
+
+@pytest.mark.parametrize("outtype", ["q8_0", "f32", "q4_0"])
+def test_equals_a_conversion_with_the_same_factors(tmp_path: Path, outtype: str) -> None:
+    model = checkpoint(tmp_path / "m")
+    factors = factors_for(model)
+    plain = stock(model, tmp_path / "a.gguf", outtype)
+    checks = patch_gguf(plain, unbound(factors), tmp_path / "p.gguf")
+    assert {check.status for check in checks} == {"pass"}
+    converter = GgufConverter()
+    assert converter.read_factors(tmp_path / "p.gguf") == converter.read_factors(tmp_path / "a.gguf")
+    with GgufFile(tmp_path / "p.gguf") as patched, GgufFile(tmp_path / "a.gguf") as converted:
+        assert set(patched.tensors) == set(converted.tensors)
+        assert all(np.array_equal(patched.raw(name), converted.raw(name)) for name in patched.tensors)
+    fails = [c for c in converter.static_checks(tmp_path / "p.gguf", factors, model) if c.status == "fail"]
+    assert fails == []
+    assert scores(model, factors, tmp_path / "p.gguf") == scores(model, factors, tmp_path / "a.gguf")
+
+
+def test_patching_again_puts_new_numbers_in_their_place(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m")
+    plain = stock(model, tmp_path / "a.gguf")
+    patch_gguf(plain, factors_for(model), tmp_path / "one.gguf")
+    other = factors_for(model, dual=False)
+    patch_gguf(tmp_path / "one.gguf", other, tmp_path / "two.gguf")
+    found = GgufConverter().read_factors(tmp_path / "two.gguf")
+    assert found is not None
+    assert found.factor_sets == "single"
+    assert found.long_factor == tuple(np.float32(other.long_factor).astype(float))
+    patch_gguf(plain, other, tmp_path / "direct.gguf")
+    assert (tmp_path / "two.gguf").stat().st_size == (tmp_path / "direct.gguf").stat().st_size
+
+
+def test_in_place(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m")
+    plain = stock(model, tmp_path / "a.gguf")
+    patch_gguf(plain, factors_for(model), tmp_path / "p.gguf")
+    patch_gguf(plain, factors_for(model), in_place=True)
+    assert plain.read_bytes() == (tmp_path / "p.gguf").read_bytes()
+
+
+def test_a_crash_in_place_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoint(tmp_path / "m")
+    plain = stock(model, tmp_path / "a.gguf")
+    before, listing = plain.read_bytes(), sorted(tmp_path.iterdir())
+
+    def crash(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        patch_gguf(plain, factors_for(model), in_place=True)
+    assert plain.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == listing
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_split_files(tmp_path: Path, in_place: bool) -> None:
+    model = checkpoint(tmp_path / "m")
+    other = factors_for(model, dual=False)
+    stock(model, tmp_path / "s.gguf", "q8_0", split_max_size="30K")
+    first = min(tmp_path.glob("s-*.gguf"))
+    count = len(list(tmp_path.glob("s-*.gguf")))
+    patch_gguf(first, other, None if in_place else tmp_path / "p.gguf", in_place=in_place)
+    patched = first if in_place else min(tmp_path.glob("p-*.gguf"))
+    assert len(list(tmp_path.glob("p-*.gguf"))) == (0 if in_place else count)
+    assert [c for c in GgufConverter().static_checks(patched, other, model) if c.status == "fail"] == []
+    assert scores(model, other, patched)["long"].kl_mean < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"original_max_position_embeddings": 512}, "original_max_position_embeddings = 512"),
+        ({"rope_theta": 500.0}, "rope_theta = 500.0"),
+        ({"model_type": "granite"}, "factors are for granite"),
+        ({"short_factor": (1.0,) * 4, "long_factor": (1.0,) * 4, "rotary_dim": 8}, "expected 8 factors"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    model = checkpoint(tmp_path / "m")
+    plain = stock(model, tmp_path / "a.gguf")
+    with pytest.raises(InputError, match=reason):
+        patch_gguf(plain, dataclasses.replace(factors_for(model), **changes), tmp_path / "p.gguf")
+    assert not (tmp_path / "p.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "reason"),
+    [
+        ("llama.rope.scaling.type", text("yarn"), InputError, "already rescaled by yarn"),
+        ("general.architecture", text("qwen2"), UnsupportedError, "qwen2 uses no rope factors"),
+        ("llama.rope.freq_base", f32(5000.0), InputError, "rope_theta"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path: Path, key: str, value: Any, error: type[Exception], reason: str) -> None:
+    model = checkpoint(tmp_path / "m")
+    odd = rewrite(stock(model, tmp_path / "a.gguf"), tmp_path / "odd.gguf", lambda v, t: v.update({key: value}))
+    with pytest.raises(error, match=reason):
+        patch_gguf(odd, factors_for(model), tmp_path / "p.gguf")
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m")
+    plain = stock(model, tmp_path / "a.gguf")
+    with pytest.raises(InputError, match="either an output or in_place"):
+        patch_gguf(plain, factors_for(model))
+    with pytest.raises(InputError, match="exists"):
+        patch_gguf(plain, factors_for(model), tmp_path / "a.gguf")
+    with pytest.raises(UnsupportedError, match="n_hat"):
+        patch_gguf(plain, dataclasses.replace(factors_for(model), n_hat=4), tmp_path / "p.gguf")
+    plain.write_bytes(plain.read_bytes()[:-4000])
+    with pytest.raises(InputError, match="truncated"):
+        patch_gguf(plain, factors_for(model), tmp_path / "p.gguf")
+
+
+def test_copying_without_the_kernels_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(100_000)
+    (tmp_path / "a").write_bytes(data)
+
+    def refuse(*arguments: Any) -> int:
+        raise OSError(18, "cross-device")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("wb") as target:
+        copy_range(source.fileno(), 10, target.fileno(), 5, 99_000)
+    assert (tmp_path / "b").read_bytes() == bytes(5) + data[10:99_010]
