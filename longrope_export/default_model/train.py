@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from longrope.retrieval import Encode, TokenIds
 from longrope_export.default_model import evaluate
+from longrope_export.default_model.induction import give_induction
 from longrope_export.default_model.save import save_checkpoint
 from longrope_export.default_model.texts import Corpus, Document, load_corpus
 from longrope_export.default_model.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, train_tokenizer
@@ -43,7 +44,7 @@ class Phase:
 
 
 PHASES: Final = (
-    Phase(0.16, Mix(passkey=0.05, register=0.1, echo=0.05, drill=0.6)),  # copying heads form first: later they do not
+    Phase(0.06, Mix(passkey=0.1, register=0.1, echo=0.1, drill=0.3)),  # settles the copying circuit it starts with
     Phase(1.00, Mix()),
 )
 
@@ -57,11 +58,11 @@ class Plan:
     seed: int = 0
     num_windows: int = 32
     micro_batch: int = 16
-    matrix_learning_rate: float = 0.02
-    vector_learning_rate: float = 0.004
-    weight_decay: float = 0.03
+    matrix_learning_rate: float = 0.005
+    vector_learning_rate: float = 0.0012
+    weight_decay: float = 0.1
     warmup: float = 0.02
-    hold: float = 0.30
+    hold: float = 0.25
     threads: int = 1
     compile: bool = True
     save_seconds: float = 120.0
@@ -150,6 +151,7 @@ class Run:
         torch.manual_seed(plan.seed)
         self.out, self.plan, self.tokenizer, self.progress = out, plan, tokenizer, Progress()
         self.model = LlamaForCausalLM(model_config())
+        give_induction(self.model)
         self.optimizers = make_optimizers(self.model, plan)
         self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         encode: Encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
