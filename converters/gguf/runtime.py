@@ -19,6 +19,7 @@ from converters.gguf import native
 from converters.gguf.container import aligned, first_part
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import FactorSet, RescaleFactors
+from longrope.provenance import usable_cpus
 from longrope.text import TokenIds
 
 # llama.cpp rounds the size of a context up to a multiple of this.
@@ -59,7 +60,7 @@ class LlamaCppSource:
         path: the file.
         factors: those in the file; None for a file without.
         max_length: longest window that will be asked for, in tokens.
-        threads: None for llama.cpp's own choice.
+        threads: None for all processors this process may use (llama.cpp's own choice is 4, whatever there is).
         kv: type of the key/value cache; f32 for parity, f16 is what users run.
 
     Raises:
@@ -145,8 +146,7 @@ class LlamaCppSource:
         params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k = params.type_v = getattr(library, f"GGML_TYPE_{KV_TYPES[self.kv]}")
         params.swa_full = True
-        if self.threads is not None:
-            params.n_threads = params.n_threads_batch = self.threads
+        params.n_threads = params.n_threads_batch = self.threads or usable_cpus()
         return params
 
     def _decode(self, context: Any, ids: TokenIds, start: int) -> Tensor:
