@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def write(export: Export, path: Path, progress: Progress) -> None:
     outtype, options = export.outtype or "f32", OnnxOptions.of(export.options)
     model = build(export.checkpoint, export.factors, outtype, options)
     total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    with progress.task("write onnx", total) as task:
+    with progress.task("write onnx", total) as task, _own_errors():
         ir.save(
             model,
             path / MODEL_FILE,
@@ -78,6 +80,18 @@ def write(export: Export, path: Path, progress: Progress) -> None:
     _write_json(path / "config.json", folder_config(export.checkpoint, export.factors, outtype))
     decoder = Decoder.of(export.checkpoint)
     _write_json(path / GENAI_FILE, genai_config(export.checkpoint, decoder, export.factors, options, MODEL_FILE))
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Errors of reading a weight or of the disk, which onnx_ir wraps in its own, as they were raised."""
+    try:
+        yield
+    except ir.serde.SerdeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise cause from None
 
 
 def folder_config(checkpoint: Checkpoint, factors: RescaleFactors, outtype: str = "f32") -> dict[str, Any]:

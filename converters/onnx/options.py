@@ -17,14 +17,14 @@ class OnnxOptions:
     Args:
         attention: "standard" uses ONNX's own Attention operator, which every runtime of opset 23 knows; "grouped" uses
             onnxruntime's fused GroupQueryAttention, whose cache onnxruntime-genai updates in place.
-        quantizer: how int8 and int4 round a block of weights: "rtn" to the nearest step of the block's range, "k_quant"
-            with the scale that onnxruntime's search finds best for it.
+        quantizer: how int8 and int4 round a block of weights: "rtn" to the nearest step of the block's range, "search"
+            to that of the range, whole or shrunk, that loses least (ten times slower).
         compute: what quantized matrices are multiplied in: "float32" with the weights expanded, or "int8" with the
             activations rounded too, which is faster and less exact.
     """
 
     attention: Literal["standard", "grouped"] = "standard"
-    quantizer: Literal["rtn", "k_quant"] = "rtn"
+    quantizer: Literal["rtn", "search"] = "rtn"
     compute: Literal["float32", "int8"] = "float32"
 
     @classmethod

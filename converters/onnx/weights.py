@@ -84,7 +84,8 @@ class Weights:
 
         def read() -> Array:
             wide = np.ascontiguousarray(change(entry.read().astype(np.float32, copy=False)))
-            found = wide.astype(dtype, copy=False)
+            with np.errstate(over="ignore"):
+                found = wide.astype(dtype, copy=False)
             if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():
                 raise UnsupportedError(f"{self.name}: {name} has weights beyond what {np.dtype(dtype)} holds; use f32")
             return found

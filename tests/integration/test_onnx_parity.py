@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from converters.base import Export
 from converters.onnx import OnnxConverter
+from converters.onnx.options import OnnxOptions
 from converters.onnx.runtime import OnnxSource
+from converters.onnx.simulate import round_weights
 from longrope.architectures import ARCHITECTURES
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.errors import UnsupportedError
 from longrope.factors import RescaleFactors
 from longrope.modeling import RescaledRotary, TorchSource, build_model, replace_rotary
 from longrope.progress import Silent
 from longrope.scoring import compare_windows
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_folder
 
 TESTED = sorted(name for name, row in ARCHITECTURES.items() if row.onnx)
 # What makes each type use the features that set it apart.
@@ -45,8 +49,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def export(folder: Path, checkpoint: Checkpoint, factors: RescaleFactors) -> Path:
-    OnnxConverter().convert(Export(checkpoint, factors), folder, Silent())
+def export(
+    folder: Path, checkpoint: Checkpoint, factors: RescaleFactors, outtype: str | None = None, **options: str
+) -> Path:
+    OnnxConverter().convert(Export(checkpoint, factors, outtype, options), folder, Silent())
     return folder
 
 
@@ -108,10 +114,61 @@ def test_decoding_through_the_cache_equals_transformers(llama: tuple[Checkpoint,
     assert float((expected - actual).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("outtype", ["f16", "int8", "int4"])
+@pytest.mark.parametrize("attention", ["standard", "grouped"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_other_weight_types_equal_the_torch_model_that_they_are(
+    tmp_path: Path, outtype: str, attention: str, tied: bool
+) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    path = export(tmp_path / "onnx", checkpoint, factors, outtype, attention=attention)
+    model = build_model(checkpoint, factors)
+    round_weights(model, outtype)
+    score = compare_windows(
+        TorchSource(model, factors),
+        {"onnx": OnnxSource(path, factors, threads=1)},
+        [tokens(TARGET)],
+        factor_set="long",
+        chunk=100,
+    )["onnx"]
+    assert score.kl_mean <= (1e-4 if outtype == "f16" else 1e-7)
+
+
+@pytest.mark.parametrize("quantizer", ["rtn", "search"])
+def test_rounding_activations_too_stays_near(tmp_path: Path, quantizer: str) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model")
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    path = export(tmp_path / "onnx", checkpoint, factors, "int4", compute="int8", quantizer=quantizer)
+    model = build_model(checkpoint, factors)
+    round_weights(model, "int4", OnnxOptions(quantizer=quantizer))  # type: ignore[arg-type]
+    source = OnnxSource(path, factors, threads=1)
+    score = compare_windows(
+        TorchSource(model, factors), {"onnx": source}, [tokens(TARGET)], factor_set="long", chunk=100
+    )["onnx"]
+    assert 0 < score.kl_mean < 1e-2
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    folder = pico_folder(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 1e6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    with pytest.raises(UnsupportedError, match=r"model\.norm\.weight has weights beyond what float16 holds"):
+        export(tmp_path / "onnx", checkpoint, factors, "f16")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize("attention", ["standard", "grouped"])
 @pytest.mark.parametrize("pad_side", ["left", "right"])
-def test_padding_does_not_change_a_row(llama: tuple[Checkpoint, RescaleFactors, Path], pad_side: str) -> None:
+def test_padding_does_not_change_a_row(
+    llama: tuple[Checkpoint, RescaleFactors, Path], tmp_path: Path, pad_side: str, attention: str
+) -> None:
     """A short row gives the same logits alone and in a batch with a row beyond the original window."""
-    _, factors, path = llama
+    checkpoint, factors, _ = llama
+    path = export(tmp_path / "onnx", checkpoint, factors, attention=attention)
     source = OnnxSource(path, factors, threads=1)
     short, long = tokens(20, seed=1), tokens(WINDOW + 20, seed=2)
     pad = len(long) - len(short)
