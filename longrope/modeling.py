@@ -77,6 +77,7 @@ def build_model(
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
+    _ = checkpoint.weight_files  # a GGUF source unpacks them when they are asked for
     in_config = None if factors is not None and factors.n_hat else factors
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(

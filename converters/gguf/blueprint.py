@@ -21,7 +21,7 @@ from converters.gguf.library import gguf_library
 from converters.gguf.metadata import general_values
 from converters.gguf.options import GgufOptions
 from converters.gguf.outtypes import DEFAULT, OUTTYPES, OutType
-from converters.gguf.target import Target, target_of
+from converters.gguf.target import FACTORS_KEY, OWN_PREFIX, Target, target_of
 from converters.gguf.tensors import TensorPlanner
 from converters.gguf.tokenizer import vocabulary_of
 from converters.gguf.vocabulary import Vocabulary
@@ -32,8 +32,6 @@ from longrope.factors import RescaleFactors
 from longrope.hf_config import rope_parameters
 
 EMBEDDING = "token_embd.weight"
-OWN_PREFIX = "longrope_export."
-FACTORS_KEY = OWN_PREFIX + "factors"
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,12 @@ from converters.base import Check
 from converters.gguf.blueprint import Blueprint
 from converters.gguf.container import Bytes, GgufFile, Value, dequantize, type_name
 from converters.gguf.library import gguf_library
+from converters.gguf.meanings import MEANINGS
 from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.vocabulary import PREFIX
 from converters.gguf.weights import Planned, as_float32
 from longrope.errors import UnsupportedError
 
-# What each key does when it is wrong; keys without a line have the general one.
-_MEANINGS = {
-    "context_length": "runtimes take the window a user gets from it",
-    "rope.scaling.type": "without longrope llama.cpp does not load the factors",
-    "rope.scaling.original_context_length": "llama.cpp chooses the set by it; without it the long set is never used",
-    "rope.scaling.attn_factor": "attention is too sharp or too flat at every length; perplexity may even fall",
-    "rope.freq_base": "every rotary frequency is wrong",
-}
 # Keys that may be missing: llama.cpp derives them, and other tools leave them out.
 _OPTIONAL = {"vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count"}
 # Keys of other tools that change nothing for a text model.
@@ -63,13 +56,13 @@ def _key_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     yield Check.equal("gguf.arch", blueprint.architecture, file.architecture, "llama.cpp would build another network")
     expected = blueprint.model_values()
     for name, value in expected.items():
-        message = _MEANINGS.get(name, f"llama.cpp would build another network with this {name}")
+        message = MEANINGS.get(name, f"llama.cpp would build another network with this {name}")
         yield _key_check(f"gguf.{name}", value, file.values.get(f"{file.architecture}.{name}"), name, message)
     yield Check.equal(
         "gguf.rope.scaling.factor",
         None,
         file.model_key("rope.scaling.factor"),
-        "must be absent: llama.cpp applies it on top of the factors",
+        MEANINGS["rope.scaling.factor"],
     )
     prefix = file.architecture + "."
     present = {key.removeprefix(prefix) for key in file.values if key.startswith(prefix)}

@@ -12,6 +12,7 @@ from converters.gguf.agreement import difference
 from converters.gguf.blueprint import Blueprint
 from converters.gguf.checks import static_checks
 from converters.gguf.container import MAGIC, GgufFile, first_part
+from converters.gguf.copying import copy_checks, keeps_weights, plan_copy, write_copy
 from converters.gguf.export import write_export
 from converters.gguf.library import EXTRA, gguf_library, llama_library
 from converters.gguf.options import GgufOptions
@@ -44,10 +45,13 @@ class GgufConverter(Converter):
         llama_library()
 
     def plan(self, export: Export) -> None:
-        blueprint = _blueprint(export)
-        _refuse_without_imatrix(blueprint)
-        infos = [content.info for content in blueprint.contents()]
-        found = difference(export.checkpoint.tokenizer, blueprint.values(), infos, name=export.checkpoint.name)
+        if keeps_weights(export):
+            values, infos = plan_copy(export)
+        else:
+            blueprint = _blueprint(export)
+            _refuse_without_imatrix(blueprint)
+            values, infos = blueprint.values(), [content.info for content in blueprint.contents()]
+        found = difference(export.checkpoint.tokenizer, values, infos, name=export.checkpoint.name)
         if found:
             raise UnsupportedError(
                 f"{export.checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "
@@ -56,7 +60,10 @@ class GgufConverter(Converter):
 
     def write(self, export: Export, path: Path, progress: Progress) -> None:
         """Writes `path`, or with the option split_max_size parts named after it."""
-        write_export(_blueprint(export), path, progress)
+        if keeps_weights(export):
+            write_copy(export, path, progress)
+        else:
+            write_export(_blueprint(export), path, progress)
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         return readback.read_factors(path)
@@ -70,6 +77,9 @@ class GgufConverter(Converter):
         except InputError as error:
             return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
         with file:
+            copied = copy_checks(file, expected, reference)
+            if copied:
+                return [Check("gguf.readable", "pass"), *copied]
             as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
             blueprint = Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama))
             checks = static_checks(file, blueprint)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 import longrope
 from converters.base import Check, FailedReadBackError
-from converters.gguf.blueprint import FACTORS_KEY, OWN_PREFIX
 from converters.gguf.container import (
     SPLIT_COUNT,
     SPLIT_TENSORS,
@@ -41,7 +40,7 @@ from converters.gguf.container import (
 from converters.gguf.layouts import LOADS_FREQS, LOADS_SETS
 from converters.gguf.library import gguf_library
 from converters.gguf.splicechecks import splice_checks
-from converters.gguf.target import FREQS, LONG, SHORT
+from converters.gguf.target import FACTORS_KEY, FREQS, LONG, OWN_PREFIX, SHORT
 from longrope.architectures import ARCHITECTURES
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors

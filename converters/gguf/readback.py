@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from converters.gguf.blueprint import FACTORS_KEY
 from converters.gguf.container import GgufFile, type_name
-from converters.gguf.target import FREQS, LONG, SHORT
+from converters.gguf.target import FACTORS_KEY, FREQS, LONG, SHORT
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 

@@ -13,6 +13,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,27 @@ _FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _ROWS_AT_ONCE = 1 << 22  # elements, 16 MB of float32
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Unpack a GGUF file into a temporary folder and open that.
+@dataclass(frozen=True)
+class GgufCheckpoint(Checkpoint):
+    """A checkpoint that is a GGUF file; its weights are unpacked when somebody asks for them.
+
+    Args:
+        source: the file.
+    """
+
+    source: Path = Path()
+
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """One safetensors file, written on first use."""
+        with GgufFile(self.source) as file:
+            target = self.path / "model.safetensors"
+            write_safetensors(target, list(_restored(file, self.architecture, LAYOUTS[file.architecture])))
+        return (target,)
+
+
+def open_gguf(path: Path) -> GgufCheckpoint:
+    """Unpack a GGUF file into a temporary folder and open that; weights follow when they are needed.
 
     Raises:
         InputError: not a sound GGUF file of a text model.
@@ -48,7 +68,8 @@ def open_gguf(path: Path) -> Checkpoint:
     try:
         with GgufFile(path) as file:
             _unpack(file, folder)
-        return open_folder(folder, str(path), keep_alive=room)
+        opened = open_folder(folder, str(path), room, needs_weights=False)
+        return GgufCheckpoint(folder, opened.name, opened.config, room, source=path)
     except BaseException:
         room.cleanup()
         raise
@@ -58,19 +79,30 @@ def _unpack(file: GgufFile, folder: Path) -> None:
     row = _architecture_row(file)
     layout = LAYOUTS[file.architecture]
     vocabulary = vocabulary_in(file.values)
-    tensors = list(_restored(file, row, layout))
-    config = _config(file, row, layout, vocabulary)
-    _write_json(folder / "config.json", config)
+    _ = list(_restored(file, row, layout))  # every tensor has a place, before anything is written
+    _write_json(folder / "config.json", _config(file, row, layout, vocabulary))
     _write_json(folder / "generation_config.json", _token_ids(vocabulary))
     _write_json(folder / "tokenizer.json", rebuilt_tokenizer(vocabulary))
     _write_json(folder / "tokenizer_config.json", rebuilt_tokenizer_config(vocabulary))
-    write_safetensors(folder / "model.safetensors", tensors)
+    (folder / "README.md").write_text(_model_card(file), encoding="utf-8")
+
+
+def _model_card(file: GgufFile) -> str:
+    """What the file says of its licence, languages and tags, as a model card says it."""
+    fields = {
+        "license": file.get("general.license"),
+        "language": file.get("general.languages"),
+        "tags": file.get("general.tags"),
+    }
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value]
+    name = file.get("general.name", file.path.stem)
+    return "\n".join(["---", *lines, "---", "", f"# {name}", ""])
 
 
 def _architecture_row(file: GgufFile) -> Architecture:
     """The first row of the table that is written as this architecture."""
     rows = [row for row in ARCHITECTURES.values() if row.gguf == file.architecture]
-    if not rows or file.model_key("expert_count", 0):
+    if not rows or file.model_key("expert_count", 0) or LAYOUTS[file.architecture].scalars:
         supported = sorted({row.gguf for row in ARCHITECTURES.values() if row.gguf})
         raise UnsupportedError(
             f"{file.path}: a GGUF of architecture {file.architecture!r} cannot be opened as a source; expected a dense "
@@ -84,7 +116,8 @@ def _architecture_row(file: GgufFile) -> Architecture:
 
 def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:
     heads = _required(file, "attention.head_count")
-    config: dict[str, Any] = {"model_type": row.model_type, "torch_dtype": "float32", **layout.needs}
+    name = file.get("general.name", file.path.stem)
+    config: dict[str, Any] = {"model_type": row.model_type, "_name_or_path": name, "dtype": "float32", **layout.needs}
     for key in (*COMMON_KEYS, *layout.keys):
         if (data := file.model_key(key.name)) is not None:
             config[key.field] = shortest(data)
@@ -99,6 +132,9 @@ def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocab
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         **_token_ids(vocabulary),
     }
+    turned = file.model_key("rope.dimension_count", config["head_dim"])
+    if turned != config["head_dim"]:
+        config["partial_rotary_factor"] = turned / config["head_dim"]
     return _with_rope(file, config)
 
 
@@ -107,7 +143,8 @@ def _with_rope(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     kind = file.model_key("rope.scaling.type", "none")
     factors = factors_of(file)
     if factors is None and kind == "none":
-        return {**config, "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+        given = {name: config[name] for name in ("rope_theta", "partial_rotary_factor") if name in config}
+        return {**config, "rope_parameters": {"rope_type": "default", **given}}
     if factors is None or kind != "longrope":
         by = FREQS if kind == "none" else f"rope.scaling.type {kind}"
         raise UnsupportedError(f"{file.path}: its RoPE is rescaled by {by}; expected an unscaled or a longrope file")

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.base import Check
-from converters.gguf.container import Bytes, GgufPart, Value
-from converters.gguf.target import FREQS, SHORT
+from converters.gguf.container import Bytes, TensorInfo, Value
+from converters.gguf.meanings import MEANINGS
+from converters.gguf.target import OWN_PREFIX, SHORT
 
+PATCHED_KEYS = (
+    "context_length",
+    "rope.scaling.type",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+)
 # Of larger tensors, this many bytes at each end are compared; the data was copied in one piece.
 _COMPARED_BYTES = 1 << 20
 
 
+class Readable(Protocol):
+    """A file or a part of one."""
+
+    @property
+    def values(self) -> Mapping[str, Value]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def raw(self, name: str) -> Bytes: ...
+
+
 def splice_checks(
-    after: GgufPart,
-    before: GgufPart,
+    after: Readable,
+    before: Readable,
     values: Mapping[str, Value],
     arrays: Mapping[str, NDArray[np.float32]],
     *,
@@ -32,20 +53,26 @@ def splice_checks(
         whole: compare every byte of every tensor, not the ends of large ones.
     """
     return [
-        _keys_check(after, values),
+        *_key_checks(after, values),
         *_factor_checks(after, arrays),
         _tensors_check(after, before, arrays),
         _data_check(after, before, arrays, whole=whole),
     ]
 
 
-def _keys_check(after: GgufPart, values: Mapping[str, Value]) -> Check:
-    keys = {*after.values, *values}
+def _key_checks(after: Readable, values: Mapping[str, Value]) -> Iterator[Check]:
+    """The keys that a patch writes one by one, then all others together; our own record is no fact about the model."""
+    prefix = f"{values['general.architecture'].data}."
+    changed = {prefix + name: name for name in PATCHED_KEYS}
+    for key, name in changed.items():
+        expected, actual = (found.data if (found := side.get(key)) else None for side in (values, after.values))
+        yield Check.equal(f"gguf.{name}", expected, actual, MEANINGS[name])
+    keys = {key for key in {*after.values, *values} if key not in changed and not key.startswith(OWN_PREFIX)}
     wrong = sorted(key for key in keys if after.values.get(key) != values.get(key))
-    return Check.equal("gguf.patch.keys", [], wrong, "metadata that should not have changed, or should have")
+    yield Check.equal("gguf.patch.keys", [], wrong, "metadata that a patch has no business with")
 
 
-def _factor_checks(after: GgufPart, arrays: Mapping[str, NDArray[np.float32]]) -> Iterator[Check]:
+def _factor_checks(after: Readable, arrays: Mapping[str, NDArray[np.float32]]) -> Iterator[Check]:
     for name, expected in arrays.items():
         id = f"gguf.factors.{'short' if name == SHORT else 'long'}"
         found = after.raw(name) if name in after.tensors else np.empty(0, np.uint8)
@@ -54,16 +81,16 @@ def _factor_checks(after: GgufPart, arrays: Mapping[str, NDArray[np.float32]]) -
         yield Check(id, "pass" if same else "fail", told, told if same else "others", "" if same else f"{name} differs")
 
 
-def _tensors_check(after: GgufPart, before: GgufPart, arrays: Mapping[str, NDArray[np.float32]]) -> Check:
+def _tensors_check(after: Readable, before: Readable, arrays: Mapping[str, NDArray[np.float32]]) -> Check:
+    added = {name for name in arrays if name not in before.tensors}
     old = [(info.name, info.shape, info.type) for info in before.tensors.values()]
-    new = [(info.name, info.shape, info.type) for info in after.tensors.values()]
-    added = [name for name in arrays if name not in before.tensors]
-    odd = [pair for pair in zip_longest(old, new[: len(new) - len(added)]) if pair[0] != pair[1]]
+    new = [(info.name, info.shape, info.type) for info in after.tensors.values() if info.name not in added]
+    odd = [pair for pair in zip_longest(old, new) if pair[0] != pair[1]]
     return Check.equal("gguf.patch.tensors", [], odd[:1], "a tensor changed its name, shape, type or place")
 
 
-def _data_check(after: GgufPart, before: GgufPart, arrays: Mapping[str, NDArray[np.float32]], *, whole: bool) -> Check:
-    names = [name for name in before.tensors if name in after.tensors and name not in {*arrays, FREQS}]
+def _data_check(after: Readable, before: Readable, arrays: Mapping[str, NDArray[np.float32]], *, whole: bool) -> Check:
+    names = [name for name in before.tensors if name in after.tensors and name not in arrays]
     wrong = [name for name in names if not _same(after.raw(name), before.raw(name), whole=whole)]
     return Check.equal("gguf.patch.data", [], wrong[:5], f"{len(wrong)} tensors are not the source's bytes")
 

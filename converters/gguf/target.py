@@ -14,6 +14,9 @@ from longrope.factors import FactorSet, RescaleFactors
 LONG = "rope_factors_long.weight"
 SHORT = "rope_factors_short.weight"
 FREQS = "rope_freqs.weight"
+# Keys of our own, which no runtime reads.
+OWN_PREFIX = "longrope_export."
+FACTORS_KEY = OWN_PREFIX + "factors"
 
 
 @dataclass(frozen=True)

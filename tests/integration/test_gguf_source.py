@@ -106,3 +106,57 @@ def test_what_cannot_be_turned_back(tmp_path: Path, key: str, value: str, error:
     odd = rewrite(path, tmp_path / "odd.gguf", lambda values, tensors: values.update({key: text(value)}))
     with pytest.raises(error, match=reason):
         open_gguf(odd)
+
+
+# -- conversion that keeps the weights
+
+
+def converted(path: Path, target: Path, outtype: str | None, **options: Any) -> Checkpoint:
+    source = open_checkpoint(path)
+    factors = source.bind(common.pico_factors(method="other"))
+    GgufConverter().convert(Export(source, factors, outtype, options), target, Silent())
+    return source
+
+
+@pytest.mark.parametrize("outtype", [None, "q8_0"])
+def test_weights_are_copied_and_never_unpacked(tmp_path: Path, outtype: str | None) -> None:
+    _, path = exported(tmp_path, "q8_0")
+    source = converted(path, tmp_path / "b.gguf", outtype)
+    assert not (source.path / "model.safetensors").exists()
+    with GgufFile(path) as before, GgufFile(tmp_path / "b.gguf") as after:
+        assert all(np.array_equal(before.raw(name), after.raw(name)) for name in before.tensors)
+        assert json.loads(after.get("longrope_export.factors"))["method"] == "other"
+        assert after.get("tokenizer.ggml.tokens") == before.get("tokenizer.ggml.tokens")
+
+
+def test_another_type_goes_through_floats(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, "q8_0")
+    converted(path, tmp_path / "b.gguf", "f16")
+    with GgufFile(tmp_path / "b.gguf") as after:
+        assert after.get("general.name") == "M"
+        assert {info.type for info in after.tensors.values()} == {0, 1}
+
+
+def test_a_copy_can_be_split_and_a_split_file_joined(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, "q8_0")
+    converted(path, tmp_path / "s.gguf", None, split_max_size="40K")
+    parts = sorted(tmp_path.glob("s-*.gguf"))
+    assert len(parts) > 1
+    converted(parts[0], tmp_path / "j.gguf", None)
+    with GgufFile(path) as before, GgufFile(tmp_path / "j.gguf") as after:
+        assert all(np.array_equal(before.raw(name), after.raw(name)) for name in before.tensors)
+        assert not any(key.startswith("split.") for key in after.values)
+
+
+def test_a_changed_byte_is_found_in_a_copy(tmp_path: Path) -> None:
+    _, path = exported(tmp_path, "q8_0")
+    source = converted(path, tmp_path / "b.gguf", None)
+    with GgufFile(tmp_path / "b.gguf") as file:
+        at = file.parts[0].data_start + file.tensors["blk.1.ffn_up.weight"].offset + 100
+    data = bytearray((tmp_path / "b.gguf").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "b.gguf").write_bytes(bytes(data))
+    checks = GgufConverter().static_checks(
+        tmp_path / "b.gguf", source.bind(common.pico_factors(method="other")), source
+    )
+    assert [check.id for check in checks if check.status == "fail"] == ["gguf.patch.data"]
