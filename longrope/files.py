@@ -13,6 +13,9 @@ from pathlib import Path
 
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 
+# Ends the name of everything that is not finished; what a killed process leaves is known by it.
+PARTIAL = ".partial"
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` so that `path` either keeps its old content or has all of the new."""
@@ -21,7 +24,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise InputError(f"{path} is a folder; expected the name of a file")
     with _errors_of_writing(path):
         _make_parent(path)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -47,7 +50,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(path, overwrite=overwrite)
     with _errors_of_writing(path):
         _make_parent(path)
-        room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
         try:
             yield room / path.name
             made = sorted(room.iterdir())
@@ -65,6 +68,15 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise InputError when `path` exists and may not be replaced."""
     if (path.exists() or path.is_symlink()) and not overwrite:
         raise InputError(f"{path} exists; choose another output or pass --overwrite")
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left under a folder that is ours."""
+    for path in list(folder.rglob(f".*{PARTIAL}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_disk_full(error: OSError) -> bool:

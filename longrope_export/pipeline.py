@@ -25,7 +25,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
-from longrope.files import refuse_existing, write_atomically
+from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.text import Corpus
@@ -254,6 +254,7 @@ def _open_run(request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, he
     file = request.output / "run.json"
     if request.resume:
         _check_resumable(file, configuration)
+        remove_partial(request.output)
     else:
         _clear(request.output, overwrite=request.overwrite)
     request.output.mkdir(parents=True, exist_ok=True)

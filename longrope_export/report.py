@@ -35,7 +35,13 @@ def render(data: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("longrope_export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["number"] = _number
     return environment.get_template(TEMPLATE).render(**data)
+
+
+def _number(value: float | None, pattern: str) -> str:
+    """A formatted number; a dash for what was not finite."""
+    return "–" if value is None else pattern % value
 
 
 def _read(path: Path) -> Any:

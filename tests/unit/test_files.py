@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import InputError, MissingRequirementError
-from longrope.files import sha256_of, staged, write_atomically
+from longrope.files import PARTIAL, remove_partial, sha256_of, staged, write_atomically
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -181,3 +182,16 @@ def test_other_errors_are_not_dressed_up(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".hidden", "model.partial", ".git"]
+    with half_written(tmp_path / "sub" / "out") as temporary:
+        killed = shutil.copytree(temporary.parent, Path(f"{temporary.parent}{PARTIAL}"))
+    shutil.rmtree(tmp_path / "sub" / "out")
+    assert (killed / "out" / "half").is_file()
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".run.json.x1y2z3.partial").write_text("half")
+    remove_partial(tmp_path)
+    assert contents(tmp_path) == {**dict.fromkeys(sorted(kept), "mine"), "sub": "/"}

@@ -1,0 +1,283 @@
+"""convert, validate, inspect, factors, eval, recover and doctor as a user runs them, their JSON against the contract."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from tests.common import TARGET, WINDOW, pico_factors, run_cli
+
+Json = dict[str, Any]
+NUMBER = (int, float)
+# The contract's validation.json: key → type of its value.
+CHECK = {"id": str, "status": str, "expected": object, "actual": object, "message": str}
+WINDOW_SCORE = {
+    "length": int,
+    "regime": str,
+    "tokens": int,
+    "ppl_reference": NUMBER,
+    "ppl": NUMBER,
+    "ppl_delta_percent": NUMBER,
+    "kl_mean": NUMBER,
+    "kl_p99": NUMBER,
+    "top1_agreement": NUMBER,
+    "max_logit_diff": NUMBER,
+}
+VALIDATION = {
+    "schema_version": int,
+    "artifact": str,
+    "format": str,
+    "reference": str,
+    "passed": bool,
+    "checks": list,
+    "windows": list,
+    "provenance": dict,
+}
+
+
+def assert_schema(data: Json, schema: dict[str, Any]) -> None:
+    missing = set(schema) - set(data)
+    assert not missing, missing
+    wrong = {name: data[name] for name, kind in schema.items() if not isinstance(data[name], kind)}
+    assert wrong == {}
+
+
+@pytest.fixture(scope="module")
+def artifacts(pico: Checkpoint, factors_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every format, written by `convert` with both sets."""
+    room = tmp_path_factory.mktemp("artifacts")
+    paths = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
+    for name, path in paths.items():
+        fixed = ("--to", name, "--factors", factors_file, "--factor-sets", "dual", "-o", path)
+        done = run_cli("convert", pico.path, *fixed, *(("--outtype", "f32") if name == "gguf" else ()))
+        assert done.code == 0, done.err
+        assert "read-back checks passed" in done.err
+        assert done.out == ""
+    return paths
+
+
+@pytest.fixture(scope="module")
+def text(texts: Path) -> Path:
+    return texts / "0.txt"
+
+
+# -- convert
+
+
+@pytest.mark.parametrize(("name", "sets"), [("hf", "single"), ("gguf", "dual"), ("onnx", "single")])
+def test_auto_chooses_the_safe_sets(pico: Checkpoint, factors_file: Path, tmp_path: Path, name: str, sets: str) -> None:
+    output = tmp_path / "model.gguf" if name == "gguf" else tmp_path / name
+    assert run_cli("convert", pico.path, "--to", name, "--factors", factors_file, "-o", output).code == 0
+    assert json.loads(run_cli("inspect", output, "--json", "-").out)["factor_sets"] == sets
+
+
+@pytest.mark.parametrize("source", ["hf", "gguf"])
+@pytest.mark.parametrize("target", ["hf", "gguf", "onnx"])
+def test_an_extended_model_converts_with_its_own_factors(
+    artifacts: dict[str, Path], tmp_path: Path, source: str, target: str
+) -> None:
+    output = tmp_path / "model.gguf" if target == "gguf" else tmp_path / target
+    done = run_cli("convert", artifacts[source], "--to", target, "--factor-sets", "dual", "-o", output)
+    assert done.code == 0, done.err
+    found = json.loads(run_cli("factors", "show", output, "--json", "-").out)
+    assert found["long_factor"] == pytest.approx(pico_factors().long_factor, rel=1e-7)
+    assert found["short_factor"] == pytest.approx(pico_factors().short_factor, rel=1e-7)
+
+
+# -- validate
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "onnx"])
+def test_validate_writes_the_contracts_json(
+    artifacts: dict[str, Path], pico: Checkpoint, text: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / "validation.json"
+    done = run_cli(
+        "validate", artifacts[name], "--reference", pico.path, "--text", text, "--threads", 1, "--json", output
+    )
+    assert done.code == 0, done.err
+    assert name in done.out or str(artifacts[name]) in done.out
+    data = json.loads(output.read_text())
+    assert_schema(data, VALIDATION)
+    assert (data["schema_version"], data["format"], data["passed"]) == (1, name, True)
+    assert data["checks"]
+    for check in data["checks"]:
+        assert_schema(check, CHECK)
+        assert check["status"] in ("pass", "fail", "warn", "skip")
+    for window in data["windows"]:
+        assert_schema(window, WINDOW_SCORE)
+        assert window["regime"] in ("short", "long", "crossing")
+        assert window["ppl_delta_percent"] == pytest.approx(100 * (window["ppl"] / window["ppl_reference"] - 1))
+    assert {window["length"] for window in data["windows"]} >= {WINDOW, TARGET}
+    assert {"versions", "reference_fingerprint", "text_fingerprint", "seed", "machine"} <= set(data["provenance"])
+
+
+def test_a_dual_artifact_is_warned_of_at_the_crossing(artifacts: dict[str, Path], pico: Checkpoint, text: Path) -> None:
+    """transformers keeps keys of the short set in its cache: not a fault of the file, but a user must know."""
+    arguments = ("--reference", pico.path, "--text", text, "--threads", 1, "--json", "-")
+    data = json.loads(run_cli("validate", artifacts["hf"], *arguments).out)
+    (crossing,) = (check for check in data["checks"] if ".parity.crossing." in check["id"])
+    assert crossing["status"] == "warn"
+    assert "single" in crossing["message"]
+    assert data["passed"]
+
+
+def test_the_json_is_never_mixed_with_the_table(artifacts: dict[str, Path], pico: Checkpoint, text: Path) -> None:
+    done = run_cli(
+        "validate", artifacts["hf"], "--reference", pico.path, "--text", text, "--windows", WINDOW, "--json", "-"
+    )
+    json.loads(done.out)
+    assert "verdict" in done.err
+
+
+def test_nothing_that_is_no_number_gets_into_the_json(
+    artifacts: dict[str, Path], pico: Checkpoint, text: Path, tmp_path: Path
+) -> None:
+    """NaN is no JSON; strict readers refuse the file."""
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(artifacts["hf"], tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    done = run_cli("validate", broken, "--reference", pico.path, "--text", text, "--windows", WINDOW, "--json", "-")
+    assert done.code == 1
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} in JSON")
+
+    data = json.loads(done.out, parse_constant=refuse)
+    assert data["windows"][0]["ppl"] is None
+
+
+# -- inspect
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "onnx"])
+def test_inspect_says_what_is_inside_and_who_uses_it(artifacts: dict[str, Path], name: str) -> None:
+    data = json.loads(run_cli("inspect", artifacts[name], "--json", "-").out)
+    assert (data["format"], data["factor_sets"]) == (name, "dual")
+    factors = RescaleFactors.from_json(data["factors"])
+    assert (factors.original, factors.target, factors.num_pairs) == (WINDOW, TARGET, 8)
+    assert data["runtimes"]
+    for use in data["runtimes"]:
+        assert_schema(use, {"runtime": str, "uses": str, "safe": bool, "advice": str})
+    said = run_cli("inspect", artifacts[name])
+    assert said.code == 0
+    for word in ("dual", f"{WINDOW} → {TARGET}", data["runtimes"][0]["runtime"]):
+        assert word in said.out
+
+
+def test_inspect_of_a_plain_model(pico: Checkpoint) -> None:
+    done = run_cli("inspect", pico.path)
+    assert done.code == 0
+    assert "no rescale factors: this is plain RoPE" in done.out
+
+
+# -- factors
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "onnx"])
+def test_factors_come_back_from_every_artifact(artifacts: dict[str, Path], tmp_path: Path, name: str) -> None:
+    output = tmp_path / "factors.json"
+    done = run_cli("factors", "import", artifacts[name], "-o", output)
+    assert done.code == 0, done.err
+    found, wrote = RescaleFactors.load(output), pico_factors()
+    tolerance = 1e-7 if name == "gguf" else 0  # GGUF tensors are float32
+    assert found.long_factor == pytest.approx(wrote.long_factor, rel=tolerance, abs=0)
+    assert found.short_factor == pytest.approx(wrote.short_factor, rel=tolerance, abs=0)
+    assert (found.original, found.target) == (WINDOW, TARGET)
+
+
+def test_a_csv_becomes_both_sets_unless_another_is_given(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text("1,2,4\n1,2,4\n")
+    (tmp_path / "short.csv").write_text("1\n1.5\n2\n")
+    lengths = ("--original", 64, "--target", 256)
+    assert run_cli("factors", "import", tmp_path / "long.csv", "-o", tmp_path / "one.json", *lengths).code == 0
+    two = run_cli(
+        "factors", "import", tmp_path / "long.csv", "--short", tmp_path / "short.csv", "-o", tmp_path / "two.json"
+    )
+    assert two.code == 0
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert one["long_factor"] == one["short_factor"] == [1, 2, 4]
+    assert (one["original_max_position_embeddings"], one["target_length"], one["rope_theta"]) == (64, 256, None)
+    data = json.loads((tmp_path / "two.json").read_text())
+    assert (data["short_factor"], data["target_length"]) == ([1, 1.5, 2], None)
+
+
+def test_odd_factors_are_imported_with_a_word(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text("1,3,2,5\n")
+    lengths = ("--original", 64, "--target", 256)
+    done = run_cli("factors", "import", tmp_path / "odd.csv", "-o", tmp_path / "f.json", *lengths)
+    assert done.code == 0
+    assert "Warning: long_factor is not monotone" in done.err
+    assert "above the length scale 4" in done.err
+
+
+def test_a_config_json_is_a_factor_file(artifacts: dict[str, Path], pico: Checkpoint) -> None:
+    done = run_cli("factors", "show", artifacts["hf"] / "config.json", "--json", "-")
+    assert json.loads(done.out)["long_factor"] == list(pico_factors().long_factor)
+    assert run_cli("factors", "show", pico.path / "config.json").code == 2
+
+
+def test_show_puts_the_known_methods_beside(factors_file: Path) -> None:
+    done = run_cli("factors", "show", factors_file)
+    assert done.code == 0
+    for word in ("PI", "NTK", "attention_factor: not said"):
+        assert word in done.out
+
+
+def test_diff_is_1_when_they_differ(factors_file: Path, tmp_path: Path) -> None:
+    same = run_cli("factors", "diff", factors_file, factors_file)
+    assert (same.code, "same factors" in same.out) == (0, True)
+    pico_factors(n_hat=4).save(tmp_path / "other.json")
+    other = run_cli("factors", "diff", factors_file, tmp_path / "other.json")
+    assert (other.code, "n_hat" in other.out) == (1, True)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot(factors_file: Path, tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"plot.{suffix}"
+    assert run_cli("factors", "plot", factors_file, "-o", output).code == 0
+    if suffix == "svg":
+        assert ET.parse(output).getroot().tag.endswith("svg")
+    else:
+        assert output.read_bytes().startswith(b"\x89PNG")
+    assert run_cli("factors", "plot", factors_file, "-o", tmp_path / "plot.txt").code == 2
+
+
+# -- eval, recover, doctor
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "onnx"])
+def test_eval_measures_perplexity_in_the_artifacts_runtime(artifacts: dict[str, Path], text: Path, name: str) -> None:
+    arguments = ("--text", text, "--windows", f"{WINDOW},{TARGET}", "--windows-per-length", 1, "--threads", 1)
+    done = run_cli("eval", artifacts[name], *arguments, "--json", "-")
+    assert done.code == 0, done.err
+    data = json.loads(done.out)
+    assert [row["length"] for row in data["perplexity"]] == [WINDOW, TARGET]
+    assert all(1 < row["ppl"] < 1e5 for row in data["perplexity"])
+
+
+def test_recover_puts_a_short_set_beside_the_long_one(artifacts: dict[str, Path], texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "recovered.json"
+    arguments = ("--window", WINDOW, "--text", texts, "-o", output, "--max-evals", 4, "--threads", 1)
+    done = run_cli("recover", artifacts["hf"], *arguments)
+    assert done.code == 0, done.err
+    assert RescaleFactors.load(output).long_factor == pico_factors().long_factor
+
+
+def test_doctor_finds_everything_that_setup_installs() -> None:
+    done = run_cli("doctor", "--json", "-")
+    findings = {found["what"]: found for found in json.loads(done.out)}
+    for what in ("torch", "transformers", "extra gguf", "extra onnx", "extra report"):
+        assert findings[what]["state"] == "ok", findings[what]
+    assert set(findings["torch"]) == {"what", "state", "detail", "required"}

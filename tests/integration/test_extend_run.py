@@ -1,0 +1,191 @@
+"""`extend` end to end on a pico model: every format, the run's files, and going on after being killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from tests.common import PICO_BUDGET, TARGET, WINDOW, Outcome, cli_process, pico_checkpoint, run_cli
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    folder: Path
+    outcome: Outcome
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def command(model: Path, text: Path, folder: Path, *more: object) -> list[object]:
+    # In f32 and with a real short regime in llama.cpp the parity of a random model is beyond doubt.
+    fixed = ["extend", model, "--target-length", TARGET, "-o", folder, "--text", text, "--formats", "hf,gguf:f32,onnx"]
+    return [*fixed, *PICO_BUDGET.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def run(pico: Checkpoint, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The undisturbed run."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return FinishedRun(folder, run_cli(*command(pico.path, texts, folder)))
+
+
+# -- an undisturbed run
+
+
+def test_all_checks_pass_and_the_table_says_so(run: FinishedRun) -> None:
+    assert run.outcome.code == 0, run.outcome.err
+    assert "all checks passed" in run.outcome.out
+    for word in ("hf", "gguf", "onnx", "PI", "NTK", "searched"):
+        assert word in run.outcome.out
+
+
+def test_the_folder_has_the_contracts_files_and_no_others(run: FinishedRun) -> None:
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "factors.json",
+        "gguf",
+        "hf",
+        "journal",
+        "onnx",
+        "report.html",
+        "run.json",
+        "validation.json",
+    ]
+
+
+def test_the_factors_are_of_both_sets_and_complete(run: FinishedRun) -> None:
+    factors = RescaleFactors.load(run.folder / "factors.json")
+    assert (factors.original, factors.target, factors.num_pairs) == (WINDOW, TARGET, 8)
+    assert (factors.model_type, factors.rope_theta, factors.rotary_dim, factors.n_hat) == ("llama", 10_000.0, 16, 0)
+    assert factors.provenance
+
+
+@pytest.mark.parametrize(("name", "sets"), [("hf", "single"), ("gguf", "dual"), ("onnx", "single")])
+def test_each_format_holds_the_sets_it_is_safe_with(run: FinishedRun, name: str, sets: str) -> None:
+    factors = RescaleFactors.load(run.folder / "factors.json")
+    (export,) = (item for item in run.json("run.json")["exports"] if item["format"].startswith(name))
+    found = json.loads(run_cli("inspect", run.folder / export["path"], "--json", "-").out)
+    assert found["format"] == name
+    assert found["factors"]["long_factor"] == pytest.approx(factors.long_factor, rel=1e-7)
+    expected = "single" if factors.factor_sets == "single" else sets
+    assert found["factor_sets"] == export["factor_sets"] == expected
+
+
+def test_run_json_says_what_was_done_with_what(run: FinishedRun) -> None:
+    data = run.json("run.json")
+    assert (data["schema_version"], data["state"], data["passed"]) == (1, "done", True)
+    assert data["configuration"]["options"]["target_length"] == TARGET
+    assert len(data["configuration"]["model_fingerprint"]) == 64
+    assert {"torch", "transformers", "python"} <= set(data["provenance"]["versions"])
+    assert data["extension"]["search"]["evaluations"] <= 6
+    assert [export["format"] for export in data["exports"]] == ["hf", "gguf:f32", "onnx"]
+    assert all(export["runtimes"] for export in data["exports"])
+
+
+def test_validation_json_has_every_artifact_and_window(run: FinishedRun) -> None:
+    data = run.json("validation.json")
+    assert (data["schema_version"], data["passed"]) == (1, True)
+    assert [artifact["format"] for artifact in data["artifacts"]] == ["hf", "gguf", "onnx"]
+    for artifact in data["artifacts"]:
+        lengths = {window["length"] for window in artifact["windows"]}
+        assert {WINDOW, TARGET} <= lengths
+        assert "crossing" in {window["regime"] for window in artifact["windows"]}
+        assert all(abs(window["ppl_delta_percent"]) <= 0.01 for window in artifact["windows"])
+
+
+def test_llama_cpp_is_measured_with_the_set_it_really_uses(run: FinishedRun) -> None:
+    """A context is a multiple of 256 tokens: a window of 64 is beyond the original one from the start."""
+    artifacts = {artifact["format"]: artifact for artifact in run.json("validation.json")["artifacts"]}
+    regimes = {
+        name: [window["regime"] for window in artifact["windows"] if window["length"] == WINDOW]
+        for name, artifact in artifacts.items()
+    }
+    assert regimes["onnx"] == ["short"]
+    if RescaleFactors.load(run.folder / "factors.json").factor_sets == "dual":
+        assert regimes["gguf"] == ["long"]
+
+
+def test_the_report_can_be_written_again(run: FinishedRun, tmp_path: Path) -> None:
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    for word in ("<svg", "gguf", "onnx", "llama.cpp"):
+        assert word in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    done = run_cli("report", run.folder, "-o", tmp_path / "again.html")
+    assert done.code == 0, done.err
+    assert (tmp_path / "again.html").is_file()
+
+
+def test_the_report_shows_what_is_no_number(run: FinishedRun, tmp_path: Path) -> None:
+    """A broken artifact gives NaN, which is null in JSON; its report is needed most of all."""
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    data = run.json("validation.json")
+    data["artifacts"][1]["windows"][0].update(ppl=None, ppl_delta_percent=None, kl_mean=None)
+    (folder / "validation.json").write_text(json.dumps(data))
+    done = run_cli("report", folder)
+    assert done.code == 0, done.err
+
+
+def test_a_finished_run_resumes_to_itself(run: FinishedRun, pico: Checkpoint, texts: Path) -> None:
+    before = run.json("factors.json"), (run.folder / "gguf").stat().st_mtime_ns
+    done = run_cli(*command(pico.path, texts, run.folder, "--resume"))
+    assert done.code == 0, done.err
+    assert (run.json("factors.json")["long_factor"], (run.folder / "gguf").stat().st_mtime_ns) == (
+        before[0]["long_factor"],
+        before[1],
+    )
+    assert len(run.json("run.json")["exports"]) == 3
+
+
+def test_a_run_of_another_model_is_not_resumed(run: FinishedRun, texts: Path, tmp_path: Path) -> None:
+    other = pico_checkpoint(tmp_path / "other", seed=1)
+    done = run_cli(*command(other.path, texts, run.folder, "--resume"))
+    assert done.code == 2
+    assert "model_fingerprint" in done.err
+
+
+# -- killed
+
+
+def records(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.is_file() else 0
+
+
+KILL_POINTS: dict[str, Callable[[Path], bool]] = {
+    "in the long search": lambda folder: records(folder / "journal" / "long" / "search.jsonl") >= 3,
+    "in the short search": lambda folder: records(folder / "journal" / "short" / "search.jsonl") >= 3,
+    "after the search": lambda folder: (folder / "factors.json").is_file(),
+    "after the first artifact": lambda folder: (folder / "hf").is_dir(),
+}
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_a_killed_run_goes_on_to_the_same_end(
+    run: FinishedRun, pico: Checkpoint, texts: Path, tmp_path: Path, point: str
+) -> None:
+    folder = tmp_path / "killed"
+    process = cli_process(*command(pico.path, texts, folder))
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not KILL_POINTS[point](folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert not (folder / "validation.json").exists(), "the run ended before it was killed"
+    resumed = run_cli(*command(pico.path, texts, folder, "--resume"))
+    assert resumed.code == 0, resumed.err
+    mine, theirs = (RescaleFactors.load(path / "factors.json") for path in (folder, run.folder))
+    assert (mine.long_factor, mine.short_factor, mine.n_hat) == (theirs.long_factor, theirs.short_factor, theirs.n_hat)
+    assert json.loads((folder / "run.json").read_text())["state"] == "done"
+    leftovers = [path.name for path in folder.rglob(".*")]
+    assert leftovers == []
