@@ -103,6 +103,7 @@ class Layout:
         outer: module names outside the layers, transformers' → GGUF's.
         keys: hyperparameters beside the common ones.
         scalars: numbers that transformers keep as tensors of each layer → metadata arrays over the layers.
+        model_class: transformers' class, for the config.json that is rebuilt from a file; "" where none is.
         needs: fields of config.json with the only value llama.cpp computes; None for absent or null.
     """
 
@@ -110,15 +111,19 @@ class Layout:
     outer: Mapping[str, str] = field(default_factory=lambda: _OUTER)
     keys: tuple[Key, ...] = ()
     scalars: Mapping[str, str] = field(default_factory=dict)
+    model_class: str = ""
     needs: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "llama": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP, **_MIXTRAL_EXPERTS}, keys=_EXPERT_KEYS),
-    "mistral3": Layout(
-        {**_NORMS, **_ATTENTION, **_GATED_MLP}, keys=(Key("attention.temperature_scale", "llama_4_scaling_beta", f32),)
+    "llama": Layout(
+        {**_NORMS, **_ATTENTION, **_GATED_MLP, **_MIXTRAL_EXPERTS}, keys=_EXPERT_KEYS, model_class="LlamaForCausalLM"
     ),
-    "granite": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP}, keys=_GRANITE_KEYS),
+    "mistral3": Layout(
+        {**_NORMS, **_ATTENTION, **_GATED_MLP},
+        keys=(Key("attention.temperature_scale", "llama_4_scaling_beta", f32),),
+    ),
+    "granite": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP}, keys=_GRANITE_KEYS, model_class="GraniteForCausalLM"),
     "granitemoe": Layout(
         {**_NORMS, **_ATTENTION, **_GRANITE_EXPERTS},
         keys=(*_GRANITE_KEYS, *_EXPERT_KEYS, Key("expert_shared_feed_forward_length", "shared_intermediate_size")),
@@ -135,7 +140,8 @@ LAYOUTS: Mapping[str, Layout] = {
             "self_attn.o_proj": "attn_output",
             "mlp.gate_up_proj": "ffn_up",
             "mlp.down_proj": "ffn_down",
-        }
+        },
+        model_class="Phi3ForCausalLM",
     ),
     "apertus": Layout(
         {
@@ -148,7 +154,9 @@ LAYOUTS: Mapping[str, Layout] = {
         scalars={f"mlp.act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")},
         needs={"hidden_act": "xielu"},
     ),
-    "arcee": Layout({**_NORMS, **_ATTENTION, **_UNGATED_MLP}, needs={"hidden_act": "relu2"}),
+    "arcee": Layout(
+        {**_NORMS, **_ATTENTION, **_UNGATED_MLP}, model_class="ArceeForCausalLM", needs={"hidden_act": "relu2"}
+    ),
     "exaone4": Layout(
         {
             **_ATTENTION,
@@ -158,6 +166,7 @@ LAYOUTS: Mapping[str, Layout] = {
             "post_feedforward_layernorm": "post_ffw_norm",
         },
         needs={"hidden_act": "silu", "sliding_window": None},
+        model_class="Exaone4ForCausalLM",
     ),
 }
 

@@ -102,7 +102,7 @@ def _model_card(file: GgufFile) -> str:
 def _architecture_row(file: GgufFile) -> Architecture:
     """The first row of the table that is written as this architecture."""
     rows = [row for row in ARCHITECTURES.values() if row.gguf == file.architecture]
-    if not rows or file.model_key("expert_count", 0) or LAYOUTS[file.architecture].scalars:
+    if not rows or file.model_key("expert_count", 0) or not LAYOUTS[file.architecture].model_class:
         supported = sorted({row.gguf for row in ARCHITECTURES.values() if row.gguf})
         raise UnsupportedError(
             f"{file.path}: a GGUF of architecture {file.architecture!r} cannot be opened as a source; expected a dense "
@@ -117,7 +117,13 @@ def _architecture_row(file: GgufFile) -> Architecture:
 def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:
     heads = _required(file, "attention.head_count")
     name = file.get("general.name", file.path.stem)
-    config: dict[str, Any] = {"model_type": row.model_type, "_name_or_path": name, "dtype": "float32", **layout.needs}
+    config: dict[str, Any] = {
+        "architectures": [layout.model_class],
+        "model_type": row.model_type,
+        "_name_or_path": name,
+        "dtype": "float32",
+        **layout.needs,
+    }
     for key in (*COMMON_KEYS, *layout.keys):
         if (data := file.model_key(key.name)) is not None:
             config[key.field] = shortest(data)

@@ -21,6 +21,8 @@ from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import compare_windows
 from tests import common
+from tests.integration.test_gguf_architectures import CASES
+from tests.integration.test_gguf_export import checkpoint, factors_for
 from tests.integration.test_gguf_faults import rewrite
 
 
@@ -160,3 +162,39 @@ def test_a_changed_byte_is_found_in_a_copy(tmp_path: Path) -> None:
         tmp_path / "b.gguf", source.bind(common.pico_factors(method="other")), source
     )
     assert [check.id for check in checks if check.status == "fail"] == ["gguf.patch.data"]
+
+
+# -- other architectures
+
+PHI3 = {
+    "pad_token_id": 0,
+    "original_max_position_embeddings": 256,
+    "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+}
+GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
+
+
+@pytest.mark.parametrize(("model_type", "changes"), [("phi3", PHI3), ("granite", GRANITE)])
+def test_other_architectures_come_back(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    factors = factors_for(model)
+    GgufConverter().convert(Export(model, factors, "f32"), tmp_path / "a.gguf", Silent())
+    back = open_checkpoint(tmp_path / "a.gguf")
+    assert (back.model_type, back.rotary_dim) == (model.model_type, model.rotary_dim)
+    source, reference = (
+        TorchSource(build_model(back, back.factors), back.factors),
+        TorchSource(build_model(model, factors), factors),
+    )
+    ids = np.random.default_rng(0).integers(0, 384, 300)
+    for factor_set in ("short", "long"):
+        score = compare_windows(reference, {"a": source}, [ids], factor_set=factor_set)["a"]  # type: ignore[arg-type]
+        assert score.max_logit_diff < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "minicpm3", "apertus"])
+def test_architectures_that_cannot_be_turned_back(tmp_path: Path, model_type: str) -> None:
+    model_type, changes = CASES[model_type]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    GgufConverter().convert(Export(model, factors_for(model), "f32"), tmp_path / "a.gguf", Silent())
+    with pytest.raises(UnsupportedError, match="cannot be opened as a source"):
+        open_gguf(tmp_path / "a.gguf")
