@@ -21,6 +21,7 @@ COMMANDS = {
     "search": "Search rescale factors for a target length.",
     "recover": "Search factors for the short window of an extended model.",
     "convert": "Write a model with its factors as hf, gguf or onnx.",
+    "patch": "Put factors into an existing GGUF file; no weights are touched.",
     "validate": "Check an artifact against a reference model.",
     "eval": "Measure an artifact's perplexity or passkey retrieval by length.",
     "inspect": "Say what an artifact holds and which runtime uses which set when.",

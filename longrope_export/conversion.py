@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from converters import registry
 from converters.base import Check, Converter, Export
@@ -14,6 +15,8 @@ from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope_export.models import open_model
+
+WORDS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ConvertRequest:
     factors: Path | None = None
     factor_sets: str = "auto"
     outtype: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
 
 
@@ -40,6 +43,22 @@ def convert(request: ConvertRequest, progress: Progress) -> list[Check]:
         progress.warn(oddity)
     export = Export(checkpoint, factors, request.outtype, request.options)
     return converter.convert(export, request.output, progress, overwrite=request.overwrite)
+
+
+def patch(
+    file: Path, factors: Path, output: Path | None, *, in_place: bool, overwrite: bool, factor_sets: str = "auto"
+) -> list[Check]:
+    """Put a factors.json into an existing GGUF file and return the read-back checks. Raises LongRopeError."""
+    converter = registry.converter("gguf")
+    converter.check_requirements()
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    if (output is None) != in_place:
+        raise InputError("expected either -o OUT.gguf or --in-place")
+    from converters.gguf.patch import patch_gguf
+
+    chosen = chosen_sets(converter, RescaleFactors.load(factors), factor_sets)
+    return patch_gguf(file, chosen, output, in_place=in_place, overwrite=overwrite)
 
 
 def known_factors(checkpoint: Checkpoint, file: Path | None) -> RescaleFactors:
@@ -58,12 +77,12 @@ def chosen_sets(converter: Converter, factors: RescaleFactors, factor_sets: str)
     return factors.with_sets("dual" if factor_sets == "dual" else "single")
 
 
-def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
-    """`KEY=VALUE` options as a mapping. Raises InputError for anything else."""
-    parsed = {}
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` options as a mapping; true, false and whole numbers are taken as such. Raises InputError otherwise."""
+    parsed: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise InputError(f"--option {pair}: expected KEY=VALUE")
-        parsed[key] = value
+        parsed[key] = WORDS.get(value.lower(), int(value) if value.isdigit() else value)
     return parsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,13 +29,17 @@ def command(
     factor_sets: str,
     outtype: str | None,
     pairs: tuple[str, ...],
+    **own: Any,
 ) -> int:
     """Write MODEL with its factors embedded, read everything back, and only then give it its name."""
     from longrope_export.console import ConsoleProgress
     from longrope_export.conversion import ConvertRequest, convert, parse_pairs
 
     progress = ConsoleProgress()
-    request = ConvertRequest(model, format_name, output, factors, factor_sets, outtype, parse_pairs(pairs), overwrite)
+    given = {name: value for name, value in own.items() if value}
+    request = ConvertRequest(
+        model, format_name, output, factors, factor_sets, outtype, {**given, **parse_pairs(pairs)}, overwrite
+    )
     checks = convert(request, progress)
     progress.line(f"{output}: written; {len(checks)} read-back checks passed.")
     return 0

@@ -281,3 +281,27 @@ def test_doctor_finds_everything_that_setup_installs() -> None:
     for what in ("torch", "transformers", "extra gguf", "extra onnx", "extra report"):
         assert findings[what]["state"] == "ok", findings[what]
     assert set(findings["torch"]) == {"what", "state", "detail", "required"}
+
+
+# -- patch
+
+
+def test_patch_gives_a_plain_file_what_convert_writes(
+    artifacts: dict[str, Path], factors_file: Path, tmp_path: Path
+) -> None:
+    single = tmp_path / "single.gguf"
+    done = run_cli(
+        "convert", artifacts["hf"], "--to", "gguf", "--factor-sets", "single", "--outtype", "f32", "-o", single
+    )
+    assert done.code == 0, done.err
+    patched = tmp_path / "patched.gguf"
+    done = run_cli("patch", single, "--factors", factors_file, "-o", patched)
+    assert done.code == 0, done.err
+    assert run_cli("factors", "diff", patched, artifacts["gguf"]).code == 0
+    assert run_cli("factors", "diff", patched, single).code == 1
+
+
+def test_patch_wants_exactly_one_place_to_write(artifacts: dict[str, Path], factors_file: Path) -> None:
+    done = run_cli("patch", artifacts["gguf"], "--factors", factors_file)
+    assert done.code == 2
+    assert "--in-place" in done.err
