@@ -1,29 +1,39 @@
 """Search for rescale factors.
 
 search(checkpoint, corpus, target_length)      factors for a longer window
+plan_search(checkpoint, target_length)         what that takes: memory, tokens, evaluations
 recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
 """
 
 from longrope.search.ledger import HistoryPoint
 from longrope.search.measure import Machine, WindowModel
+from longrope.search.memory import MemoryPlan, plan_memory
 from longrope.search.methods import MethodScore, evaluate_methods
 from longrope.search.options import SearchOptions
+from longrope.search.plan import SearchPlan, plan_search
 from longrope.search.recover import Recovery, recover_short
-from longrope.search.run import Scored, SearchResult, search
+from longrope.search.run import ParetoPoint, Scored, SearchResult, search
+from longrope.search.strategies import STRATEGIES
 from longrope.search.trial import Candidate
 
 __all__ = [
+    "STRATEGIES",
     "Candidate",
     "HistoryPoint",
     "Machine",
+    "MemoryPlan",
     "MethodScore",
+    "ParetoPoint",
     "Recovery",
     "Scored",
     "SearchOptions",
+    "SearchPlan",
     "SearchResult",
     "WindowModel",
     "evaluate_methods",
+    "plan_memory",
+    "plan_search",
     "recover_short",
     "search",
 ]

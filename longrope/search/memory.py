@@ -14,7 +14,7 @@ The constants were checked against measured peaks (docs/search.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,11 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         return self.available is None or self.total <= SHARE * self.available
+
+    def shared_by(self, workers: int) -> MemoryPlan:
+        """The same plan when so many processes on one machine share what is free."""
+        free = None if self.available is None else self.available // workers
+        return replace(self, available=free)
 
     def __str__(self) -> str:
         passes = "one pass" if self.pass_tokens >= self.window else f"passes of {self.pass_tokens} tokens"

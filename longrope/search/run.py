@@ -25,8 +25,9 @@ from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
 from longrope.search.ledger import HistoryPoint, Ledger
 from longrope.search.objective import Side, perplexity
 from longrope.search.options import SearchOptions
+from longrope.search.plan import plan_search, require_plan
 from longrope.search.space import SearchSpace, Seed, make_space
-from longrope.search.strategies import check_strategy, make_strategy
+from longrope.search.strategies import check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate, Trial
 from longrope.search.windows import build_objective
@@ -174,6 +175,7 @@ def run_search(
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
     check_strategy(options.strategy)
+    require_plan(plan_search(checkpoint, problem.space.target, options))
     recipe = Recipe(
         checkpoint.path, checkpoint.name, problem.objective, options.machine, problem.space.default_attention
     )
@@ -181,7 +183,7 @@ def run_search(
     journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume) if journal_dir else None
     with journal or nullcontext(), _closing(evaluator):
         ledger = Ledger(problem.objective, evaluator, journal)
-        with progress.task(f"search ({options.strategy})", _budget_tokens(problem)) as task:
+        with progress.task(f"search ({options.strategy})", _budget_tokens(problem, options.strategy)) as task:
             ledger.on_measured = lambda tokens: _show(task, ledger, tokens)
             problem = _capped(problem, options, ledger)
             strategy = make_strategy(options.strategy, problem)
@@ -279,11 +281,8 @@ def _provenance(
     }
 
 
-def _budget_tokens(problem: Problem) -> float:
-    from longrope.search.strategies.evolution import Schedule
-
-    evals = Schedule.for_search(problem.space.target, problem.max_evals).evaluations
-    return float(evals * problem.objective.tokens)
+def _budget_tokens(problem: Problem, strategy: str) -> float:
+    return float((problem.max_evals or own_budget(strategy, problem.space.target)) * problem.objective.tokens)
 
 
 def _show(task: Task, ledger: Ledger, tokens: int) -> None:

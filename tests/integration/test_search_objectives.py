@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
-from longrope.search import Candidate, Machine, SearchOptions, WindowModel, search
+from longrope.search import Candidate, Machine, SearchOptions, WindowModel, plan_search, search
 from longrope.search.measure import smaller
 from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, plan_memory, require_memory
 from longrope.search.objective import PENALTY, Objective, Window
@@ -177,6 +177,25 @@ def test_a_plan_takes_what_fits(checkpoint):
     require_memory(generous)
     assert isinstance(generous, MemoryPlan)
     assert "one pass" in str(generous)
+
+
+def test_a_search_says_what_it_takes(checkpoint, corpus):
+    plan = plan_search(checkpoint, TARGET, OPTIONS)
+    assert (plan.evaluations, plan.tokens, plan.gradient) == (12, 12 * 2 * TARGET, None)
+    result = search(checkpoint, corpus, TARGET, options=OPTIONS)
+    assert 0.8 * plan.tokens <= result.tokens <= plan.tokens
+    options = replace(OPTIONS, strategy="auto", short_budget=0.01, num_short_windows=3, window_shares=((128, 0.5),))
+    plan = plan_search(checkpoint, TARGET, options)
+    assert plan.gradient is not None
+    assert plan.tokens == 12 * (2 * TARGET + 2 * 128 + 3 * WINDOW)
+    assert "budget: 12 evaluations" in plan.lines()[0]
+    assert plan_search(checkpoint, TARGET, replace(OPTIONS, max_evals=None)).evaluations == 1344
+
+
+def test_a_search_that_cannot_fit_is_refused(checkpoint, corpus, monkeypatch):
+    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: 1 << 20)
+    with pytest.raises(MissingRequirementError, match="not enough memory"):
+        search(checkpoint, corpus, TARGET, options=OPTIONS)
 
 
 # -- windows as a user has them

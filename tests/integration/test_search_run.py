@@ -2,7 +2,11 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ from longrope.search.windows import whole_windows
 from longrope.text import Corpus, Document
 from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
 
+ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = SearchOptions(strategy="evolution", max_evals=18, num_documents=2, threads=1)
 
 
@@ -205,6 +210,48 @@ def test_a_killed_run_ends_the_same(plain, checkpoint, corpus, tmp_path, countin
     assert counting.done == 32 - stop
     jobs = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()[1:]]
     assert len({(tuple(j["factors"]), j["window"]) for j in jobs}) == len(jobs) == 32
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from longrope.checkpoint import open_checkpoint
+from longrope.journal import Journal
+from longrope.search import SearchOptions, search
+from longrope.text import Corpus, Document
+
+model, texts, journal, stop = sys.argv[1:]
+append = Journal.append
+lines = []
+
+def append_and_die(self, record):
+    append(self, record)
+    lines.append(record)
+    if len(lines) == int(stop):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = append_and_die
+ids = np.load(texts)
+corpus = Corpus(tuple(Document(name, ids[name]) for name in ids.files))
+options = SearchOptions(strategy="auto", max_evals=18, num_documents=2, threads=1)
+search(open_checkpoint(model), corpus, 256, options=options, journal_dir=Path(journal))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [2, 23])
+def test_kill_9_at_any_moment(checkpoint, corpus, tmp_path, stop):
+    """A real SIGKILL in a real process; the rest is done here, with the same end."""
+    options = replace(OPTIONS, strategy="auto")
+    np.savez(tmp_path / "texts.npz", **{document.name: document.ids for document in corpus.documents})
+    arguments = [str(checkpoint.path), str(tmp_path / "texts.npz"), str(tmp_path / "journal"), str(stop)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    result = search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "journal", resume=True)
+    plain = search(checkpoint, corpus, TARGET, options=options)
+    assert result.history == plain.history
+    assert result.factors.long_factor == plain.factors.long_factor
 
 
 def test_a_finished_run_is_not_measured_again(plain, checkpoint, corpus, tmp_path, counting):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 from longrope.errors import InputError
+from longrope.search.strategies.evolution import Schedule
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Plan, Planned, Strategy
 
@@ -29,6 +30,13 @@ STRATEGIES: Mapping[str, str] = {
 def make_strategy(name: str, problem: Problem) -> Strategy:
     """The strategy called `name`, ready to be asked. Raises InputError for an unknown name."""
     return Planned(_plan(name)(problem))
+
+
+def own_budget(name: str, target: int) -> int:
+    """Full evaluations that a strategy spends when it is given no budget. Raises InputError for an unknown name."""
+    module = import_module(_plan(name).__module__)
+    own: int = getattr(module, "OWN_BUDGET", 0) or Schedule.for_search(target, None).evaluations
+    return own
 
 
 def check_strategy(name: str) -> None:

@@ -14,6 +14,8 @@ from longrope.search.trial import Plan
 
 BETA_FAST = (128.0, 64.0, 32.0, 16.0, 8.0, 4.0)
 BETA_SLOW = (4.0, 2.0, 1.0, 0.5, 0.25)
+# PI, NTK, YaRN 32/1, none, and the grid's other ramps.
+OWN_BUDGET = 3 + 1 + sum(fast > slow and (fast, slow) != YARN_BETAS for fast in BETA_FAST for slow in BETA_SLOW)
 
 
 def seeds(problem: Problem) -> Plan:
