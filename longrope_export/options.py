@@ -140,7 +140,12 @@ def search_options(function: Decorated) -> Decorated:
             "--documents", "num_documents", type=click.IntRange(1), default=5, show_default=True, help="To search on."
         ),
         click.option("--max-evals", type=click.IntRange(1), help="Budget in evaluations.  [default: the strategy's]"),
-        click.option("--strategy", default="evolution", show_default=True, help="How to search."),
+        click.option(
+            "--strategy",
+            default="evolution",
+            show_default=True,
+            help="auto, cma, dim_mono, dim_piece_mono, evolution, gradient, longrope2, seeds.",
+        ),
     ):
         function = option(function)
     return function

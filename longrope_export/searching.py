@@ -9,7 +9,7 @@ from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing
 from longrope.progress import Progress
-from longrope.search import Recovery, SearchOptions, SearchResult, recover_short, search
+from longrope.search import Recovery, SearchOptions, SearchResult, plan_search, recover_short, search
 from longrope.text import load_corpus
 from longrope_export.models import open_model
 
@@ -43,6 +43,11 @@ def run_search(
     )
     result.factors.save(output)
     return result
+
+
+def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[str]:
+    """What a search would cost, for a person; no weights are loaded."""
+    return plan_search(open_model(model), target_length, options).lines()
 
 
 def run_recover(

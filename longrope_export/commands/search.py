@@ -16,6 +16,7 @@ from longrope_export import options
 @options.texts(required=True)
 @options.output("factors.json to write.")
 @options.search_options
+@click.option("--plan", is_flag=True, help="Print the budget and the memory it takes, and stop.")
 @click.option("--resume", is_flag=True, help="Go on with the journal beside the output.")
 @options.compute
 def command(
@@ -24,24 +25,22 @@ def command(
     texts: tuple[Path, ...],
     output: Path,
     overwrite: bool,
+    plan: bool,
     resume: bool,
     **arguments: Any,
 ) -> int:
     """Search rescale factors that extend MODEL to the target length; the journal of all evaluations is kept beside them."""
     from longrope_export.console import ConsoleProgress
     from longrope_export.requests import search_request
-    from longrope_export.searching import run_search
+    from longrope_export.searching import plan_lines, run_search
 
-    progress = ConsoleProgress()
+    progress, wanted = ConsoleProgress(), search_request(**arguments)
+    if plan:
+        for line in plan_lines(model, target_length, wanted):
+            click.echo(line)
+        return 0
     result = run_search(
-        model,
-        texts,
-        target_length,
-        search_request(**arguments),
-        output,
-        resume=resume,
-        overwrite=overwrite,
-        progress=progress,
+        model, texts, target_length, wanted, output, resume=resume, overwrite=overwrite, progress=progress
     )
     for seed in sorted(result.seeds, key=lambda seed: seed.loss):
         progress.line(f"{seed.name}: perplexity {seed.perplexity:.4f}")
