@@ -12,7 +12,7 @@ from torch import Tensor
 
 from converters.onnx.readback import locate
 from converters.onnx.rope_graph import TOTAL_LENGTH
-from longrope.errors import InputError
+from longrope.errors import InputError, MissingRequirementError
 from longrope.text import TokenIds
 
 Cache = dict[str, Any]
@@ -32,6 +32,7 @@ class OnnxSession:
 
     Raises:
         InputError: onnxruntime does not open it.
+        MissingRequirementError: the CPU cannot run its weight type (bf16).
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -96,4 +97,9 @@ def _open(path: Path, threads: int | None) -> Any:
     try:
         return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  onnxruntime raises a class of its own for every status
+        if type(error).__name__ == "NotImplemented":
+            raise MissingRequirementError(
+                f"{file}: onnxruntime's CPU provider has no kernels for this weight type ({error}); run it on a GPU "
+                "provider, or export f32, f16, int8 or int4"
+            ) from None
         raise InputError(f"{file}: onnxruntime does not open it on the CPU: {error}") from None

@@ -17,7 +17,7 @@ from converters.onnx.runtime import OnnxSource
 from converters.onnx.simulate import round_weights
 from longrope.architectures import ARCHITECTURES
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.errors import UnsupportedError
+from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import RescaleFactors
 from longrope.modeling import RescaledRotary, TorchSource, build_model, replace_rotary
 from longrope.progress import Silent
@@ -133,6 +133,14 @@ def test_other_weight_types_equal_the_torch_model_that_they_are(
         chunk=100,
     )["onnx"]
     assert score.kl_mean <= (1e-4 if outtype == "f16" else 1e-7)
+
+
+def test_bfloat16_is_written_and_says_that_the_cpu_cannot_run_it(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model")
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    path = export(tmp_path / "onnx", checkpoint, factors, "bf16")
+    with pytest.raises(MissingRequirementError, match="has no kernels for this weight type"):
+        OnnxSource(path, factors, threads=1)
 
 
 @pytest.mark.parametrize("quantizer", ["rtn", "search"])
