@@ -98,7 +98,7 @@ def passkey_sample(
     *,
     num_digits: int = 5,
 ) -> RetrievalSample:
-    """A random pass key told at `depth` in `length` tokens of filler and asked for at the end (LongRoPE, section 4).
+    """A random pass key told at `depth` in `length` tokens of filler and asked for at the end (LongRoPE's passkey task).
 
     encode: text → ids, adding no special tokens; filler_ids: ids of real text, at least `length` of them.
     depth: relative place of the statement in the filler, 0 to 1. The same `rng` state gives the same sample.

