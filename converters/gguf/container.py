@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gguf.library import gguf_library
+from converters.gguf.output import Block, Output, Region
 from longrope.errors import InputError
 
 MAGIC = b"GGUF"
@@ -287,6 +288,11 @@ class GgufFile:
         """The bytes of a tensor, as a view of the file."""
         return self._homes[name].raw(name)
 
+    def region(self, name: str) -> Region:
+        """Where the bytes of a tensor lie."""
+        part = self._homes[name]
+        return Region(part.path, part.data_start + part.tensors[name].offset, part.tensors[name].nbytes)
+
     def rows(self, name: str) -> Bytes:
         """[rows, bytes per row] of a tensor, as a view of the file; a vector is one element a row."""
         shape = self.tensors[name].shape
@@ -414,7 +420,7 @@ class Content:
     """A tensor to be written: its info (the offset is filled in) and its bytes, in blocks."""
 
     info: TensorInfo
-    blocks: Callable[[], Iterable[NDArray[Any]]]
+    blocks: Callable[[], Iterable[Block]]
 
 
 def write_gguf(
@@ -434,16 +440,13 @@ def write_gguf(
     alignment = _alignment(values)
     infos = laid_out([content.info for content in contents], alignment)
     head = encode_head(values, infos, alignment)
-    with path.open("wb") as file:
-        total = len(head) + sum(aligned(info.nbytes, alignment) for info in infos)
-        reserve(file.fileno(), total)
-        file.write(head)
+    with Output(path) as output:
+        output.reserve(len(head) + sum(aligned(info.nbytes, alignment) for info in infos))
+        output.write(head)
         for info, content in zip(infos, contents, strict=True):
             for block in content.blocks():
-                on_bytes(file.write(block.data))
-            file.write(bytes(-info.nbytes % alignment))
-        if file.tell() != total:
-            raise ValueError(f"wrote {file.tell()} bytes where {total} were laid out")
+                on_bytes(output.write(block))
+            output.write(bytes(-info.nbytes % alignment))
 
 
 def write_skeleton(path: Path, values: Mapping[str, Value], infos: Sequence[TensorInfo]) -> None:
@@ -497,7 +500,8 @@ def _encode_data(value: Value) -> bytes:
         raise ValueError("an array needs the kind of its elements")
     head = struct.pack("<IQ", value.item, len(value.data))
     if value.item is Kind.STRING:
-        return head + b"".join(map(_encode_string, value.data))
+        pack, encoded = struct.Struct("<Q").pack, [entry.encode("utf-8") for entry in value.data]
+        return head + b"".join([part for data in encoded for part in (pack(len(data)), data)])
     return head + struct.pack(f"<{len(value.data)}{_FORMATS[value.item]}", *value.data)
 
 
@@ -509,9 +513,3 @@ def _encode_string(value: str) -> bytes:
 def aligned(offset: int, alignment: int) -> int:
     """The next multiple of `alignment` at or after `offset`."""
     return -(-offset // alignment) * alignment
-
-
-def reserve(descriptor: int, size: int) -> None:
-    """Take the room on the disk before writing, so that a full disk shows at once; a no-op where it cannot be asked."""
-    if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)

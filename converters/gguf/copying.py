@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from converters.base import Check, Export
 from converters.gguf.container import (
     SPLIT_COUNT,
@@ -103,14 +100,10 @@ def _splice(file: GgufFile, factors: RescaleFactors) -> Splice:
 def _contents(file: GgufFile, splice: Splice) -> list[Content]:
     """The source's tensors in their order, new factors behind them."""
     float32 = int(gguf_library().GGMLQuantizationType.F32)
-    found = {name: Content(info, partial(_bytes_of, file, name)) for name, info in file.tensors.items()}
+    found = {name: Content(info, partial(iter, (file.region(name),))) for name, info in file.tensors.items()}
     for name, data in splice.arrays.items():
         found[name] = Content(TensorInfo(name, data.shape, float32), partial(iter, (data,)))
     return list(found.values())
-
-
-def _bytes_of(file: GgufFile, name: str) -> Sequence[NDArray[np.uint8]]:
-    return (file.raw(name),)
 
 
 def _refuse_useless_options(options: GgufOptions) -> None:

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from converters.gguf.blueprint import Blueprint
-from converters.gguf.bytelevel import unexpressed_normalizers
 from converters.gguf.container import Content, GgufFile, block_size, write_gguf
 from converters.gguf.library import gguf_library
 from converters.gguf.quantize import quantize, read_importance
 from converters.gguf.splits import write_parts
-from converters.gguf.tokenizer import tokenizer_json
 from longrope.progress import Progress
 
 
@@ -25,7 +20,7 @@ def write_export(blueprint: Blueprint, path: Path, progress: Progress) -> list[P
     Returns:
         The files: `path`, or the parts of a split file.
     """
-    for name in _unapplied_normalizers(blueprint):
+    for name in blueprint.vocabulary.unapplied:
         progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
     if blueprint.outtype.matrix is None:
         return _write_quantized(blueprint, path, progress)
@@ -54,14 +49,10 @@ def _write_quantized(blueprint: Blueprint, path: Path, progress: Progress) -> li
     if not options.max_part_bytes:
         return [whole.replace(path)]
     with GgufFile(whole) as file:
-        copies = [Content(info, partial(_bytes_of, file, name)) for name, info in file.tensors.items()]
+        copies = [Content(info, partial(iter, (file.region(name),))) for name, info in file.tensors.items()]
         written = write_parts(path, file.values, copies, options.max_part_bytes, lambda count: None)
     whole.unlink()
     return written
-
-
-def _bytes_of(file: GgufFile, name: str) -> Sequence[NDArray[np.uint8]]:
-    return (file.raw(name),)
 
 
 def _warn_of_odd_widths(blueprint: Blueprint, progress: Progress) -> None:
@@ -74,11 +65,6 @@ def _warn_of_odd_widths(blueprint: Blueprint, progress: Progress) -> None:
             f"{len(odd)} tensors, {odd[0]} the first, have rows that do not divide into blocks of {block}; they are "
             f"written as f16 instead of {blueprint.outtype.name}"
         )
-
-
-def _unapplied_normalizers(blueprint: Blueprint) -> list[str]:
-    byte_level = blueprint.vocabulary.model == "gpt2"
-    return unexpressed_normalizers(tokenizer_json(blueprint.checkpoint)) if byte_level else []
 
 
 def _size(contents: Sequence[Content]) -> int:

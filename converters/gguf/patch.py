@@ -10,7 +10,6 @@ Of a split file only the first part changes. A file that has factors already get
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,12 @@ from converters.gguf.container import (
     first_part,
     i32,
     part_path,
-    reserve,
     text,
     u32,
 )
 from converters.gguf.layouts import LOADS_FREQS, LOADS_SETS
 from converters.gguf.library import gguf_library
+from converters.gguf.output import Output, Region
 from converters.gguf.splicechecks import splice_checks
 from converters.gguf.target import FACTORS_KEY, FREQS, LONG, OWN_PREFIX, SHORT
 from longrope.architectures import ARCHITECTURES
@@ -46,7 +45,6 @@ from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors
 from longrope.files import staged
 
-_COPY_BYTES = 1 << 26
 # Keys that would rescale the RoPE a second time.
 _STALE = ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.finetuned")
 
@@ -218,49 +216,38 @@ def _checked(path: Path, before: GgufPart, splice: Splice) -> list[Check]:
 def write_splice(part: GgufPart, splice: Splice, path: Path) -> None:
     """Write one file, or the first part of a split one, with its new head and the factors in it."""
     infos, size = _infos(part, splice.arrays)
-    end = max((info.offset + info.nbytes for info in part.tensors.values()), default=0)
     head = encode_head(splice.values, infos, part.alignment)
-    with part.path.open("rb", buffering=0) as old, path.open("wb", buffering=0) as new:
-        reserve(new.fileno(), len(head) + size)
-        os.pwrite(new.fileno(), head, 0)
-        copy_range(old.fileno(), part.data_start, new.fileno(), len(head), end)
-        for info in infos:
+    with Output(path) as output:
+        output.reserve(len(head) + size)
+        output.write(head)
+        for start, info in zip([0, *(_end(info) for info in infos)], infos, strict=False):
+            output.write(bytes(info.offset - start))
             if info.name in splice.arrays:
-                os.pwrite(new.fileno(), splice.arrays[info.name].tobytes(), len(head) + info.offset)
-        os.fsync(new.fileno())
+                output.write(splice.arrays[info.name])
+            else:
+                output.write(Region(part.path, part.data_start + info.offset, info.nbytes))
+        output.write(bytes(size - _end(infos[-1])))
+        output.sync()
+
+
+def _end(info: TensorInfo) -> int:
+    return info.offset + info.nbytes
 
 
 def _infos(part: GgufPart, arrays: Mapping[str, NDArray[np.float32]]) -> tuple[list[TensorInfo], int]:
     """The tensors in their places, new ones behind the old; and the size of the data part."""
-    infos = list(part.tensors.values())
-    end = max((info.offset + info.nbytes for info in infos), default=0)
+    infos = sorted(part.tensors.values(), key=lambda info: info.offset)
+    end = max(map(_end, infos), default=0)
     for name, data in arrays.items():
         if name not in part.tensors:
             float32 = int(gguf_library().GGMLQuantizationType.F32)
             infos.append(TensorInfo(name, data.shape, float32, aligned(end, part.alignment)))
-            end = infos[-1].offset + data.nbytes
+            end = _end(infos[-1])
     return infos, aligned(end, part.alignment)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a whole file."""
-    size = source.stat().st_size
-    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
-        copy_range(old.fileno(), 0, new.fileno(), 0, size)
-        os.fsync(new.fileno())
-
-
-def copy_range(source: int, start: int, target: int, at: int, count: int) -> None:
-    """Copy `count` bytes between open files; the kernel does it, and shares the blocks where the file system can."""
-    while count > 0:
-        moved = _copy_some(source, start, target, at, min(count, _COPY_BYTES))
-        if not moved:
-            raise InputError("the file became shorter while it was copied")
-        start, at, count = start + moved, at + moved, count - moved
-
-
-def _copy_some(source: int, start: int, target: int, at: int, count: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, start, at)
-    except (AttributeError, OSError):  # not Linux, or two file systems that cannot
-        return os.pwrite(target, os.pread(source, count, start), at)
+    with Output(target) as output:
+        output.write(Region(source, 0, source.stat().st_size))
+        output.sync()

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gguf.container import GgufFile, dequantize, f32, reserve, type_name
+from converters.gguf.container import GgufFile, dequantize, f32, type_name
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
+from converters.gguf.output import Output
 from converters.gguf.readback import factors_of
 from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
@@ -248,12 +249,12 @@ def write_safetensors(path: Path, tensors: list[Restored]) -> None:
         offset = end
     encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        reserve(file.fileno(), 8 + len(encoded) + offset)
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
+    with Output(path) as output:
+        output.reserve(8 + len(encoded) + offset)
+        output.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors:
             for block in tensor.blocks():
-                file.write(block.data)
+                output.write(block)
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converters.gguf.bytelevel import byte_level_vocabulary, rebuilt_byte_level
+from converters.gguf.bytelevel import byte_level_vocabulary, rebuilt_byte_level, unexpressed_normalizers
 from converters.gguf.pretokenizers import byte_level_node, pre_tokenizer_named
 from converters.gguf.sentencepiece import bpe_vocabulary, rebuilt_bpe, rebuilt_unigram, unigram_vocabulary
 from converters.gguf.vocabulary import SPECIAL_NAMES, SpecialTokens, TokenType, Vocabulary
@@ -30,9 +30,29 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
         InputError: the tokenizer does not fit the model's vocabulary size, or is damaged.
         UnsupportedError: llama.cpp cannot express this tokenizer.
     """
+    state = _state(checkpoint)
+    if state not in _latest:
+        _latest.clear()
+        _latest[state] = _vocabulary(checkpoint)
+    return _latest[state]
+
+
+# One vocabulary is remembered: planning, writing and checking each ask for it, and it takes half a second to read.
+_latest: dict[Hashable, Vocabulary] = {}
+
+
+def _state(checkpoint: Checkpoint) -> Hashable:
+    """What a vocabulary depends on."""
+    files = [checkpoint.path / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    found = [(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()]
+    return *found, json.dumps(checkpoint.config, sort_keys=True, default=str)
+
+
+def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     data = tokenizer_json(checkpoint)
     built = _reader(data["model"])(checkpoint, data, _special_tokens(checkpoint, data))
-    return dataclasses.replace(built, chat_templates=_chat_templates(checkpoint.path))
+    normalizers = tuple(unexpressed_normalizers(data)) if built.model == "gpt2" else ()
+    return dataclasses.replace(built, chat_templates=_chat_templates(checkpoint.path), unapplied=normalizers)
 
 
 def _reader(model: Mapping[str, Any]) -> Reader:

@@ -53,6 +53,7 @@ class Vocabulary:
         special: ids by name: bos, eos, unknown, padding, …
         flags: of `FLAGS`.
         chat_templates: Jinja sources by name; "default" is the one tools use unasked.
+        unapplied: names of normalizations that the tokenizer has and llama.cpp does not.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Vocabulary:
     special: Mapping[str, int] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    unapplied: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Value]:
         """The `tokenizer.*` keys."""

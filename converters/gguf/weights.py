@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from converters.gguf.container import Content, TensorInfo
 from converters.gguf.library import gguf_library
+from converters.gguf.output import Region
 from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, UnsupportedError
 
@@ -35,11 +36,12 @@ _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.d
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file: its type, shape and bytes."""
+    """A tensor in a safetensors file: its type, shape, bytes, and where they lie."""
 
     dtype: str
     shape: tuple[int, ...]
     bytes: NDArray[np.uint8]
+    region: Region
 
     @property
     def rows(self) -> Rows:
@@ -89,7 +91,8 @@ def _map_tensors(file: Path) -> Iterator[tuple[str, Stored]]:
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * _NUMPY_TYPES[dtype].itemsize:
             raise InputError(f"{file}: tensor {name} has {end - begin} bytes, which do not fit its shape {shape}")
-        yield name, Stored(dtype, shape, np.frombuffer(mapped, np.uint8, end - begin, start + begin))
+        data = np.frombuffer(mapped, np.uint8, end - begin, start + begin)
+        yield name, Stored(dtype, shape, data, Region(file, start + begin, end - begin))
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,17 @@ class Planned:
         return tuple(self.source[piece.source] for piece in self.pieces)
 
     def content(self) -> Content:
-        return Content(self.info, self._finite)
+        return Content(self.info, self._copied if self._is_copy else self._finite)
+
+    @property
+    def _is_copy(self) -> bool:
+        """Whether its bytes are those of the source: same type, same order of rows."""
+        name = gguf_library().GGMLQuantizationType(self.info.type).name
+        plain = all(piece == Piece(piece.source) for piece in self.pieces)
+        return plain and all(stored.dtype == name for stored in self.stored)
+
+    def _copied(self) -> Iterator[Region]:
+        yield from (stored.region for stored in self.stored)
 
     def retyped(self, type: int) -> Planned:
         """The same tensor in another ggml type."""

@@ -13,7 +13,8 @@ import pytest
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile, f32, text
-from converters.gguf.patch import copy_range, patch_gguf
+from converters.gguf.output import copy_range
+from converters.gguf.patch import patch_gguf
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors

@@ -1,0 +1,90 @@
+"""Writing large files: room taken first, bytes of other files copied by the kernel, nothing buffered twice."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from longrope.errors import InputError
+
+_COPY_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes of another file that are wanted as they are."""
+
+    path: Path
+    start: int
+    count: int
+
+
+Block = NDArray[Any] | Region | bytes
+
+
+class Output:
+    """A file that is written from start to end."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._sources: dict[Path, int] = {}
+        self.at = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for descriptor in (*self._sources.values(), self._descriptor):
+            os.close(descriptor)
+
+    def reserve(self, size: int) -> None:
+        """Take the room on the disk, so that a full one shows at once; a no-op where it cannot be asked."""
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._descriptor, 0, size)
+
+    def write(self, block: Block) -> int:
+        """Append a block; returns its size in bytes."""
+        if isinstance(block, Region):
+            copy_range(self._source(block.path), block.start, self._descriptor, self.at, block.count)
+            count = block.count
+        else:
+            data = memoryview(block) if isinstance(block, bytes) else block.data
+            count = self._write_all(data.cast("B"))
+        self.at += count
+        return count
+
+    def sync(self) -> None:
+        """Wait until the disk has it."""
+        os.fsync(self._descriptor)
+
+    def _source(self, path: Path) -> int:
+        if path not in self._sources:
+            self._sources[path] = os.open(path, os.O_RDONLY)
+        return self._sources[path]
+
+    def _write_all(self, data: memoryview) -> int:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], self.at + done)
+        return done
+
+
+def copy_range(source: int, start: int, target: int, at: int, count: int) -> None:
+    """Copy `count` bytes between open files; the kernel does it, and shares the blocks where the file system can."""
+    while count > 0:
+        moved = _copy_some(source, start, target, at, min(count, _COPY_BYTES))
+        if not moved:
+            raise InputError("the file became shorter while it was copied")
+        start, at, count = start + moved, at + moved, count - moved
+
+
+def _copy_some(source: int, start: int, target: int, at: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, start, at)
+    except (AttributeError, OSError):  # not Linux, or two file systems that cannot
+        return os.pwrite(target, os.pread(source, count, start), at)
