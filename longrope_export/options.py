@@ -163,7 +163,12 @@ def factor_sets(function: Decorated) -> Decorated:
 
 
 def json_output(function: Decorated) -> Decorated:
-    """`--json FILE`, `-` for standard output."""
+    """`--json FILE`, `-` or nothing for standard output."""
     return click.option(
-        "--json", "json_path", metavar="F", help="Write the result as JSON to a file, or - for stdout."
+        "--json",
+        "json_path",
+        metavar="F",
+        is_flag=False,
+        flag_value="-",
+        help="Write the result as JSON to a file; - or no name for standard output.",
     )(function)

@@ -305,3 +305,8 @@ def test_patch_wants_exactly_one_place_to_write(artifacts: dict[str, Path], fact
     done = run_cli("patch", artifacts["gguf"], "--factors", factors_file)
     assert done.code == 2
     assert "--in-place" in done.err
+
+
+def test_json_without_a_name_goes_to_standard_output(artifacts: dict[str, Path]) -> None:
+    done = run_cli("inspect", artifacts["gguf"], "--json")
+    assert json.loads(done.out)["format"] == "gguf"
