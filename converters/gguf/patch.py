@@ -2,7 +2,7 @@
 
     ┌ head ┬──────── data ────────┐        ┌ head' ┬──────── data ────────┬ factors ┐
     └──────┴──────────────────────┘   ──►  └───────┴──────────────────────┴─────────┘
-     keys                                   keys changed, two tensors more; the data is copied by the kernel
+     keys                                   keys changed, two tensors more; the data is copied as it is
 
 Of a split file only the first part changes. A file that has factors already gets the new numbers in their place.
 """
