@@ -10,8 +10,8 @@
                    "post":     x ─► attention ─► norm ─► + ─► MLP ─► norm ─► +
                    "sandwich": x ─► norm ─► attention ─► norm ─► + ─► norm ─► MLP ─► norm ─► +
 
-B batch, T new tokens, P tokens in the cache, S = P + T. Only standard operators of opset 23 are used, so any runtime
-that knows them can run the graph. The weights keep the checkpoint's names; matrices are stored [in, out].
+B batch, T new tokens, P tokens in the cache, S = P + T. In float types with standard attention only ONNX's own operators
+are used, so any runtime of opset 23 can run the graph. The weights keep the checkpoint's names.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ NORM_NAMES = {
         "post_feedforward_layernorm",
     ),
 }
-
-
 Table = tuple[ir.Value, ir.Value]
 
 

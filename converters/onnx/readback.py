@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,9 @@ class OnnxFile:
             raise InputError(f"{found}: truncated or not an ONNX model ({error})") from None
         if not self.proto.graph.node:
             raise InputError(f"{found}: not an ONNX model: it has no graph")
+        if not _strings_are_text(self.proto):
+            raise InputError(f"{found}: damaged: a name in it is not UTF-8 text")
+        self.places = [self._place(tensor) for tensor in self.proto.graph.initializer if _is_external(tensor)]
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -85,19 +88,22 @@ class OnnxFile:
     def array(self, name: str) -> Array | None:
         """An initializer that lies in the model file; None when there is none of that name."""
         tensor = self.initializers.get(name)
-        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor is None or _is_external(tensor):
             return None
-        array: Array = numpy_helper.to_array(tensor)
+        try:
+            array: Array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.path}: damaged: initializer {name} cannot be read ({error})") from None
         return array
 
-    def externals(self) -> Iterator[External]:
-        """Every initializer whose bytes lie outside the model file."""
-        for name, tensor in self.initializers.items():
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                facts = {item.key: item.value for item in tensor.external_data}
-                size = math.prod(tensor.dims) * _bits(tensor.data_type) // 8
-                offset, length = int(facts.get("offset", 0)), int(facts.get("length", size))
-                yield External(name, facts.get("location", ""), offset, length, size)
+    def _place(self, tensor: onnx.TensorProto) -> External:
+        facts = {item.key: item.value for item in tensor.external_data}
+        size = math.prod(tensor.dims) * _bits(tensor.data_type) // 8
+        try:
+            offset, length = int(facts.get("offset", 0)), int(facts.get("length", size))
+        except ValueError:
+            raise InputError(f"{self.path}: damaged: the place of {tensor.name} is not a number") from None
+        return External(tensor.name, facts.get("location", ""), offset, length, size)
 
     def external_array(self, place: External) -> Array:
         """The values of an initializer outside the model file."""
@@ -170,15 +176,32 @@ class OnnxFile:
         return None if array is None else float(array.reshape(-1)[0])
 
 
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _strings_are_text(message: Any) -> bool:
+    """Protobuf gives bytes where a string field is not UTF-8."""
+    for field, value in message.ListFields():
+        items = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        if field.type == field.TYPE_MESSAGE and not all(map(_strings_are_text, items)):
+            return False
+        if field.type == field.TYPE_STRING and not all(isinstance(item, str) for item in items):
+            return False
+    return True
+
+
 def _bits(data_type: int) -> int:
     if data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         return 4
+    if data_type not in onnx.TensorProto.DataType.values():
+        return 0
     return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
 
 
 def describe(file: OnnxFile) -> dict[str, Any]:
     """Facts for `inspect`."""
-    proto, places = file.proto, list(file.externals())
+    proto, places = file.proto, file.places
     return {
         "architecture": proto.graph.name,
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from onnx import numpy_helper
 from converters.base import Check, Export
 from converters.onnx import OnnxConverter
 from longrope.checkpoint import Checkpoint
+from longrope.errors import LongRopeError
 from longrope.factors import RescaleFactors
 from longrope.progress import Silent
 from tests.common import WINDOW, pico_checkpoint, pico_factors
@@ -275,3 +277,20 @@ def test_a_broken_export_is_caught(good: tuple[Checkpoint, RescaleFactors, Path]
     failed = {check.id: check for check in run_checks(good, broken) if check.status == "fail"}
     assert id in failed, f"{name}: failed only {sorted(failed)}"
     assert failed[id].message
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_is_a_failed_check_or_a_clear_error(
+    good: tuple[Checkpoint, RescaleFactors, Path], tmp_path: Path, seed: int
+) -> None:
+    shutil.copytree(good[2], tmp_path / "onnx")
+    file = tmp_path / "onnx" / "model.onnx"
+    data = bytearray(file.read_bytes())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(len(data), size=3):
+        data[place] ^= 1 << int(rng.integers(8))
+    file.write_bytes(bytes(data))
+    assert run_checks(good, tmp_path / "onnx")
+    for read in (OnnxConverter().read_factors, OnnxConverter().describe):
+        with contextlib.suppress(LongRopeError):
+            read(tmp_path / "onnx")
