@@ -6,6 +6,7 @@ trials ──► jobs ──known?──► cache ──────────
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,10 @@ class Ledger:
         evaluator: who measures what is not known yet.
         journal: where measurements are kept; None keeps them in memory only.
         on_measured: called after each new measurement, with its tokens.
+        history: every trial, in order.
+        tokens: tokens forwarded for the trials in the history.
+        measured_tokens, lowest: tokens and best loss up to the last measurement, for whoever watches a batch.
+        seconds: time spent measuring.
     """
 
     objective: Objective
@@ -58,9 +63,12 @@ class Ledger:
     on_measured: Callable[[int], None] = lambda tokens: None
     history: list[HistoryPoint] = field(default_factory=list)
     tokens: int = 0
+    measured_tokens: int = 0
+    lowest: float = math.inf
     seconds: float = 0.0
     _counted: set[Job] = field(default_factory=set)
     _known: dict[Job, Measurement] = field(default_factory=dict)
+    _candidates: set[Candidate] = field(default_factory=set)
     _replayed: dict[Job, Measurement] = field(default_factory=dict)
     _best: Outcome | None = None
 
@@ -82,7 +90,7 @@ class Ledger:
     @property
     def evaluations(self) -> int:
         """Distinct candidates measured on at least one window."""
-        return len({job.candidate for job in self._known})
+        return len(self._candidates)
 
     def _measure(self, jobs: Iterable[Job]) -> None:
         missing = [job for job in dict.fromkeys(jobs) if self._lookup(job) is None]
@@ -96,8 +104,19 @@ class Ledger:
 
     def _learn(self, job: Job, measurement: Measurement) -> None:
         self._known[job] = measurement
+        self._candidates.add(job.candidate)
+        self.measured_tokens += measurement.tokens
         self.seconds += measurement.seconds
+        self._note_best(job.candidate)
         self.on_measured(measurement.tokens)
+
+    def _note_best(self, candidate: Candidate) -> None:
+        """Keep the best value for whoever watches, without waiting for the rest of a batch."""
+        windows = self.objective.ranking_windows
+        measured = [self._lookup(Job(candidate, window)) for window in windows]
+        losses = [m.nll for m in measured if m is not None]
+        if len(losses) == len(windows):
+            self.lowest = min(self.lowest, self.objective.loss(windows, losses))
 
     def _lookup(self, job: Job) -> Measurement | None:
         return self._known.get(job) or (None if job.gradient else self._known.get(Job(job.candidate, job.window, True)))
@@ -140,6 +159,7 @@ def _to_record(job: Job, measurement: Measurement) -> dict[str, Any]:
         "window": job.window,
         "nll": measurement.nll,
         "tokens": measurement.tokens,
+        "with_gradient": job.gradient,
         "gradient": list(measurement.gradient) if measurement.gradient else None,
         "seconds": round(measurement.seconds, 4),
     }
@@ -147,5 +167,5 @@ def _to_record(job: Job, measurement: Measurement) -> dict[str, Any]:
 
 def _from_record(record: Mapping[str, Any]) -> tuple[Job, Measurement]:
     gradient = tuple(record["gradient"]) if record["gradient"] else None
-    job = Job(Candidate.from_json(dict(record)), record["window"], gradient is not None)
+    job = Job(Candidate.from_json(dict(record)), record["window"], record["with_gradient"])
     return job, Measurement(record["nll"], record["tokens"], gradient, record["seconds"])

@@ -26,10 +26,7 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.modeling import DTYPES, RescaledRotary, build_model, head_logits, hidden_states, replace_rotary
 from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, is_out_of_memory, plan_memory
 from longrope.search.objective import Window
-from longrope.search.trial import Candidate, Job, Measurement
-
-# A gradient costs a forward and a backward pass, and a backward pass as much as two forwards.
-GRADIENT_FORWARDS = 3
+from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from typing import Any
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
-from longrope.factors import RescaleFactors
+from longrope.factors import RescaleFactors, attention_factor_formula
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
@@ -196,7 +196,9 @@ def _capped(problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem
     """The problem with the short side's cap: what the factors before this search score there, and the budget above it."""
     if options.short_budget is None:
         return problem
-    before = Candidate(problem.space.base or (1.0,) * problem.space.num_pairs, 0, 1.0)
+    space = problem.space
+    attention = attention_factor_formula((space.base_length or space.original) / space.original, space.original)
+    before = Candidate(space.base or (1.0,) * space.num_pairs, 0, attention)
     (outcome,) = ledger.evaluate([Trial(before, problem.objective.short_windows, "before extension")])
     reference = problem.objective.mean("short", outcome.trial.windows, outcome.losses)
     objective = replace(problem.objective, short_cap=reference + math.log1p(options.short_budget))
@@ -205,16 +207,12 @@ def _capped(problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem
 
 
 def given_seeds(checkpoint: Checkpoint, space: SearchSpace, given: Sequence[RescaleFactors]) -> Iterator[Seed]:
-    """Factor files as points of the space.
-
-    Raises:
-        InputError: they belong to another model, or fall where the space wants them to rise.
-    """
-    for factors in given:
+    """Factor files as points of the space. Raises InputError when they belong to another model."""
+    for number, factors in enumerate(given, start=1):
         bound = checkpoint.bind(factors)
         attention = bound.attention_factor if space.search_attention else space.attention_factor
         candidate = Candidate(bound.long_factor, bound.n_hat if len(space.n_hats) > 1 else space.n_hats[0], attention)
-        yield Seed(f"given ({factors.method})", candidate)
+        yield Seed(f"given {number} ({factors.method})", candidate)
 
 
 def _result(
@@ -286,8 +284,8 @@ def _budget_tokens(problem: Problem, strategy: str) -> float:
 
 
 def _show(task: Task, ledger: Ledger, tokens: int) -> None:
-    best = f"perplexity {perplexity(ledger.best.loss):.3f}, " if ledger.best else ""
-    task.advance(tokens, f"{best}{ledger.evaluations} evaluations, {ledger.tokens / 1e6:.2f}M tokens")
+    best = f"perplexity {perplexity(ledger.lowest):.3f}, " if math.isfinite(ledger.lowest) else ""
+    task.advance(tokens, f"{best}{ledger.evaluations} evaluations, {ledger.measured_tokens / 1e6:.2f}M tokens")
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
+# A gradient costs a forward and a backward pass, and a backward pass as much as two forwards.
+GRADIENT_FORWARDS = 3
+
 
 @dataclass(frozen=True)
 class Candidate:

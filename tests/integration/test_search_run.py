@@ -141,7 +141,7 @@ def test_second_interpolation_multiplies(checkpoint, corpus):
 def test_given_factors_are_a_seed(checkpoint, corpus):
     given = pico_factors(dual=False)
     result = search(checkpoint, corpus, TARGET, options=replace(OPTIONS, start_from=(given,), strategy="seeds"))
-    assert "given (test)" in [seed.name for seed in result.seeds]
+    assert "given 1 (test)" in [seed.name for seed in result.seeds]
     assert "none" in [seed.name for seed in result.seeds]
 
 

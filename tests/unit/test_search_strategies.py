@@ -72,7 +72,7 @@ def spent(told: list[Outcome]) -> float:
 
 
 @pytest.mark.parametrize("name", SEARCHING)
-@pytest.mark.parametrize("budget", [12, 30, 90])
+@pytest.mark.parametrize("budget", [5, 12, 30, 90])
 def test_budgets_are_kept_and_used(name, budget):
     problem = make_problem(max_evals=budget)
     cost = spent(solve(problem, name))
@@ -116,6 +116,17 @@ def test_the_attention_factor_moves_when_asked(name):
 def test_gradients_are_taken_on_extra_windows(name):
     told = solve(make_problem(max_evals=30), name)
     assert {w for o in told if o.trial.gradient for w in o.trial.windows} <= set(range(5, 12))
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 6, 9])
+def test_a_tiny_budget_is_a_tournament(budget):
+    problem = make_problem(max_evals=budget)
+    told = solve(problem, "auto")
+    assert spent(told) <= budget
+    assert not any(o.trial.gradient for o in told)
+    known = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.seeds)
+    if budget >= 3:
+        assert best(problem, told).loss <= known + 1e-9
 
 
 def test_piecewise_genomes_are_piecewise():

@@ -18,7 +18,7 @@ import numpy as np
 
 from longrope.search.space import Seed
 from longrope.search.strategies.monotone import Monotone
-from longrope.search.strategies.problem import Problem
+from longrope.search.strategies.problem import Problem, Purse
 from longrope.search.trial import Candidate, Float64, Outcome, Plan, Trial
 
 RATE = 0.15
@@ -27,19 +27,17 @@ BETAS = (0.8, 0.95)
 OWN_BUDGET = 32
 STARTS = 2
 TAIL = 0.5
-# A gradient step costs this many forwards of a window.
-STEP_FORWARDS = 3
 
 Steps = Generator[Sequence[Trial], Sequence[Outcome], "Descent"]
 
 
 def gradient(problem: Problem) -> Plan:
     """Screen the starts, follow the best few, confirm the ends of their runs and the best start on all windows."""
-    starts = yield from screened(problem)
-    budget = problem.budget(OWN_BUDGET) * problem.num_windows - len(starts)
-    runs = max(1, min(STARTS, len(starts), budget // (20 * STEP_FORWARDS)))
-    confirmations = (runs + 1) * problem.num_windows
-    steps = max(1, (budget - confirmations) // (STEP_FORWARDS * runs))
+    purse = problem.purse(OWN_BUDGET)
+    starts = yield from screened(problem, purse)
+    runs = max(1, min(STARTS, len(starts), purse.left // (20 * problem.step_tokens)))
+    purse.pay((runs + 1) * problem.objective.tokens)
+    steps = purse.left // (problem.step_tokens * runs)
     order = WindowOrder(problem)
     finalists = [problem.known(starts[0])]
     for start in starts[:runs]:
@@ -48,10 +46,11 @@ def gradient(problem: Problem) -> Plan:
     yield finalists
 
 
-def screened(problem: Problem) -> Generator[Sequence[Trial], Sequence[Outcome], list[Seed]]:
+def screened(problem: Problem, purse: Purse) -> Generator[Sequence[Trial], Sequence[Outcome], list[Seed]]:
     """All starting points, the best on the first window in front."""
     starts = list(starting_points(problem))
     window = problem.objective.target_windows[:1]
+    purse.pay(len(starts) * problem.tokens(window))
     outcomes = yield [Trial(s.candidate, window, s.name) for s in starts]
     order = sorted(range(len(starts)), key=lambda i: outcomes[i].loss)
     return [starts[i] for i in order]
@@ -73,7 +72,7 @@ class WindowOrder:
 
     def __init__(self, problem: Problem) -> None:
         self._rng = problem.rng()
-        self._windows = problem.objective.extra_windows or problem.objective.target_windows
+        self._windows = problem.gradient_windows
         self._left: list[int] = []
         self._short = problem.objective.short_windows
 

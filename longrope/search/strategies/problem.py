@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from longrope.search.objective import Objective
 from longrope.search.space import SearchSpace, Seed
-from longrope.search.trial import Candidate, Trial
+from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Trial
+
+
+@dataclass
+class Purse:
+    """What may still be spent, in tokens forwarded."""
+
+    left: int
+
+    def pay(self, tokens: int) -> bool:
+        """Take so many if they are there."""
+        if tokens > self.left:
+            return False
+        self.left -= tokens
+        return True
 
 
 @dataclass(frozen=True)
@@ -36,10 +51,24 @@ class Problem:
         """Full evaluations this strategy may spend, `own` being its own number."""
         return own if self.max_evals is None else self.max_evals
 
+    def purse(self, own: int) -> Purse:
+        """The budget in tokens, `own` being the strategy's own number of full evaluations."""
+        return Purse(self.budget(own) * self.objective.tokens)
+
+    def tokens(self, windows: Sequence[int]) -> int:
+        """Tokens of one forward over these windows."""
+        return sum(len(self.objective.windows[index]) for index in windows)
+
     @property
-    def num_windows(self) -> int:
-        """Forwards of L' tokens that one full evaluation costs, rounded up."""
-        return -(-self.objective.tokens // self.space.target)
+    def step_tokens(self) -> int:
+        """Tokens of one gradient step: a window, the short side if there is one, three forwards each."""
+        longest = max(len(self.objective.windows[index]) for index in self.gradient_windows)
+        return GRADIENT_FORWARDS * (longest + self.tokens(self.objective.short_windows))
+
+    @property
+    def gradient_windows(self) -> tuple[int, ...]:
+        """Where gradient steps take their windows from: the extra ones, if there are any."""
+        return self.objective.extra_windows or self.objective.target_windows
 
     def full(self, candidate: Candidate, label: str) -> Trial:
         """A trial on every window."""
