@@ -22,7 +22,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected the name of a file")
-    with _errors_of_writing(path):
+    with errors_of_writing(path):
         _make_parent(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         try:
@@ -48,7 +48,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         MissingRequirementError: the disk is full or not writable.
     """
     refuse_existing(path, overwrite=overwrite)
-    with _errors_of_writing(path):
+    with errors_of_writing(path):
         _make_parent(path)
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
         try:
@@ -113,7 +113,8 @@ def _make_parent(path: Path) -> None:
 
 
 @contextmanager
-def _errors_of_writing(path: Path) -> Iterator[None]:
+def errors_of_writing(path: Path) -> Iterator[None]:
+    """A full disk, or one that may not be written, as a MissingRequirementError that names `path`."""
     try:
         yield
     except LongRopeError:

@@ -16,6 +16,7 @@ import numpy as np
 
 from converters.gguf import native
 from converters.gguf.container import TensorInfo, Value, write_skeleton
+from longrope.files import errors_of_writing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -101,7 +102,8 @@ def difference(
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     with tempfile.TemporaryDirectory(prefix="longrope-vocab-") as folder:
         path = Path(folder) / "skeleton.gguf"
-        write_skeleton(path, values, infos)
+        with errors_of_writing(path):
+            write_skeleton(path, values, infos)
         with native.loaded_model(path, load="skeleton" if infos else "vocabulary", name=name) as model:
             for text, ids in zip(texts, expected, strict=True):
                 found = native.tokenize(model, text)

@@ -31,6 +31,7 @@ from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.files import errors_of_writing
 from longrope.hf_config import extended_config
 
 # ggml types that safetensors can hold as they are.
@@ -53,7 +54,8 @@ class GgufCheckpoint(Checkpoint):
         """One safetensors file, written on first use."""
         with GgufFile(self.source) as file:
             target = self.path / "model.safetensors"
-            write_safetensors(target, list(_restored(file, self.architecture, LAYOUTS[file.architecture])))
+            with errors_of_writing(target):
+                write_safetensors(target, list(_restored(file, self.architecture, LAYOUTS[file.architecture])))
         return (target,)
 
 
@@ -67,7 +69,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     room = tempfile.TemporaryDirectory(prefix="longrope-gguf-")
     folder = Path(room.name)
     try:
-        with GgufFile(path) as file:
+        with GgufFile(path) as file, errors_of_writing(folder):
             _unpack(file, folder)
         opened = open_folder(folder, str(path), room, needs_weights=False)
         return GgufCheckpoint(folder, opened.name, opened.config, room, source=path)
