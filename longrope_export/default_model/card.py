@@ -53,13 +53,16 @@ is good for nothing else.
 
 *passkey*: a key told in prose and asked for at the end; *register*: several people's numbers, asked for in another order;
 *echo*: a segment that comes twice; *drill*: random tokens over and over. Answers count {answer_weight:g} times in the loss.
+The first two layers start with a copying (induction) circuit laid out by `induction.py`; the rest starts at random.
 
 | package | licence |
 |---|---|
 {sources}
 
-Held out and never trained on: for searches {search}; for final numbers {test}. No held-out document shares
-more than 1 % of its 24-word runs with the training text.
+Held out, never trained on, and sharing at most 1 % of their 24-word runs with the training text:
+
+- for searches: {search}
+- for final numbers: {test}
 
     make default-model        # fetches the packages, trains again, measures, writes this card
 

@@ -22,13 +22,26 @@ from longrope.retrieval import Encode, RetrievalSample, TokenIds, passkey_sample
 
 
 @torch.inference_mode()
-def perplexity(model: LlamaForCausalLM, windows: TokenIds, batch: int = 8) -> float:
-    """exp of the mean next-token loss over `windows` (num_windows, length), every token after the first counted."""
+def total_loss(model: LlamaForCausalLM, windows: TokenIds, batch: int = 8) -> float:
+    """Sum of next-token losses in nats over `windows` (num_windows, length), every token after the first counted."""
     total = 0.0
     for part in torch.from_numpy(windows).split(batch):
         logits = model(input_ids=part, use_cache=False).logits[:, :-1]
         total += F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
-    return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
+    return total
+
+
+def perplexities(model: LlamaForCausalLM, documents: Mapping[str, TokenIds]) -> dict[str, float]:
+    """exp of the mean loss per token of each document's windows, and of "all" documents together."""
+    losses = {name: total_loss(model, windows) for name, windows in documents.items()}
+    counts = {name: windows.shape[0] * (windows.shape[1] - 1) for name, windows in documents.items()}
+    overall = math.exp(sum(losses.values()) / sum(counts.values()))
+    return {name: math.exp(loss / counts[name]) for name, loss in losses.items()} | {"all": overall}
+
+
+def perplexity(model: LlamaForCausalLM, windows: TokenIds) -> float:
+    """exp of the mean loss per token over `windows` (num_windows, length)."""
+    return perplexities(model, {"": windows})["all"]
 
 
 @torch.inference_mode()
@@ -119,15 +132,12 @@ def measure(folder: Path, texts: Path, limit: int = 6) -> Quality:
     window, head_dim = model.config.max_position_embeddings, model.config.head_dim
     long = EXTENSION * window
     documents = {path.stem: read_windows(path, tokenizer, long, limit) for path in sorted(texts.glob("*.txt"))}
-    documents["all"] = np.concatenate(list(documents.values()))
-    columns = {
-        f"none at {window}": {name: perplexity(model, ids.reshape(-1, window)) for name, ids in documents.items()}
-    }
+    short = {name: windows.reshape(-1, window) for name, windows in documents.items()}
+    columns = {f"none at {window}": perplexities(model, short)}
     for method, rope in rope_settings(model.config.rope_parameters["rope_theta"], head_dim, EXTENSION).items():
-        extended = open_model(folder, rope)
-        columns[f"{method} at {long}"] = {name: perplexity(extended, ids) for name, ids in documents.items()}
-    table = {name: {column: values[name] for column, values in columns.items()} for name in documents}
+        columns[f"{method} at {long}"] = perplexities(open_model(folder, rope), documents)
+    table = {name: {column: values[name] for column, values in columns.items()} for name in (*documents, "all")}
     encode: Encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
-    filler = documents["all"].reshape(-1)
+    filler = np.concatenate([windows.reshape(-1) for windows in documents.values()])
     hits = {length: recall(model, passkeys(encode, filler, length, 128)) for length in (window // 2, window)}
     return Quality(table, hits, int(filler.size))
