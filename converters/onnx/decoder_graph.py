@@ -152,11 +152,7 @@ class DecoderGraph:
 
     def _projections(self, hidden: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         widths = {"q_proj": self.decoder.query_width, "k_proj": self.decoder.kv_width, "v_proj": self.decoder.kv_width}
-        if not self.decoder.block.packed:
-            query, key, value = (self._linear(name, hidden, width) for name, width in widths.items())
-        else:
-            packed = self._linear("qkv_proj", hidden, sum(widths.values()))
-            query, key, value = self._split("qkv_split", packed, widths)
+        query, key, value = self._joined("qkv_proj", hidden, widths)
         return query, key, value
 
     def _qk_norm(self, name: str, value: ir.Value) -> ir.Value:
@@ -196,12 +192,8 @@ class DecoderGraph:
             return self._linear("down_proj", inner, self.decoder.hidden_size)
 
     def _gate_and_up(self, hidden: ir.Value) -> tuple[ir.Value, ir.Value]:
-        if not self.decoder.block.packed:
-            width = self._rows_of("gate_proj")
-            return self._linear("gate_proj", hidden, width), self._linear("up_proj", hidden, width)
-        width = self._rows_of("gate_up_proj")
-        packed = self._linear("gate_up_proj", hidden, width)
-        gate, up = self._split("gate_up_split", packed, {"gate_proj": width // 2, "up_proj": width // 2})
+        width = self._rows_of("gate_up_proj") // 2 if self.decoder.block.packed else self._rows_of("gate_proj")
+        gate, up = self._joined("gate_up_proj", hidden, {"gate_proj": width, "up_proj": width})
         return gate, up
 
     def _rows_of(self, name: str) -> int:
@@ -224,14 +216,34 @@ class DecoderGraph:
 
     def _linear(self, name: str, value: ir.Value, width: int) -> ir.Value:
         """value × Wᵀ (+ bias, where the checkpoint has one), [..., width]."""
+        g, weight = self.graph, self.graph.path(f"{name}.weight")
+        stack = self.weights.stack([weight])
+        self.weights.entry(weight, (width, stack.columns))
+        if g.path(f"{name}.bias") not in self.weights:
+            return self.matrices.product(name, value, stack, weight)
+        return self._biased(name, self.matrices.product(f"{name}.product", value, stack, weight), width)
+
+    def _joined(self, name: str, value: ir.Value, widths: dict[str, int]) -> list[ir.Value]:
+        """Several products with one value as one, then split: fewer, larger products keep a core's memory busier."""
         g = self.graph
-        with g.scope(name):
-            weight, bias = g.path("weight"), g.path("bias")
-        self.weights.entry(weight, (width, self.weights.entry(weight).shape[-1]))
-        if bias not in self.weights:
-            return self.matrices.product(name, value, weight)
-        product = self.matrices.product(f"{name}.product", value, weight)
-        return g.op("Add", product, self._vector(bias, (width,)), name=name)
+        if self.decoder.block.packed:
+            product = self._linear(name, value, sum(widths.values()))
+            return self._split(f"{name}.split", product, list(widths), widths)
+        names = [g.path(f"{part}.weight") for part in widths]
+        stack = self.weights.stack(names)
+        for weight, width in zip(names, widths.values(), strict=True):
+            self.weights.entry(weight, (width, stack.columns))
+        product = self.matrices.product(name, value, stack, g.path(f"{name}.weight"))
+        has_bias = [g.path(f"{part}.bias") in self.weights for part in widths]
+        outputs = [f"{part}.product" if biased else part for part, biased in zip(widths, has_bias, strict=True)]
+        parts = self._split(f"{name}.split", product, outputs, widths)
+        return [
+            self._biased(part, found, widths[part]) if biased else found
+            for part, found, biased in zip(widths, parts, has_bias, strict=True)
+        ]
+
+    def _biased(self, name: str, value: ir.Value, width: int) -> ir.Value:
+        return self.graph.op("Add", value, self._vector(self.graph.path(f"{name}.bias"), (width,)), name=name)
 
     def _norm(self, name: str, value: ir.Value) -> ir.Value:
         """RMS normalization over the last axis, computed in float32."""
@@ -241,9 +253,9 @@ class DecoderGraph:
         scale = self._vector(weight, self.weights.entry(weight).shape, lambda array: array + array.dtype.type(plus))
         return g.op("RMSNormalization", value, scale, name=name, axis=-1, epsilon=self.decoder.norm_eps)
 
-    def _split(self, name: str, value: ir.Value, widths: dict[str, int]) -> list[ir.Value]:
+    def _split(self, name: str, value: ir.Value, outputs: list[str], widths: dict[str, int]) -> list[ir.Value]:
         sizes = self.graph.ints(*widths.values())
-        return list(self.graph.ops("Split", value, sizes, outputs=list(widths), name=name, axis=-1))
+        return list(self.graph.ops("Split", value, sizes, outputs=outputs, name=name, axis=-1))
 
     def _times(self, value: ir.Value, factor: float, name: str, dtype: ir.DataType | None = None) -> ir.Value:
         if factor == 1.0:
@@ -254,5 +266,5 @@ class DecoderGraph:
         self, name: str, shape: tuple[int, ...], change: Callable[[Array], Array] = lambda array: array
     ) -> ir.Value:
         self.weights.entry(name, shape)
-        read = self.weights.reader(name, change, self.graph.dtype.numpy())
+        read = self.weights.reader([name], change, self.graph.dtype.numpy())
         return self.graph.weight(name, self.graph.dtype, shape, read)

@@ -17,17 +17,18 @@ import onnx_ir as ir
 from converters.onnx.graph import CONTRIB, GraphBuilder
 from converters.onnx.options import OnnxOptions
 from converters.onnx.quantize import BLOCK, Array, Quantized, num_blocks, packed_width, quantize
-from converters.onnx.weights import Weights
+from converters.onnx.weights import Stack, Weights
 
 TRANSPOSED = "transposed from the checkpoint's [out, in]"
 UINT8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
+ACCURACY_LEVELS = {"float32": 1, "int8": 4}  # MatMulNBits' names for the type of its products
 
 
 class Matrices(Protocol):
     """Products with the checkpoint's matrices, which are [out, in] there."""
 
-    def product(self, name: str, value: ir.Value, weight: str) -> ir.Value:
-        """value [..., in] × Wᵀ → [..., out]; the node is called `name`."""
+    def product(self, name: str, value: ir.Value, stack: Stack, weight: str) -> ir.Value:
+        """value [..., in] × Wᵀ → [..., out]; the node is called `name`, the initializer `weight`."""
         ...
 
     def rows(self, name: str, ids: ir.Value, weight: str) -> ir.Value:
@@ -50,33 +51,27 @@ class FloatMatrices:
     def __init__(self, graph: GraphBuilder, weights: Weights) -> None:
         self.graph, self.weights = graph, weights
 
-    def product(self, name: str, value: ir.Value, weight: str) -> ir.Value:
-        rows, columns = self.weights.entry(weight).shape
-        matrix = self.graph.weight(
-            weight, self.graph.dtype, (columns, rows), self._read(weight, np.transpose), TRANSPOSED
-        )
+    def product(self, name: str, value: ir.Value, stack: Stack, weight: str) -> ir.Value:
+        read = self.weights.reader(stack.names, np.transpose, self.graph.dtype.numpy())
+        matrix = self.graph.weight(weight, self.graph.dtype, (stack.columns, stack.rows), read, TRANSPOSED)
         return self.graph.op("MatMul", value, matrix, name=name)
 
     def rows(self, name: str, ids: ir.Value, weight: str) -> ir.Value:
         return self.graph.op("Gather", self._table(weight), ids, name=name)
 
     def tied_product(self, name: str, value: ir.Value, weight: str) -> ir.Value:
-        g = self.graph
-        num_rows, columns = self.weights.entry(weight).shape
+        g, stack = self.graph, self.weights.stack([weight])
         with g.scope(name):
-            rows = g.op("Reshape", value, g.ints(-1, columns), name="rows")
+            rows = g.op("Reshape", value, g.ints(-1, stack.columns), name="rows")
             product = g.op("Gemm", rows, self._table(weight), name="gemm", transB=1)
             batch_and_length = g.op("Shape", value, name="batch_and_length", start=0, end=2)
-            shape = g.op("Concat", batch_and_length, g.ints(num_rows), name="shape", axis=0)
+            shape = g.op("Concat", batch_and_length, g.ints(stack.rows), name="shape", axis=0)
             return g.op("Reshape", product, shape, name="product")
 
     def _table(self, weight: str) -> ir.Value:
-        return self.graph.weight(
-            weight, self.graph.dtype, self.weights.entry(weight).shape, self._read(weight, lambda array: array)
-        )
-
-    def _read(self, weight: str, change: Callable[[Array], Array]) -> Callable[[], Array]:
-        return self.weights.reader(weight, change, self.graph.dtype.numpy())
+        stack = self.weights.stack([weight])
+        read = self.weights.reader([weight], lambda array: array, self.graph.dtype.numpy())
+        return self.graph.weight(weight, self.graph.dtype, (stack.rows, stack.columns), read)
 
 
 class BlockMatrices:
@@ -95,21 +90,18 @@ class BlockMatrices:
         # Integers, scales and zero points are written one after the other: the last matrix is enough.
         self._quantized = lru_cache(maxsize=1)(self._quantize)
 
-    def product(self, name: str, value: ir.Value, weight: str) -> ir.Value:
-        return self._product(name, value, weight, self.bits)
+    def product(self, name: str, value: ir.Value, stack: Stack, weight: str) -> ir.Value:
+        return self._product(name, value, stack, weight, self.bits)
 
     def rows(self, name: str, ids: ir.Value, weight: str) -> ir.Value:
-        if not self._fits(weight):
-            return self._floats.rows(name, ids, weight)
-        values, scales, zero_points = self._parts(weight, 8)
-        num_rows, columns = self.weights.entry(weight).shape
-        flat = self.graph.op("Reshape", values, self.graph.ints(num_rows, columns), name=f"{name}.table")
+        stack = self.weights.stack([weight])
+        if stack.columns % BLOCK:
+            return self._floats.rows(name, ids, weight)  # rows can be gathered only from whole blocks
+        values, scales, zero_points = self._parts(stack, weight, 8)
+        table = self.graph.op("Reshape", values, self.graph.ints(stack.rows, stack.columns), name=f"{name}.table")
         return self.graph.ops(
             "GatherBlockQuantized",
-            flat,
-            ids,
-            scales,
-            zero_points,
+            *(table, ids, scales, zero_points),
             outputs=[name],
             name=name,
             domain=CONTRIB,
@@ -120,51 +112,46 @@ class BlockMatrices:
         )[0]
 
     def tied_product(self, name: str, value: ir.Value, weight: str) -> ir.Value:
-        if not self._fits(weight):
+        stack = self.weights.stack([weight])
+        if stack.columns % BLOCK:
             return self._floats.tied_product(name, value, weight)
-        return self._product(name, value, weight, 8)
+        return self._product(name, value, stack, weight, 8)
 
-    def _product(self, name: str, value: ir.Value, weight: str, bits: int) -> ir.Value:
-        rows, columns = self.weights.entry(weight).shape
+    def _product(self, name: str, value: ir.Value, stack: Stack, weight: str, bits: int) -> ir.Value:
         return self.graph.ops(
             "MatMulNBits",
             value,
-            *self._parts(weight, bits),
+            *self._parts(stack, weight, bits),
             outputs=[name],
             name=name,
             domain=CONTRIB,
-            K=columns,
-            N=rows,
+            K=stack.columns,
+            N=stack.rows,
             bits=bits,
             block_size=BLOCK,
-            accuracy_level=4 if self.options.compute == "int8" else 1,
+            accuracy_level=ACCURACY_LEVELS[self.options.compute],
         )[0]
 
-    def _fits(self, weight: str) -> bool:
-        """Rows can be gathered only from whole blocks."""
-        return self.weights.entry(weight).shape[1] % BLOCK == 0
-
-    def _parts(self, weight: str, bits: int) -> list[ir.Value]:
+    def _parts(self, stack: Stack, weight: str, bits: int) -> list[ir.Value]:
         """The three initializers of a matrix."""
-        rows, columns = self.weights.entry(weight).shape
-        blocks = num_blocks(columns)
+        blocks = num_blocks(stack.columns)
         shapes = {
-            "values": (UINT8, (rows, blocks, packed_width(BLOCK, bits))),
-            "scales": (FLOAT, (rows, blocks)),
-            "zero_points": (UINT8, (rows, packed_width(blocks, bits))),
+            "values": (UINT8, (stack.rows, blocks, packed_width(BLOCK, bits))),
+            "scales": (FLOAT, (stack.rows, blocks)),
+            "zero_points": (UINT8, (stack.rows, packed_width(blocks, bits))),
         }
         return [
-            self.graph.weight(f"{weight}.{part}", dtype, shape, self._part(weight, bits, part), f"int{bits} in blocks")
+            self.graph.weight(f"{weight}.{part}", dtype, shape, self._part(stack, bits, part), f"int{bits} in blocks")
             for part, (dtype, shape) in shapes.items()
         ]
 
-    def _part(self, weight: str, bits: int, part: str) -> Callable[[], Array]:
+    def _part(self, stack: Stack, bits: int, part: str) -> Callable[[], Array]:
         def read() -> Array:
-            found: Array = getattr(self._quantized(weight, bits), part)
+            found: Array = getattr(self._quantized(stack, bits), part)
             return found
 
         return read
 
-    def _quantize(self, weight: str, bits: int) -> Quantized:
-        matrix = self.weights.reader(weight, lambda array: array, np.float32)()
+    def _quantize(self, stack: Stack, bits: int) -> Quantized:
+        matrix = self.weights.reader(stack.names, lambda array: array, np.float32)()
         return quantize(matrix, bits, self.options.quantizer)

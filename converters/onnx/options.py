@@ -19,13 +19,13 @@ class OnnxOptions:
             onnxruntime's fused GroupQueryAttention, whose cache onnxruntime-genai updates in place.
         quantizer: how int8 and int4 round a block of weights: "rtn" to the nearest step of the block's range, "search"
             to that of the range, whole or shrunk, that loses least (ten times slower).
-        compute: what quantized matrices are multiplied in: "float32" with the weights expanded, or "int8" with the
-            activations rounded too, which is faster and less exact.
+        compute: what quantized matrices are multiplied in: "int8" with the activations rounded too, or "float32" with
+            the weights expanded, which is exact and, token by token, ten times slower.
     """
 
     attention: Literal["standard", "grouped"] = "standard"
     quantizer: Literal["rtn", "search"] = "rtn"
-    compute: Literal["float32", "int8"] = "float32"
+    compute: Literal["int8", "float32"] = "int8"
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:

@@ -6,7 +6,7 @@ memory of an export is that of its largest tensor, whatever the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,15 @@ class Entry:
         return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Matrices of a checkpoint taken as one: their names, and the shape of the whole."""
+
+    names: tuple[str, ...]
+    rows: int
+    columns: int
+
+
 class Weights:
     """The tensors of a checkpoint by name; remembers which were asked for."""
 
@@ -75,19 +84,28 @@ class Weights:
         self._used.add(name)
         return found
 
-    def reader(self, name: str, change: Callable[[Array], Array], dtype: Any) -> Callable[[], Array]:
-        """A function that reads a tensor, changes it in float32 and rounds it to `dtype`.
+    def stack(self, names: Sequence[str]) -> Stack:
+        """Matrices of equal width, one below the other. Raises InputError when they are not."""
+        shapes = [self.entry(name).shape for name in names]
+        if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+            raise InputError(f"{self.name}: {', '.join(names)}: expected matrices of equal width, got {shapes}")
+        return Stack(tuple(names), sum(shape[0] for shape in shapes), shapes[0][1])
+
+    def reader(self, names: Sequence[str], change: Callable[[Array], Array], dtype: Any) -> Callable[[], Array]:
+        """A function that reads tensors, one below the other, changes them in float32 and rounds them to `dtype`.
 
         The function raises UnsupportedError when a weight does not fit the type.
         """
-        entry = self.entry(name)
+        entries = [self.entry(name) for name in names]
 
         def read() -> Array:
-            wide = np.ascontiguousarray(change(entry.read().astype(np.float32, copy=False)))
+            parts = [entry.read().astype(np.float32, copy=False) for entry in entries]
+            wide = np.ascontiguousarray(change(parts[0] if len(parts) == 1 else np.concatenate(parts)))
             with np.errstate(over="ignore"):
                 found = wide.astype(dtype, copy=False)
             if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():
-                raise UnsupportedError(f"{self.name}: {name} has weights beyond what {np.dtype(dtype)} holds; use f32")
+                what = f"{self.name}: {names[0]} has weights beyond what {np.dtype(dtype)} holds"
+                raise UnsupportedError(f"{what}; use f32")
             return found
 
         return read

@@ -120,7 +120,7 @@ def swap_present_names(graph: Graph) -> None:
 
 
 def swap_weights(graph: Graph) -> None:
-    first, second = (initializer(graph, f"model.layers.{i}.self_attn.q_proj.weight") for i in (0, 1))
+    first, second = (initializer(graph, f"model.layers.{i}.self_attn.qkv_proj.weight") for i in (0, 1))
     first.name, second.name = second.name, first.name
 
 
@@ -201,7 +201,7 @@ def flip_a_byte(folder: Path) -> None:
     (folder / "model.onnx_data").write_bytes(bytes(data))
 
 
-Q_WEIGHT = "model.layers.0.self_attn.q_proj.weight"
+Q_WEIGHT = "model.layers.0.self_attn.qkv_proj.weight"
 ATTENTION = "model.layers.0.self_attn.attention"
 FAULTS: dict[str, tuple[Fault, str]] = {
     "factors dropped": (on_graph(drop_factors), "onnx.factors.long"),
