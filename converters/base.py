@@ -144,6 +144,10 @@ class Converter(ABC):
     def describe(self, path: Path) -> dict[str, Any]:
         """Facts for `inspect`, JSON-able: format version, architecture, weight types, lengths, provenance."""
 
+    def read_back(self, path: Path, export: Export) -> list[Check]:
+        """The static checks of what was just written; a format may sample there what it has just computed."""
+        return self.static_checks(path, export.factors, export.checkpoint)
+
     def convert(self, export: Export, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
         """Plan, write, read back and rename.
 
@@ -157,7 +161,7 @@ class Converter(ABC):
         self.plan(export)
         with staged(path, overwrite=overwrite) as temporary:
             self.write(export, temporary, progress)
-            checks = self.static_checks(temporary, export.factors, export.checkpoint)
+            checks = self.read_back(temporary, export)
             failed = [check for check in checks if check.status == "fail"]
             if failed:
                 raise FailedReadBackError(path, failed)

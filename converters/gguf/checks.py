@@ -13,6 +13,7 @@ from converters.gguf.blueprint import Blueprint
 from converters.gguf.container import Bytes, GgufFile, Value, dequantize, type_name
 from converters.gguf.library import gguf_library
 from converters.gguf.meanings import MEANINGS
+from converters.gguf.rounding import encode
 from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.vocabulary import PREFIX
 from converters.gguf.weights import Planned, as_float32
@@ -34,18 +35,23 @@ _ROUNDING = {
     "q4_k": 0.2,
 }
 _ROUNDING_BELOW_4_BITS = 0.7
-_SAMPLED_ROWS = 64
+_SAMPLED_ROWS, _SAMPLED_ROWS_OF_OWN = 64, 8
+_FLOATS = ("f32", "f16", "bf16")
 
 Floats = NDArray[np.float32]
 
 
-def static_checks(file: GgufFile, blueprint: Blueprint) -> list[Check]:
-    """All checks of one file."""
+def static_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool = True) -> list[Check]:
+    """All checks of one file.
+
+    Args:
+        whole: compare every weight of float tensors; else some rows of each, as of quantized ones always.
+    """
     return [
         *_key_checks(file, blueprint),
         *_factor_checks(file, blueprint),
         *_vocabulary_checks(file, blueprint),
-        *_tensor_checks(file, blueprint),
+        *_tensor_checks(file, blueprint, whole=whole),
     ]
 
 
@@ -144,7 +150,7 @@ def _vocabulary_check(name: str, expected: Any, actual: Any) -> Check:
 # -- weights
 
 
-def _tensor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
+def _tensor_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool) -> Iterator[Check]:
     planned = {entry.info.name: entry for entry in blueprint.tensors}
     present = set(file.tensors) - {LONG, SHORT, FREQS}
     missing, extra = sorted(set(planned) - present), sorted(present - set(planned))
@@ -155,22 +161,27 @@ def _tensor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
         e.info.name: file.tensors[e.info.name].shape for e in shared if file.tensors[e.info.name].shape != e.info.shape
     }
     yield Check.equal("gguf.tensors.shapes", {}, wrong, "another network")
-    different = [found for entry in shared if entry.info.name not in wrong and (found := _weight_fault(file, entry))]
+    different = [
+        found for entry in shared if entry.info.name not in wrong and (found := _weight_fault(file, entry, whole=whole))
+    ]
     yield Check.equal(
         "gguf.weights", [], different[:5], f"{len(different)} tensors differ from the reference's weights"
     )
 
 
-def _weight_fault(file: GgufFile, planned: Planned) -> str | None:
+def _weight_fault(file: GgufFile, planned: Planned, *, whole: bool) -> str | None:
     """What is wrong with a tensor's values; None when they are the reference's, rounded."""
     stored = file.tensors[planned.info.name]
     name = type_name(stored.type)
     actual = planned.retyped(stored.type)
-    if name in ("f32", "f16", "bf16"):
+    if whole and name in _FLOATS:
         return None if _same_bytes(file, actual) else f"{stored.name}: {_kind_of_fault(file, actual)}"
-    if all(_rounds_alike(expected, rows, stored.type) for expected, rows in _sampled(file, actual)):
+    count = _SAMPLED_ROWS if whole else _SAMPLED_ROWS_OF_OWN
+    if all(_rounds_alike(expected, rows, stored.type) for expected, rows in _sampled(file, actual, count)):
         return None
-    error = max(_row_error(expected, rows, stored.type) for expected, rows in _sampled(file, actual))
+    if name in _FLOATS:
+        return f"{stored.name}: {_kind_of_fault(file, actual)}"
+    error = max(_row_error(expected, rows, stored.type) for expected, rows in _sampled(file, actual, count))
     if error <= _ROUNDING.get(name, _ROUNDING_BELOW_4_BITS):
         return None
     return f"{stored.name}: a row is off by {100 * error:.0f} %, beyond the rounding of {name}"
@@ -193,10 +204,10 @@ def _same_bytes(file: GgufFile, planned: Planned) -> bool:
     return at == len(actual)
 
 
-def _sampled(file: GgufFile, planned: Planned) -> Iterator[tuple[Floats, Bytes]]:
-    """Some rows of a quantized tensor, evenly spread: (the reference's floats, the bytes in the file)."""
+def _sampled(file: GgufFile, planned: Planned, count: int) -> Iterator[tuple[Floats, Bytes]]:
+    """About `count` rows of a tensor, evenly spread: (the reference's floats, the bytes in the file)."""
     rows, first = file.rows(planned.info.name), 0
-    stride = max(len(rows) // _SAMPLED_ROWS, 1)
+    stride = max(len(rows) // count, 1)
     for block, dtype in planned.blocks():
         picked = np.arange(-first % stride, len(block), stride)
         if len(picked):
@@ -205,10 +216,9 @@ def _sampled(file: GgufFile, planned: Planned) -> Iterator[tuple[Floats, Bytes]]
 
 
 def _rounds_alike(expected: Floats, rows: Bytes, type: int) -> bool:
-    """Whether these are the bytes that `gguf` rounds the floats to; llama.cpp's own quantizer may give others."""
-    library = gguf_library()
+    """Whether these are the bytes that the floats round to; llama.cpp's own quantizer may give others."""
     try:
-        rounded = library.quants.quantize(expected, library.GGMLQuantizationType(type))
+        rounded = encode(expected, type)
     except NotImplementedError:
         return False
     return bool(np.array_equal(rounded.view(np.uint8), rows))

@@ -350,6 +350,18 @@ class _Cursor:
             raise InputError("truncated or damaged GGUF: a string reaches beyond its end")
         return self.buffer[start : self.at].decode("utf-8")
 
+    def strings(self, count: int) -> list[str]:
+        """As `string`, many times; a vocabulary has a hundred thousand."""
+        found, at, buffer, length = [], self.at, self.buffer, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            start = at + 8
+            at = start + length(buffer, at)[0]
+            found.append(buffer[start:at].decode("utf-8"))
+        if at > len(buffer):
+            raise InputError("truncated or damaged GGUF: a string reaches beyond its end")
+        self.at = at
+        return found
+
     def value(self) -> Value:
         kind = Kind(self.number("I"))
         if kind is Kind.STRING:
@@ -362,7 +374,7 @@ class _Cursor:
         if count > len(self.buffer):
             raise InputError("truncated or damaged GGUF: an array reaches beyond its end")
         if item is Kind.STRING:
-            return Value(kind, [self.string() for _ in range(count)], item)
+            return Value(kind, self.strings(count), item)
         format = f"<{count}{_FORMATS[item]}"
         numbers = list(struct.unpack_from(format, self.buffer, self.at))
         self.at += struct.calcsize(format)

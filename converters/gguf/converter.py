@@ -72,18 +72,11 @@ class GgufConverter(Converter):
         return readback.recorded_factors(path)
 
     def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
-        try:
-            file = GgufFile(path)
-        except InputError as error:
-            return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
-        with file:
-            copied = copy_checks(file, expected, reference)
-            if copied:
-                return [Check("gguf.readable", "pass"), *copied]
-            as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
-            blueprint = Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama))
-            checks = static_checks(file, blueprint)
-            return [Check("gguf.readable", "pass"), *checks]
+        return _checks(path, expected, reference, whole=True)
+
+    def read_back(self, path: Path, export: Export) -> list[Check]:
+        """As `static_checks`, with the weights sampled: they were computed from the reference a moment ago."""
+        return _checks(path, export.factors, export.checkpoint, whole=False)
 
     def open_source(
         self,
@@ -122,6 +115,20 @@ class GgufConverter(Converter):
 
 def _blueprint(export: Export) -> Blueprint:
     return Blueprint(export.checkpoint, export.factors, outtype_named(export.outtype), GgufOptions.of(export.options))
+
+
+def _checks(path: Path, expected: RescaleFactors, reference: Checkpoint, *, whole: bool) -> list[Check]:
+    try:
+        file = GgufFile(path)
+    except InputError as error:
+        return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
+    with file:
+        checks = copy_checks(file, expected, reference)
+        if not checks:
+            as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
+            blueprint = Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama))
+            checks = static_checks(file, blueprint, whole=whole)
+    return [Check("gguf.readable", "pass"), *checks]
 
 
 def _refuse_without_imatrix(blueprint: Blueprint) -> None:

@@ -126,7 +126,7 @@ def tokens_by_id(
     data: Mapping[str, Any],
     vocab_size: int,
     *,
-    kind_of: Callable[[str], TokenType] = lambda token: TokenType.NORMAL,
+    kind_of: Callable[[str], TokenType] | None = None,
 ) -> tuple[list[str], list[int]]:
     """Text and type of every id; ids that the model has and the tokenizer lacks are unused ones.
 
@@ -134,16 +134,16 @@ def tokens_by_id(
         ids: the tokenizer model's vocabulary.
         data: the parsed tokenizer.json, for the added tokens.
         vocab_size: of the model.
-        kind_of: type of a token that was not added, or whose type is its own.
+        kind_of: type of a token that was not added, or whose type is its own; None where all are words.
 
     Raises:
         InputError: an id beyond the model's vocabulary.
         UnsupportedError: a token with two ids.
     """
-    by_id = {id: (token, kind_of(token)) for token, id in ids.items()}
+    by_id = {id: (token, kind_of(token) if kind_of else TokenType.NORMAL) for token, id in ids.items()}
     for added in data.get("added_tokens", ()):
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-        own = kind_of(added["content"])
+        own = kind_of(added["content"]) if kind_of else TokenType.NORMAL
         by_id[added["id"]] = (added["content"], kind if own is TokenType.NORMAL else own)
     if by_id and max(by_id) >= vocab_size:
         raise InputError(

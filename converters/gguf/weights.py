@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from converters.gguf.container import Content, TensorInfo
 from converters.gguf.library import gguf_library
 from converters.gguf.output import Region
+from converters.gguf.rounding import encode
 from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, UnsupportedError
 
-# Elements of one block: 4 MB of float32, small enough to stay in a processor's cache.
-BLOCK_ELEMENTS = 1 << 20
+# Elements of one block: half a megabyte of float32, so that it and what is made of it stay in a processor's cache.
+BLOCK_ELEMENTS = 1 << 17
 
 Rows = NDArray[Any]
+_HALF_INFINITY = 0x7C00
 
 # Source types by their name, the same in safetensors and ggml: numpy's type of that width. BF16 has none of its own.
 _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -171,19 +173,17 @@ class Planned:
 
     def encoded(self) -> Iterator[NDArray[Any]]:
         """Its bytes in the type of `info`, a block at a time."""
-        kind = gguf_library().GGMLQuantizationType(self.info.type)
+        name = gguf_library().GGMLQuantizationType(self.info.type).name
         for block, dtype in self.blocks():
-            if dtype == kind.name:
+            if dtype == name:
                 yield np.ascontiguousarray(block)
             else:
-                with np.errstate(over="ignore"):  # `_finite` and the static checks see to it
-                    encoded = gguf_library().quants.quantize(as_float32(block, dtype), kind)
-                yield np.asarray(encoded)
+                yield encode(as_float32(block, dtype), self.info.type)
 
     def _finite(self) -> Iterator[NDArray[Any]]:
-        """`encoded`, refusing weights that float16 cannot hold."""
+        """`encoded`, refusing weights that float16 cannot hold; the bits are looked at, for numpy is slow on halves."""
         for block in self.encoded():
-            if block.dtype == np.float16 and not np.isfinite(block).all():
+            if block.dtype == np.float16 and (block.view(np.uint16) & 0x7FFF).max(initial=0) >= _HALF_INFINITY:
                 raise UnsupportedError(
                     f"{self.info.name} has weights that are not finite in f16 (beyond 65504); use bf16, f32 or q8_0"
                 )
