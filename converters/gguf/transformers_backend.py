@@ -25,13 +25,11 @@ from transformers.exporters.metadata import record_output_structure
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from converters.base import Export
-from converters.gguf.container import aligned
 from converters.gguf.converter import GgufConverter
 from converters.gguf.readback import read_factors
-from converters.gguf.runtime import CONTEXT_STEP, LlamaCppSource
+from converters.gguf.runtime import LlamaCppSource
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import FactorSet
 from longrope.progress import Silent
 
 FORMAT = "gguf"
@@ -139,11 +137,7 @@ class GgufModelRunner(ModelRunner):  # type: ignore[misc]
         return CausalLMOutputWithPast(logits=torch.stack(rows))
 
     def _logits(self, ids: Any) -> Any:
-        return self.source.logits(ids, self._set_for(len(ids)), _ROWS)
-
-    def _set_for(self, length: int) -> FactorSet:
-        factors = self.source.factors
-        return "long" if factors and aligned(length, CONTEXT_STEP) > factors.original else "short"
+        return self.source.logits(ids, self.source.set_for(len(ids)), _ROWS)
 
 
 def _saved(model: Any, config: GgufConfig, folder: Path) -> Checkpoint:
