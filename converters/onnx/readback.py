@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -111,8 +112,7 @@ class OnnxFile:
         with (self.path.parent / place.location).open("rb") as file:
             file.seek(place.offset)
             data = file.read(place.length)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+        return np.frombuffer(data, ir.DataType(tensor.data_type).numpy()).reshape(tuple(tensor.dims))
 
     @property
     def outtype(self) -> str:
@@ -192,11 +192,10 @@ def _strings_are_text(message: Any) -> bool:
 
 
 def _bits(data_type: int) -> int:
-    if data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-        return 4
-    if data_type not in onnx.TensorProto.DataType.values():
+    try:
+        return int(ir.DataType(data_type).itemsize * 8)
+    except (ValueError, TypeError):  # a type that does not exist, or one of no fixed size
         return 0
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize) * 8
 
 
 def describe(file: OnnxFile) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.text import TokenIds
 
 Cache = dict[str, Any]
+# Before it, Attention gave wrong logits without a word: all of them in 1.23, those with a soft cap up to 1.26.
+MINIMUM_VERSION = (1, 28)
 NUMPY_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -32,7 +34,7 @@ class OnnxSession:
 
     Raises:
         InputError: onnxruntime does not open it.
-        MissingRequirementError: the CPU cannot run its weight type (bf16).
+        MissingRequirementError: the CPU cannot run its weight type (bf16), or onnxruntime is too old to be right.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -87,6 +89,7 @@ class OnnxSession:
 
 
 def _open(path: Path, threads: int | None) -> Any:
+    _require_version(ort.__version__)
     file = locate(path)
     if file is None:
         raise InputError(f"{path}: expected an ONNX model or a folder with one, found none")
@@ -103,3 +106,12 @@ def _open(path: Path, threads: int | None) -> Any:
                 "provider, or export f32, f16, int8 or int4"
             ) from None
         raise InputError(f"{file}: onnxruntime does not open it on the CPU: {error}") from None
+
+
+def _require_version(version: str) -> None:
+    if tuple(map(int, version.split(".")[:2])) < MINIMUM_VERSION:
+        wanted = ".".join(map(str, MINIMUM_VERSION))
+        raise MissingRequirementError(
+            f"onnxruntime {version} computes attention wrongly; expected {wanted} or later: "
+            f"pip install 'onnxruntime>={wanted}'"
+        )

@@ -135,6 +135,14 @@ def test_other_weight_types_equal_the_torch_model_that_they_are(
     assert score.kl_mean <= (1e-4 if outtype == "f16" else 1e-7)
 
 
+def test_an_onnxruntime_that_computes_attention_wrongly_is_refused(
+    llama: tuple[Checkpoint, RescaleFactors, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
+    with pytest.raises(MissingRequirementError, match=r"pip install 'onnxruntime>=1\.28'"):
+        OnnxSource(llama[2], llama[1], threads=1)
+
+
 def test_bfloat16_is_written_and_says_that_the_cpu_cannot_run_it(tmp_path: Path) -> None:
     checkpoint = pico_checkpoint(tmp_path / "model")
     factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
