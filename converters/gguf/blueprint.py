@@ -70,10 +70,9 @@ class Blueprint:
     def values(self) -> dict[str, Value]:
         """All metadata, in the file's order."""
         model = {f"{self.architecture}.{name}": value for name, value in self.model_values().items()}
-        scalars = {name: array(Kind.FLOAT32, data) for name, data in self._planner.scalars(self._source).items()}
         infos = [planned.info for planned in self.tensors]
         general = general_values(self.checkpoint, self.architecture, self.outtype, infos, name=self.options.name)
-        return {**general, **model, **scalars, **self.vocabulary.values(), **self.own_values()}
+        return {**general, **model, **self.scalar_values(), **self.vocabulary.values(), **self.own_values()}
 
     def model_values(self) -> dict[str, Value]:
         """Hyperparameters, by name without the architecture."""
@@ -97,6 +96,10 @@ class Blueprint:
             "rope.scaling.original_context_length": u32(factors.original),
             "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
         }
+
+    def scalar_values(self) -> dict[str, Value]:
+        """Numbers that transformers keeps as tensors of each layer, as arrays over the layers."""
+        return {name: array(Kind.FLOAT32, data) for name, data in self._planner.scalars(self._source).items()}
 
     def own_values(self) -> dict[str, Value]:
         """The whole factors.json, with where the factors come from, and what wrote the file."""

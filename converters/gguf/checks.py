@@ -64,6 +64,8 @@ def _key_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     for name, value in expected.items():
         message = MEANINGS.get(name, f"llama.cpp would build another network with this {name}")
         yield _key_check(f"gguf.{name}", value, file.values.get(f"{file.architecture}.{name}"), name, message)
+    for key, value in blueprint.scalar_values().items():
+        yield Check.equal(f"gguf.{key}", value.data, file.get(key), "the activation's own numbers")
     yield Check.equal(
         "gguf.rope.scaling.factor",
         None,

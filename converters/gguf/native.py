@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -102,8 +102,3 @@ def tokenize(model: Any, text: str, *, add_special: bool = True) -> list[int]:
     if count < 0:
         raise InputError(f"llama.cpp cannot tokenize {text[:40]!r}")
     return list(buffer[:count])
-
-
-def tokenize_all(model: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of several texts."""
-    return [tokenize(model, text) for text in texts]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from converters.gguf import GgufConverter
 from longrope.architectures import ARCHITECTURES, architecture_of
 from longrope.errors import UnsupportedError
 from tests.integration.test_gguf_export import checkpoint, export, factors_for, refused, scores
+from tests.integration.test_gguf_faults import rewrite
 
 GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,3 +105,16 @@ def test_as_llama_is_for_llamas_only(tmp_path: Path) -> None:
 def test_phimoe_says_why_it_cannot_be() -> None:
     with pytest.raises(UnsupportedError, match="sparse mixer"):
         architecture_of({"model_type": "phimoe"})
+
+
+def test_numbers_of_an_activation_are_checked(tmp_path: Path) -> None:
+    model_type, changes = CASES["apertus"]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    factors = factors_for(model)
+    path = export(model, factors, "f32", tmp_path / "a.gguf")
+
+    def fault(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+        values["xielu.beta"] = dataclasses.replace(values["xielu.beta"], data=[0.25, 0.5])
+
+    checks = GgufConverter().static_checks(rewrite(path, tmp_path / "bad.gguf", fault), factors, model)
+    assert [check.id for check in checks if check.status == "fail"] == ["gguf.xielu.beta"]
