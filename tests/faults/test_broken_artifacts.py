@@ -14,18 +14,12 @@ import pytest
 
 from converters import registry
 from converters.base import Export
+from converters.gguf.container import f32
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.progress import Silent
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
-from tests.integration.test_gguf_faults import (
-    no_original_length,
-    rewrite,
-    scaling_factor_written,
-    unpermuted,
-    without_factors,
-    wrong_attention_factor,
-)
+from tests.integration.test_gguf_faults import drop, reorder_heads, rewrite, set_key
 from tests.integration.test_onnx_faults import FAULTS as ONNX_CATALOGUE
 
 # llama.cpp rounds contexts up to 256 tokens: only from there on is there a short regime to measure.
@@ -174,11 +168,17 @@ FAULTS: dict[str, dict[str, tuple[Fault, str]]] = {
         "weights of two layers swapped": (edit_weights(swap_layers), "hf.weights"),
     },
     "gguf": {
-        "no factors": (in_gguf(without_factors), "gguf.factors.long"),
-        "wrong attention factor": (in_gguf(wrong_attention_factor), "gguf.rope.scaling.attn_factor"),
-        "no original length": (in_gguf(no_original_length), "gguf.rope.scaling.original_context_length"),
-        "scaling factor written": (in_gguf(scaling_factor_written), "gguf.rope.scaling.factor"),
-        "q and k not permuted": (in_gguf(unpermuted), "gguf.weights"),
+        "no factors": (in_gguf(drop("rope_factors_long.weight", "rope_factors_short.weight")), "gguf.factors.long"),
+        "wrong attention factor": (
+            in_gguf(set_key("rope.scaling.attn_factor", f32(1.0))),
+            "gguf.rope.scaling.attn_factor",
+        ),
+        "no original length": (
+            in_gguf(set_key("rope.scaling.original_context_length", None)),
+            "gguf.rope.scaling.original_context_length",
+        ),
+        "scaling factor written": (in_gguf(set_key("rope.scaling.factor", f32(4.0))), "gguf.rope.scaling.factor"),
+        "q and k not permuted": (in_gguf(reorder_heads(undo=True)), "gguf.weights"),
     },
     "onnx": {
         name: ONNX_CATALOGUE[name]
