@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -178,7 +179,8 @@ def run_cli(*arguments: object) -> Outcome:
 
 
 def cli_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """The command line as a process of its own, to be killed or limited."""
+    """The command line as a process of its own, to be killed or limited; Ctrl-C reaches it even from a background job."""
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     command = [sys.executable, "-m", "longrope_export", *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, **options
