@@ -124,7 +124,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_row(*(Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in row))
     console = Console(stderr=err, highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a log has no width of its own
+        console.width = 1000  # a log has no width of its own: nothing is wrapped or cut
     console.print(table)
 
 
