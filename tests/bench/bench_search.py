@@ -56,7 +56,7 @@ class Setting:
         return f"{self.scale}x-{self.attention}"
 
 
-COST_SETTINGS = tuple(Setting(scale, attention) for attention in ("formula", "search") for scale in (8, 16))
+COST_SETTINGS = tuple(Setting(scale, attention) for scale in (8, 16) for attention in ("formula", "search"))
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Bench:
     model: Path
     out: Path
     threads: int
+    settings: tuple[Setting, ...] = COST_SETTINGS
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -128,11 +129,11 @@ class Bench:
 
 
 def baseline(bench: Bench) -> dict[str, Any]:
-    """The paper's evolution with its full budget, at every setting of the cost part."""
-    found = read(BASELINE)
-    for setting in COST_SETTINGS:
+    """The paper's evolution with its full budget, at every setting of the cost part; several processes may share them."""
+    for setting in bench.settings:
         result = bench.run(setting, strategy="evolution")
         losses = bench.held_out_losses(result.factors)
+        found = read(BASELINE)
         found[setting.name] = {
             "evaluations": result.evaluations,
             "tokens": result.tokens,
@@ -151,7 +152,7 @@ def baseline(bench: Bench) -> dict[str, Any]:
 def cost(bench: Bench, seeds: int) -> dict[str, Any]:
     """Tokens until the default strategy is as good, on held-out documents, as the baseline ends."""
     found: dict[str, Any] = {}
-    for setting in COST_SETTINGS:
+    for setting in bench.settings:
         ended = read(BASELINE).get(setting.name)
         if ended is None or ended["provenance"]["model_fingerprint"] != bench.checkpoint.fingerprint:
             say(f"{setting.name}: no baseline of this model; make it with --part baseline")
@@ -358,9 +359,13 @@ def write(path: Path, data: dict[str, Any]) -> None:
 @click.option("--evals", default=40, show_default=True, help="Budget of scales and two-sided.")
 @click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", help="Strategies of scales.")
 @click.option("--threads", default=1, show_default=True)
-def main(parts: Sequence[str], model: Path, out: Path, seeds: int, evals: int, strategies: str, threads: int) -> None:
+@click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
+def main(
+    parts: Sequence[str], model: Path, out: Path, seeds: int, evals: int, strategies: str, threads: int, names: Sequence[str]
+) -> None:
     """Run parts of the bench and merge their figures into OUT/search.json."""
-    bench = Bench(model, out, threads)
+    settings = tuple(setting for setting in COST_SETTINGS if not names or setting.name in names)
+    bench = Bench(model, out, threads, settings)
     runners: dict[str, Callable[[], dict[str, Any]]] = {
         "cost": lambda: cost(bench, max(seeds, 5)),
         "equal": lambda: equal(bench, seeds),
