@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 DEFAULT_ROPE_THETA = 10_000.0
 EXTENDABLE_ROPE_TYPES = ("default", "longrope", "su", None)
@@ -181,8 +181,8 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         return _opener(path)(path)
     if path.is_dir():
         return open_folder(path, str(name))
-    if _looks_like_hub_id(str(name)):
-        return open_folder(_download(str(name)), str(name))
+    if is_hub_id(str(name)):
+        return open_folder(hub_snapshot(str(name)), str(name))
     raise InputError(f"{name}: no such file or folder")
 
 
@@ -284,17 +284,24 @@ def _opener(path: Path) -> Callable[[Path], Checkpoint]:
     return opener
 
 
-def _looks_like_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no path here reads like `org/name` or `org/name@revision`."""
     return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).parent.exists()
 
 
-def _download(hub_id: str) -> Path:
+def hub_snapshot(hub_id: str, patterns: Sequence[str] = HUB_FILES) -> Path:
+    """The folder of a repository's files that match, downloaded where they are not in the Hub's cache.
+
+    Raises:
+        InputError: there is no such repository.
+        MissingRequirementError: the Hub cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     repo, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
     except RepositoryNotFoundError:
         raise InputError(f"{hub_id}: neither a folder here nor a repository on the Hub (or a private one)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.checkpoint import HUB_FILES, Checkpoint, hub_snapshot, is_hub_id, open_checkpoint
+from longrope.errors import InputError
 from longrope.progress import Progress
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 
 # The name of the built-in model, unless a folder of that name is there.
 DEFAULT = "default"
+# What an artifact on the Hub is made of, beyond a model's files; external data of ONNX comes under several names.
+ARTIFACT_FILES = (*HUB_FILES, "*.onnx*", "*.gguf")
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def open_model(name: str) -> Checkpoint:
@@ -19,6 +24,27 @@ def open_model(name: str) -> Checkpoint:
     if name == DEFAULT and not Path(name).exists():
         return open_checkpoint(default_model.CHECKPOINT)
     return open_checkpoint(name)
+
+
+def artifact_path(name: str) -> Path:
+    """Where an artifact is: a path as it stands, `default`, or a Hub id, which is downloaded.
+
+    Raises:
+        InputError: a Hub repository of several GGUF files, or none such.
+        MissingRequirementError: the Hub cannot be reached.
+    """
+    if Path(name).exists() or not (name == DEFAULT or is_hub_id(name)):
+        return Path(name)
+    if name == DEFAULT:
+        return default_model.CHECKPOINT
+    folder = hub_snapshot(name, ARTIFACT_FILES)
+    if (folder / "config.json").is_file():
+        return folder
+    files = [file.name for file in sorted(folder.glob("*.gguf")) if not _LATER_PART.search(file.name)]
+    if len(files) != 1:
+        found = ", ".join(files) or "none"
+        raise InputError(f"{name}: expected a model's folder or one GGUF file, found {found}; download one and name it")
+    return folder / files[0]
 
 
 def load_texts(checkpoint: Checkpoint, texts: Sequence[Path], builtin: Path, progress: Progress) -> Corpus:

@@ -10,7 +10,7 @@ from longrope_export import options
 
 
 @click.command()
-@click.argument("artifact", type=options.PATH)
+@click.argument("artifact")
 @click.option("--reference", required=True, metavar="MODEL", help="The model it was made from, extended or not.")
 @options.texts(required=True)
 @click.option("--windows", type=options.LENGTHS, default=(), help="Lengths to measure.  [default: original, target]")
@@ -21,7 +21,7 @@ from longrope_export import options
 @options.json_output
 @options.compute
 def command(
-    artifact: Path,
+    artifact: str,
     reference: str,
     texts: tuple[Path, ...],
     windows: tuple[int, ...],
@@ -36,11 +36,13 @@ def command(
 ) -> int:
     """Check ARTIFACT against a reference model: keys, tensors, factors, then perplexity, KL and top-1 in its runtime."""
     from longrope_export.console import ConsoleProgress, write_json
+    from longrope_export.models import artifact_path
     from longrope_export.tables import print_parity
     from longrope_export.validation import ValidateRequest, validate_artifact
 
+    path = artifact_path(artifact)
     request = ValidateRequest(
-        artifact, reference, texts, windows, windows_per_length, factors, factor_sets, crossing, threads, device, seed
+        path, reference, texts, windows, windows_per_length, factors, factor_sets, crossing, threads, device, seed
     )
     result = validate_artifact(request, ConsoleProgress())
     print_parity([result], err=json_path == "-")
