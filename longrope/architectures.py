@@ -6,6 +6,8 @@ A row says how transformers builds the rotary embedding, and what each format ca
   permute_qk  llama.cpp wants the rows of q and k interleaved
   refusal     why nothing can be done with this type
   gguf_as_llama  the network is Llama's under another name, and can be written as architecture llama on request
+  sliding_window  config.sliding_window limits attention, in every layer where layer_types says nothing else
+  hybrid      layers that slide beside layers that see everything share one rotary embedding, and are extended together
   onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
@@ -54,6 +56,7 @@ class Architecture:
     gguf_as_llama: bool = False
     onnx: DecoderBlock | None = None
     sliding_window: bool = False
+    hybrid: bool = False
     drops_cache_at_crossing: bool = False
     note: str = ""
     refusal: str = ""
@@ -87,7 +90,7 @@ ARCHITECTURES = _table(
     ),
     Architecture("apertus", gguf="apertus", gguf_rope="sets"),
     Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True, onnx=DecoderBlock(gated=False)),
-    Architecture("exaone4", gguf="exaone4", gguf_rope="freqs"),
+    Architecture("exaone4", gguf="exaone4", gguf_rope="freqs", sliding_window=True),
     Architecture(
         "seed_oss", gguf_as_llama=True, onnx=DecoderBlock(), note="llama.cpp's seed_oss loads no rope factors"
     ),
@@ -112,6 +115,8 @@ ARCHITECTURES = _table(
     Architecture(
         "gemma2",
         onnx=DecoderBlock(norms="sandwich", norm_plus_one=True, scaled_embedding=True),
+        sliding_window=True,
+        hybrid=True,
         note="llama.cpp's gemma2 loads no rope factors; every other layer attends to its sliding window only",
     ),
     Architecture("smollm3", onnx=DecoderBlock(), note="llama.cpp's smollm3 loads no rope factors"),
@@ -140,10 +145,21 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 
 def _refuse_sliding_window(config: Mapping[str, Any], row: Architecture) -> None:
     """Attention that looks back fewer tokens than the window cannot be extended by rescaling alone."""
-    window = config.get("sliding_window")
-    used = row.sliding_window and window and config.get("use_sliding_window", True)
-    if used and window < config.get("max_position_embeddings", 0):
-        raise UnsupportedError(
-            f"this {row.model_type} model attends to the last {window} tokens only (sliding_window); a longer window "
-            "has no effect on it. Set sliding_window to null in config.json if its layers were trained in full"
-        )
+    window, layers = config.get("sliding_window"), _sliding_layers(config, row)
+    if not layers or not window or window >= config.get("max_position_embeddings", 0):
+        return
+    raise UnsupportedError(
+        f"{layers} of this {row.model_type} model attend to the last {window} tokens only (sliding_window); a longer "
+        "window has no effect on them. Set sliding_window to null in config.json if they were trained in full"
+    )
+
+
+def _sliding_layers(config: Mapping[str, Any], row: Architecture) -> str:
+    """Which layers slide, in words; empty if none does, or if the row says that a mixture is handled."""
+    types = config.get("layer_types")
+    if types:
+        count = sum("sliding" in str(kind) or "chunked" in str(kind) for kind in types)
+        handled = count == 0 or (row.hybrid and count < len(types))
+        return "" if handled else f"{count} of {len(types)} layers"
+    slides = row.sliding_window and not row.hybrid and config.get("use_sliding_window", True)
+    return "all layers" if slides else ""

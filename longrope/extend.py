@@ -110,6 +110,15 @@ class Extension:
                 "seconds": self.search.seconds,
                 "seeds": {seed.name: seed.perplexity for seed in self.search.seeds},
                 "history": history,
+                "short_cap": self.search.short_cap and perplexity(self.search.short_cap),
+                "front": [
+                    {
+                        "short": perplexity(point.short_loss),
+                        "target": perplexity(point.target_loss),
+                        "chosen": point.chosen,
+                    }
+                    for point in self.search.front
+                ],
             },
             "methods": self.methods.to_json(),
         }

@@ -29,6 +29,8 @@ FactorSets = Literal["single", "dual"]
 
 # Start-token counts the paper searches over (LongRoPE, section 4.2).
 N_HAT_CHOICES = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+# What engines do with an attention factor that is not the formula's (vLLM by its source and a run).
+WHO_READS_ATTENTION = "vLLM ignores the key and uses the formula; transformers, llama.cpp and onnxruntime honour it"
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,7 @@ class RescaleFactors:
             formula = attention_factor_formula(self.length_scale, self.original)
             if not math.isclose(self.attention_factor, formula, rel_tol=1e-6):
                 found.append(
-                    f"attention_factor {self.attention_factor:g} is not the formula's {formula:g}: vLLM ignores the key "
-                    "and uses the formula; transformers, llama.cpp and onnxruntime honour it"
+                    f"attention_factor {self.attention_factor:g} is not the formula's {formula:g}: {WHO_READS_ATTENTION}"
                 )
         return found
 

@@ -4,11 +4,13 @@
     {…record…}                                   one line each, flushed to disk before the work goes on
     {…reco                                       a line cut by a crash: dropped on the next opening
 
-Floats are written by `repr`, so they come back as the same bits. One process at a time may hold a journal.
+Floats are written by `repr`, so they come back as the same bits. One process at a time may hold a journal. One that is
+closed without a single record is removed: what failed before it measured anything leaves nothing to resume.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -44,6 +46,8 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         if path.exists() and path.stat().st_size and not resume:
             raise InputError(f"{path}: a run was journalled here; continue it with --resume or choose another place")
+        self._made_folder = not path.parent.exists()
+        self._empty = True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
@@ -58,11 +62,21 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on the disk."""
+        self._empty = False
+        self._write(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file, and remove it when it holds no record."""
+        if self._empty and not self._file.closed:
+            self.path.unlink(missing_ok=True)
+            if self._made_folder:
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    self.path.parent.rmdir()
         self._file.close()
 
     def __enter__(self) -> Journal:
@@ -86,9 +100,10 @@ class Journal:
         self._file.truncate(len(whole) + 1 if lines else 0)
         self._file.seek(0, os.SEEK_END)
         if not lines:
-            self.append({"journal": JOURNAL_VERSION, "header": header})
+            self._write({"journal": JOURNAL_VERSION, "header": header})
             return
         first, *self.records = [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
+        self._empty = not self.records
         if first.get("journal") != JOURNAL_VERSION:
             raise InputError(f"{self.path}: expected a journal of version {JOURNAL_VERSION}, got something else")
         changes = differences(first.get("header"), header)

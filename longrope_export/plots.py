@@ -1,45 +1,118 @@
-"""Pictures of factors, searches and methods, as PNG or SVG. Needs the extra `report` (matplotlib)."""
+"""Pictures of factors and searches, as PNG or SVG. Needs the extra `report` (matplotlib)."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
+from longrope.search import SearchResult
+from longrope.search.objective import perplexity
 from longrope_export.factor_tables import known_methods
 
 SUFFIXES = (".png", ".svg")
+PUBLISHED = "published/llama2_7b.json"
+
+Points = Sequence[tuple[float, float]]
 
 
-def plot_factors(named: Mapping[str, RescaleFactors], path: Path) -> None:
-    """λ over rotary pairs, log scale, one line a set; known methods dashed, at the first one's length scale."""
+def plot_factors(named: Mapping[str, RescaleFactors], path: Path, *, published: bool = True) -> None:
+    """λ over rotary pairs, log scale, one line a set; known methods dashed and the authors' published sets dotted.
+
+    Known methods and published shapes are drawn at the first one's length scale.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: expected a .png or .svg name")
-    write_atomically(path, render(factors_figure(named), path.suffix[1:].lower()))
+    write_atomically(path, render(factors_figure(named, published=published), path.suffix[1:].lower()))
 
 
-def factors_figure(named: Mapping[str, RescaleFactors]) -> Any:
+def plot_search(result: SearchResult, folder: Path) -> list[Path]:
+    """Factors, convergence curve and, for a two-sided search, Pareto front, as PNG and SVG; returns what was written."""
+    figures = {
+        "factors": factors_figure({"found": result.factors}),
+        "convergence": convergence_figure(
+            [(point.tokens, perplexity(point.best)) for point in result.history if point.best is not None]
+        ),
+    }
+    if result.short_cap is not None:
+        front = [(perplexity(p.short_loss), perplexity(p.target_loss)) for p in result.front]
+        chosen = next((i for i, point in enumerate(result.front) if point.chosen), None)
+        figures["pareto"] = pareto_figure(front, chosen, perplexity(result.short_cap))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        for suffix in SUFFIXES:
+            paths.append(folder / f"{name}{suffix}")
+            write_atomically(paths[-1], render(figure, suffix[1:]))
+    return paths
+
+
+def require_matplotlib() -> None:
+    """Raise MissingRequirementError when it is not installed, before any work is done."""
+    if find_spec("matplotlib") is None:
+        raise MissingRequirementError("plots need matplotlib: pip install 'longrope-export[report]'")
+
+
+def factors_figure(named: Mapping[str, RescaleFactors], *, published: bool = True) -> Any:
     """Figure of λ over rotary pairs."""
+    first = next(iter(named.values()))
     figure, axes = _figure("rotary pair (fast to slow)", "rescale factor λ")
     for name, factors in named.items():
         axes.plot(factors.long_factor, label=name if factors.factor_sets == "single" else f"{name}, long")
         if factors.factor_sets == "dual":
             axes.plot(factors.short_factor, label=f"{name}, short", linestyle="-.")
-    for name, values in known_methods(next(iter(named.values()))).items():
+    for name, values in known_methods(first).items():
         axes.plot(values, label=name, linestyle="--", linewidth=1, alpha=0.6)
+    for name, points in published_shapes(first).items() if published else ():
+        axes.plot(*zip(*points, strict=True), label=name, linestyle=":", linewidth=1, alpha=0.6)
     axes.set_yscale("log", base=2)
-    axes.legend()
+    axes.legend(fontsize="small")
     return figure
 
 
-def convergence_figure(points: Sequence[tuple[float, float]]) -> Any:
+def published_shapes(factors: RescaleFactors) -> dict[str, Points]:
+    """The authors' published sets as (pair, λ), brought to the pairs and the length scale of these factors.
+
+    Their pair i of n stands at i (m − 1) / (n − 1) of m, and λ at scale s' becomes λ^(ln s / ln s'): PI and NTK stay
+    what they are. Empty when the length scale is not known.
+    """
+    if factors.original_max_position_embeddings is None or factors.target_length is None:
+        return {}
+    data = json.loads(files("longrope_export").joinpath(PUBLISHED).read_text(encoding="utf-8"))
+    shapes: dict[str, Points] = {}
+    for target, values in data["long_factor"].items():
+        scale = int(target) / data["original_max_position_embeddings"]
+        places = np.linspace(0, factors.num_pairs - 1, len(values))
+        here = np.asarray(values) ** (math.log(factors.length_scale) / math.log(scale))
+        shapes[f"{data['model']} {int(target) // 1024}k, published"] = list(zip(places, here, strict=True))
+    return shapes
+
+
+def convergence_figure(points: Points) -> Any:
     """Figure of the best perplexity so far over tokens forwarded."""
     figure, axes = _figure("tokens forwarded (millions)", "best perplexity so far")
     axes.step([tokens / 1e6 for tokens, _ in points], [value for _, value in points], where="post")
+    return figure
+
+
+def pareto_figure(front: Points, chosen: int | None, cap: float) -> Any:
+    """Figure of the (perplexity at the original window, at the target) that none beats, the cap, and the chosen point."""
+    figure, axes = _figure("perplexity at the original window", "perplexity at the target length")
+    axes.plot(*zip(*front, strict=True), marker="o", label="not beaten on both sides")
+    axes.axvline(cap, linestyle="--", linewidth=1, label="short budget")
+    if chosen is not None:
+        axes.plot(*front[chosen], marker="*", markersize=16, linestyle="", label="chosen")
+    axes.legend()
     return figure
 
 
@@ -51,10 +124,9 @@ def render(figure: Any, kind: str) -> bytes:
 
 
 def _figure(x_label: str, y_label: str) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingRequirementError("plots need matplotlib: pip install 'longrope-export[report]'") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.5, 4.2))
     axes = figure.subplots()
     axes.set_xlabel(x_label)

@@ -57,12 +57,18 @@ def _plots(run: Mapping[str, Any], factors: RescaleFactors) -> dict[str, str]:
     """SVG pictures by title; none without matplotlib, which the report then says."""
     from longrope_export import plots
 
-    history = [(point["tokens"], point["perplexity"]) for point in run["extension"]["search"]["history"]]
+    search = run["extension"]["search"]
+    history = [(point["tokens"], point["perplexity"]) for point in search["history"]]
+    front = search.get("front", [])
     try:
         figures = {
             "Rescale factors": plots.factors_figure({"found": factors}),
             "Search": plots.convergence_figure(history),
         }
+        if front:
+            sides = [(point["short"], point["target"]) for point in front]
+            chosen = next((i for i, point in enumerate(front) if point["chosen"]), None)
+            figures["Original window against target"] = plots.pareto_figure(sides, chosen, search["short_cap"])
         return {title: _inline(plots.render(figure, "svg")) for title, figure in figures.items()}
     except MissingRequirementError:
         return {}

@@ -12,6 +12,7 @@ from longrope.progress import Progress
 from longrope.search import Recovery, SearchOptions, SearchResult, plan_search, recover_short, search
 from longrope.text import load_corpus
 from longrope_export.models import open_model
+from longrope_export.plots import plot_search, require_matplotlib
 
 
 def run_search(
@@ -21,17 +22,20 @@ def run_search(
     options: SearchOptions,
     output: Path,
     *,
+    plots: Path | None = None,
     resume: bool,
     overwrite: bool,
     progress: Progress,
 ) -> SearchResult:
-    """Search and save. The journal of all evaluations is kept in `OUTPUT.journal/`.
+    """Search and save. The journal of all evaluations is kept in `OUTPUT.journal/`, pictures in the folder `plots`.
 
     Raises:
         LongRopeError: the target is not above the model's window, or anything `search` refuses.
     """
     if not resume:
         refuse_existing(output, overwrite=overwrite)
+    if plots:
+        require_matplotlib()
     checkpoint = open_model(model)
     window = options.from_factors.target if options.from_factors else checkpoint.window
     if target_length <= window:
@@ -42,6 +46,8 @@ def run_search(
         checkpoint, corpus, target_length, options=options, journal_dir=journal, resume=resume, progress=progress
     )
     result.factors.save(output)
+    if plots:
+        plot_search(result, plots)
     return result
 
 

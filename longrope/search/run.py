@@ -18,7 +18,7 @@ from typing import Any
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
-from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
@@ -150,6 +150,8 @@ def search(
         attention_factor=options.attention_factor,
         from_factors=options.from_factors,
     )
+    if options.attention_factor != "formula":
+        (progress or Silent()).warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
     objective = build_objective(checkpoint, corpus, target_length, options)
     seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)

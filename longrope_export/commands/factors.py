@@ -68,12 +68,16 @@ def diff_command(first: Path, second: Path) -> int:
 @command.command("plot")
 @click.argument("files", type=options.PATH, nargs=-1, required=True)
 @options.output("PNG or SVG to write.")
-def plot_command(files: tuple[Path, ...], output: Path, overwrite: bool) -> int:
-    """Plot the factors of FILES over the rotary pairs, with PI, NTK and YaRN at the first one's length scale."""
+@click.option("--published/--no-published", default=True, help="Draw the authors' published factors, too.")
+def plot_command(files: tuple[Path, ...], output: Path, overwrite: bool, published: bool) -> int:
+    """Plot the factors of FILES over the rotary pairs, beside known ones at the first one's length scale.
+
+    Known ones are PI, NTK, YaRN, and the shapes of what LongRoPE's authors published for LLaMA2-7B.
+    """
     from longrope.files import refuse_existing
     from longrope_export.factor_files import read_factors
     from longrope_export.plots import plot_factors
 
     refuse_existing(output, overwrite=overwrite)
-    plot_factors({str(file): read_factors(file) for file in files}, output)
+    plot_factors({str(file): read_factors(file) for file in files}, output, published=published)
     return 0

@@ -17,6 +17,7 @@ from longrope_export import options
 @options.output("factors.json to write.")
 @options.search_options
 @click.option("--plan", is_flag=True, help="Print the budget and the memory it takes, and stop.")
+@click.option("--plots", type=options.PATH, help="Folder for pictures: factors, convergence, Pareto front.")
 @click.option("--resume", is_flag=True, help="Go on with the journal beside the output.")
 @options.compute
 def command(
@@ -26,10 +27,12 @@ def command(
     output: Path,
     overwrite: bool,
     plan: bool,
+    plots: Path | None,
     resume: bool,
     **arguments: Any,
 ) -> int:
     """Search rescale factors that extend MODEL to the target length; the journal of all evaluations is kept beside them."""
+    from longrope.search.objective import perplexity
     from longrope_export.console import ConsoleProgress
     from longrope_export.requests import search_request
     from longrope_export.searching import plan_lines, run_search
@@ -40,8 +43,20 @@ def command(
             click.echo(line)
         return 0
     result = run_search(
-        model, texts, target_length, wanted, output, resume=resume, overwrite=overwrite, progress=progress
+        model,
+        texts,
+        target_length,
+        wanted,
+        output,
+        plots=plots,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
+    for point in result.front:
+        sides = f"perplexity {perplexity(point.short_loss):.4f} at the original window"
+        mark = " (chosen)" if point.chosen else ""
+        progress.line(f"Pareto front: {sides}, {perplexity(point.target_loss):.4f} at the target{mark}")
     for seed in sorted(result.seeds, key=lambda seed: seed.loss):
         progress.line(f"{seed.name}: perplexity {seed.perplexity:.4f}")
     progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")

@@ -6,13 +6,16 @@ import json
 import math
 import shutil
 import xml.etree.ElementTree as ET
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
+from longrope_export import plots
 from tests.common import TARGET, WINDOW, pico_factors, run_cli
 
 Json = dict[str, Any]
@@ -252,6 +255,59 @@ def test_plot(factors_file: Path, tmp_path: Path, suffix: str) -> None:
     else:
         assert output.read_bytes().startswith(b"\x89PNG")
     assert run_cli("factors", "plot", factors_file, "-o", tmp_path / "plot.txt").code == 2
+
+
+def test_published_shapes_are_the_authors_curves_at_other_sizes() -> None:
+    factors = pico_factors(dual=False)
+    shapes = plots.published_shapes(factors)
+    assert [name.split(",")[0] for name in shapes] == ["LLaMA2-7B 128k", "LLaMA2-7B 256k", "LLaMA2-7B 2048k"]
+    for points in shapes.values():
+        assert (points[0][0], points[-1][0], len(points)) == (0, factors.num_pairs - 1, 64)
+        assert 1 <= points[0][1] < points[-1][1] < 1.6 * factors.length_scale
+    stored = json.loads(files("longrope_export").joinpath(plots.PUBLISHED).read_text(encoding="utf-8"))["long_factor"]
+    at_their_size = RescaleFactors(
+        (1.0,) * 64, tuple(stored["262144"]), original_max_position_embeddings=4096, target_length=262144
+    )
+    same = dict(plots.published_shapes(at_their_size))["LLaMA2-7B 256k, published"]
+    np.testing.assert_allclose([value for _, value in same], stored["262144"])
+    assert plots.published_shapes(RescaleFactors((1.0,), (2.0,))) == {}
+
+
+# -- search
+
+
+def test_search_draws_what_it_found(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "factors.json"
+    asked = [
+        "search",
+        pico.path,
+        "--target-length",
+        TARGET,
+        "--text",
+        texts,
+        "-o",
+        output,
+        "--plots",
+        tmp_path / "plots",
+    ]
+    budget = ["--strategy", "evolution", "--max-evals", 6, "--documents", 1, "--threads", 1]
+    found = run_cli(*asked, *budget, "--short-budget", "5%", "--attention-factor", 1.2)
+    assert found.code == 0, found.err
+    assert "vLLM ignores the key" in found.err
+    assert "Pareto front" in found.err
+    assert "(chosen)" in found.err
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert names == [f"{name}.{kind}" for name in ("convergence", "factors", "pareto") for kind in ("png", "svg")]
+
+
+def test_a_model_that_does_not_load_leaves_no_journal(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pico.path, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    asked = ["search", broken, "--target-length", TARGET, "--text", texts, "-o", tmp_path / "factors.json"]
+    assert run_cli(*asked, "--max-evals", 3, "--documents", 1).code == 2
+    assert not (tmp_path / "factors.json.journal").exists()
 
 
 # -- eval, recover, doctor

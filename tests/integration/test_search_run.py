@@ -239,8 +239,7 @@ search(open_checkpoint(model), corpus, 256, options=options, journal_dir=Path(jo
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [2, 23])
+@pytest.mark.parametrize("stop", [23])
 def test_kill_9_at_any_moment(checkpoint, corpus, tmp_path, stop):
     """A real SIGKILL in a real process; the rest is done here, with the same end."""
     options = replace(OPTIONS, strategy="auto")

@@ -42,6 +42,45 @@ def test_a_row_does_not_contradict_itself(row: object) -> None:
         assert not facts["permute_qk"], "permuted rows without a GGUF architecture"
 
 
+SLIDING = {"sliding_window": 128, "max_position_embeddings": 256}
+HALF = {"layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({"model_type": "mistral"}, "all layers"),
+        ({"model_type": "phi3"}, "all layers"),
+        ({"model_type": "exaone4"}, "all layers"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "all layers"),
+        ({"model_type": "qwen3", **HALF}, "1 of 2 layers"),
+        ({"model_type": "exaone4", **HALF}, "1 of 2 layers"),
+        ({"model_type": "llama", **HALF}, "1 of 2 layers"),
+        ({"model_type": "gemma2", "layer_types": ["sliding_attention"] * 2}, "2 of 2 layers"),
+        ({"model_type": "llama", "layer_types": ["chunked_attention", "full_attention"]}, "1 of 2 layers"),
+    ],
+)
+def test_layers_that_slide_below_the_window_are_refused(config: dict[str, object], layers: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"{layers} of this .* the last 128 tokens only \(sliding_window\)"):
+        architecture_of({**SLIDING, **config})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama"},
+        {"model_type": "qwen2", "use_sliding_window": False},
+        {"model_type": "qwen3", "layer_types": ["full_attention"] * 2},
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": 256},
+        {"model_type": "gemma2", **HALF},
+        {"model_type": "gemma2"},
+    ],
+)
+def test_layers_that_see_everything_and_known_mixtures_are_not(config: dict[str, object]) -> None:
+    assert architecture_of({**SLIDING, **config}).model_type == config["model_type"]
+
+
 def test_llama_is_exported_everywhere() -> None:
     row = ARCHITECTURES["llama"]
     assert (row.gguf, row.gguf_rope, row.permute_qk) == ("llama", "sets", True)

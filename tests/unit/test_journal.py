@@ -43,7 +43,16 @@ def test_a_cut_header_starts_over(tmp_path):
     path.write_text('{"journal": 1, "hea')
     with Journal(path, HEADER, resume=True) as journal:
         assert journal.records == []
-    assert json.loads(path.read_text()) == {"journal": 1, "header": HEADER}
+        journal.append({"n": 1})
+    assert json.loads(path.read_text().splitlines()[0]) == {"journal": 1, "header": HEADER}
+
+
+def test_a_journal_without_records_leaves_nothing_behind(tmp_path):
+    path = written(tmp_path / "folder" / "j.jsonl")
+    assert not path.parent.exists()
+    beside = written(tmp_path / "j.jsonl")
+    assert not beside.exists()
+    assert tmp_path.exists()
 
 
 def test_an_existing_journal_is_not_overwritten(tmp_path):
@@ -54,7 +63,7 @@ def test_an_existing_journal_is_not_overwritten(tmp_path):
 
 
 def test_a_changed_header_is_refused_by_name(tmp_path):
-    path = written(tmp_path / "j.jsonl")
+    path = written(tmp_path / "j.jsonl", {"n": 1})
     with pytest.raises(InputError, match=r"settings\.seed was 1, is 2"):
         Journal(path, {"model": "a", "settings": {"seed": 2, "list": [1, 2]}}, resume=True)
 
