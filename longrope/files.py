@@ -64,6 +64,15 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(room, ignore_errors=True)
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk; a rename is not safe from a power cut before."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise InputError when `path` exists and may not be replaced."""
     if (path.exists() or path.is_symlink()) and not overwrite:

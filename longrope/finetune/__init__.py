@@ -1,0 +1,1 @@
+"""Fine-tuning: stages, trainer, mixed context windows, many devices, checkpoints."""

@@ -1,0 +1,189 @@
+"""Several gloo processes that train one pico model, and one process that trains the same: what distributed tests compare."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longrope.checkpoint import open_checkpoint
+from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
+from longrope.finetune.parallel import Parallel, full_weights
+from longrope.finetune.ulysses import use_ulysses
+from longrope.modeling import RescaledRotary, build_model, replace_rotary
+from tests.common import pico_factors
+
+# Imported once, by the server that all processes are forked from.
+PRELOADED = ["torch", "transformers.models.llama.modeling_llama", "torch.distributed.checkpoint", "tests.processes"]
+
+
+def run_processes(count: int, function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Call a module's function in `count` processes as torchrun would start them, once for each argument.
+
+    Returns:
+        Name of the argument → what each process returned, by rank. A process that fails fails the call.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    results = {}
+    with context.Pool(count) as pool:
+        for name, argument in arguments.items():
+            port = _free_port()  # a store of its own, so that nobody joins the group before
+            jobs = [(function, _environment(rank, count, port), argument) for rank in range(count)]
+            results[name] = pool.map(_as_torchrun_would, jobs, chunksize=1)
+    return results
+
+
+def start_process(function: Callable[..., Any], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """One process of its own, to be killed or limited; `exitcode` is -9 after a kill."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _as_torchrun_would(job: tuple[Callable[..., Any], dict[str, str], Any]) -> Any:
+    function, environment, argument = job
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    return function(argument)
+
+
+# -- a training run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run of the pico model does.
+
+    Args:
+        model: folder of the pico model.
+        sequence_size, weight_shards: see `Parallel.from_environment`.
+        lengths: tokens of a sequence, step by step, from the start again when they are used up; those longer than the
+            model's window are turned by the long set, the others by the short one.
+        rows: sequences in a global batch.
+        recompute: activation checkpointing.
+        checkpoints: their folder; a run goes on from the latest.
+        save_every: steps between two.
+        log: a file that gets a line of JSON for every step.
+        killed_after: steps after each of which the process kills itself, before it saves.
+    """
+
+    model: Path
+    sequence_size: int = 1
+    weight_shards: int | None = None
+    steps: int = 10
+    lengths: tuple[int, ...] = (64,)
+    rows: int = 4
+    recompute: bool = False
+    checkpoints: Path | None = None
+    save_every: int = 1
+    log: Path | None = None
+    killed_after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Losses and gradient norms step by step, and the whole weights at the end."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor] = field(repr=False)
+    numel_here: int
+
+
+class PicoLoss(nn.Module):
+    """A model and its loss in one forward, as FSDP2 wants it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        """Sum of the losses of all tokens whose label is not -100."""
+        hidden = self.model.get_decoder()(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False)
+        logits = self.model.get_output_embeddings()(hidden.last_hidden_state).float()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels_BT.flatten(), reduction="sum")
+
+
+def batch(step: int, length: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, labels and positions [rows, length] of a step; rows count unequally many tokens."""
+    ids = torch.randint(384, (rows, length), generator=torch.Generator().manual_seed(step))
+    labels = torch.cat((ids[:, 1:], torch.full((rows, 1), -100)), dim=1)
+    for row in range(rows):
+        labels[row, : row * length // (2 * rows)] = -100
+    return ids, labels, torch.arange(length).expand(rows, -1).contiguous()
+
+
+def train(run: Run) -> Outcome:
+    """Train in this process, with the others that torchrun started, if any."""
+    with Parallel.from_environment(run.sequence_size, device="cpu", weight_shards=run.weight_shards) as parallel:
+        return _train(run, parallel)
+
+
+def _train(run: Run, parallel: Parallel) -> Outcome:
+    checkpoint = open_checkpoint(run.model)
+    model = build_model(checkpoint).requires_grad_(True).train()
+    rotary = RescaledRotary.of(checkpoint.bind(pico_factors()))
+    replace_rotary(model, rotary)
+    use_ulysses(model, parallel, "sdpa")
+    if run.recompute:
+        model.activation_checkpointing_enable()
+    whole = parallel.shard(PicoLoss(model))
+    optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-3)
+    first, losses, norms = 0, [], []
+    if run.checkpoints and (latest := latest_checkpoint(run.checkpoints)) is not None:
+        first = load_checkpoint(latest, whole, optimizer)["step"]
+    for step in range(first, run.steps):
+        length = run.lengths[step % len(run.lengths)]
+        rotary.use("long" if length > checkpoint.window else "short")
+        loss, norm = _step(run, parallel, whole, batch(step, length, run.rows))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+        norms.append(norm)
+        if run.log:
+            with run.log.open("a") as log:
+                log.write(json.dumps({"step": step, "loss": loss}) + "\n")
+        if step in run.killed_after and step != first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if run.checkpoints and (step + 1) % run.save_every == 0:
+            save_checkpoint(step_folder(run.checkpoints, step + 1), whole, optimizer, {"step": step + 1})
+    return Outcome(losses, norms, dict(full_weights(whole)), sum(_local(p).numel() for p in whole.parameters()))
+
+
+def _step(run: Run, parallel: Parallel, whole: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[float, float]:
+    total = parallel.sum_((tensors[1][parallel.data_rank :: parallel.data_size] >= 0).sum()) / run.sequence_size
+    part = [parallel.split_sequence(tensor[parallel.data_rank :: parallel.data_size]) for tensor in tensors]
+    summed = torch.zeros(())
+    for row in range(len(part[0])):  # one row at a time: gradients accumulate
+        loss = whole(*(tensor[row : row + 1] for tensor in part)) / total
+        loss.backward()
+        summed += loss.detach()
+    return parallel.sum_(summed).item(), parallel.clip_grad_norm(whole, 1.0).item()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    local = getattr(tensor, "to_local", None)
+    return tensor if local is None else local()
