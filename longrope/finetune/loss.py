@@ -1,0 +1,78 @@
+"""Next-token loss of packed rows, with the head fused into it: logits exist for one chunk of rows at a time.
+
+    ids ──decoder──► hidden [N, D] ──chunks──► logits [n, V] ──► Σ weight · NLL
+
+The head and the loss are one call of torch's linear_cross_entropy with chunking (without its `options` it holds all
+logits). Where all weights are 0 or 1 the gradients are made in the forward, so the fused loss costs no arithmetic more
+than the plain one; other weights make it compute the logits twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import LinearCrossEntropyOptions
+from torch.nn.functional import linear_cross_entropy
+
+from longrope.errors import UnsupportedError
+from longrope.finetune.batch import IGNORED, PackedBatch
+from longrope.finetune.rotary import SequenceRotary
+
+# Logits held at a time: 32M numbers, 128 MB in float32. With fewer rows the head's gradient would be moved too often.
+LOGITS_AT_ONCE = 1 << 25
+MIN_ROWS, MAX_ROWS = 256, 8192
+
+
+class TrainingLoss(nn.Module):
+    """A causal model with its loss, as one module: what is trained, and what `fully_shard` takes as the root.
+
+    Args:
+        model: transformers' causal model, with `rotary` in it and attention inside documents.
+        rotary: told the factor set of every token before each pass.
+        dtype: of the head's matrix product; sums are in float32.
+    """
+
+    def __init__(self, model: Any, rotary: SequenceRotary, dtype: torch.dtype = torch.float32) -> None:
+        """Raises UnsupportedError when the model caps its logits, which the fused loss cannot."""
+        super().__init__()
+        if getattr(model.config, "final_logit_softcapping", None) is not None:
+            raise UnsupportedError("training: this model caps its logits (final_logit_softcapping)")
+        self.model, self.rotary, self.dtype = model, rotary, dtype
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Σ weight · NLL over the batch's tokens, nats, float32; divide by the step's total weight yourself."""
+        self.rotary.assign(batch.sets)
+        hidden_BTD = self.model.get_decoder()(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            cu_seqlens=batch.cu_seqlens,
+            use_cache=False,
+        ).last_hidden_state
+        return self._head_loss(hidden_BTD.flatten(0, 1), batch.labels.flatten(), batch.weights.flatten())
+
+    def _head_loss(self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings()
+        scaling = getattr(self.model.config, "logits_scaling", None)
+        if scaling is not None:
+            hidden_ND = hidden_ND / scaling
+        plain = bool(((weights_N == 1) | (labels_N == IGNORED)).all())
+        bias = getattr(head, "bias", None)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            losses = linear_cross_entropy(
+                hidden_ND.to(self.dtype),
+                head.weight.to(self.dtype),
+                labels_N,
+                linear_bias=None if bias is None else bias.to(self.dtype),
+                reduction="sum" if plain else "none",
+                ignore_index=IGNORED,
+                options=chunking(head.weight.shape[0]),
+            )
+            return losses.float() if plain else (losses.float() * weights_N).sum()
+
+
+def chunking(vocab_size: int) -> LinearCrossEntropyOptions:
+    """Chunks large enough that the head's gradient is not moved more often than it is computed."""
+    rows = 1 << (LOGITS_AT_ONCE // vocab_size).bit_length() - 1 if vocab_size < LOGITS_AT_ONCE else MIN_ROWS
+    return LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=min(max(rows, MIN_ROWS), MAX_ROWS))

@@ -1,0 +1,54 @@
+"""The rotary embedding of training: every sequence has its own factor set, two sets may meet in one forward.
+
+    token      0 1 2 … 63 │ 0 1 2 … 4095 │ 0 1 …          position_ids, anew in every sequence
+    set        short      │ long         │ short           `assign`: told, never guessed from a position
+
+Sets and factors live outside parameters and buffers: `model.to(dtype)` cannot round them, checkpoints do not see them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from longrope import rope
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+
+SHORT, LONG = 0, 1
+
+
+class SequenceRotary(nn.Module):
+    """Float64 angles of bound factors, by a set index for each token.
+
+    The attention factor applies to both sets, as in every runtime.
+    """
+
+    def __init__(self, factors: RescaleFactors) -> None:
+        """Raises InputError when the factors are not bound to a model."""
+        super().__init__()
+        if factors.rope_theta is None:
+            raise InputError("the factors do not say rope_theta; bind them to a model first")
+        base = rope.inv_freq(factors.rope_theta, 2 * factors.num_pairs)
+        sets = [base / factors.short_factor, base / factors.long_factor]
+        self._base = torch.from_numpy(base)
+        self._frequencies = torch.stack([torch.from_numpy(frequencies) for frequencies in sets])
+        self._attention_factor = factors.effective_attention_factor
+        self._n_hat = factors.n_hat
+        self._sets: Tensor | None = None
+
+    def assign(self, sets_BT: Tensor | None) -> None:
+        """Set index (`SHORT` or `LONG`) of every token of the coming forwards; None for the long set everywhere."""
+        self._sets = sets_BT
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, D] (for its device and dtype), position_ids [B, T] → cos, sin [B, T, d] in x's dtype."""
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        frequencies = self._frequencies.to(x.device, wide)
+        n_BT1 = position_ids.to(x.device, wide)[..., None]
+        chosen = frequencies[LONG] if self._sets is None else frequencies[self._sets.to(x.device)]
+        angles = n_BT1 * chosen
+        if self._n_hat:
+            angles = torch.where(n_BT1 < self._n_hat, n_BT1 * self._base.to(x.device, wide), angles)
+        cos, sin = ((turn * self._attention_factor).to(x.dtype) for turn in (angles.cos(), angles.sin()))
+        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
