@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, UnsupportedError
 from longrope.factors import FactorSet, RescaleFactors
 from longrope.hf_config import extended_config
+from longrope.scoring import Stop, never
 from longrope.text import TokenIds
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -32,6 +34,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 # A window is prefilled in one pass up to this many tokens, in chunks through the KV cache beyond.
 PREFILL_TOKENS = 32_768
+# Those chunks of a prompt: each is masked against the whole cache, chunk × T booleans (and as many floats on a CPU).
+LATER_TOKENS = 1024
 
 
 def build_config(checkpoint: Checkpoint, factors: RescaleFactors | None) -> Any:
@@ -292,6 +296,7 @@ class TorchSource:
         self.vocab_size = int(model.config.vocab_size)
         self.prefill_tokens = prefill_tokens
         self._pin = _pin(model) if pinned and factors is not None else None
+        self._held: _Held | None = None
 
     def set_for(self, length: int) -> FactorSet:
         return self.factors.set_for_length(length) if self.factors else "short"
@@ -335,9 +340,76 @@ class TorchSource:
             rows.append(output.logits[0, -1])
         return torch.stack(rows).float().cpu()
 
+    @torch.inference_mode()
+    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+        """[T - first, V] float32: the rows of positions first … T - 1; the head is computed for these only.
+
+        The KV cache is kept: what the next prompt shares with this one from its start on is not read again.
+        """
+        return head_logits(self.model, self._tail(ids, factor_set, first)).float().cpu()
+
+    @torch.inference_mode()
+    def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
+        """At most `count` tokens after a prompt [T], each the likeliest, through the KV cache, all under one set."""
+        ids, written = np.asarray(prompt, dtype=np.int64), list[int]()
+        while len(written) < count and not (written and stop(written)):
+            written.append(int(head_logits(self.model, self._tail(ids, factor_set, len(ids) - 1))[-1].argmax()))
+            ids = np.append(ids, written[-1])
+        return np.asarray(written, dtype=np.int64)
+
     def close(self) -> None:
         """Free the model."""
-        self.model = None
+        self.model = self._held = None
+
+    def _tail(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+        """Last hidden states [T - first, D] of positions first … T - 1."""
+        if self._pin is not None:
+            self._pin.use(factor_set)
+        cache, start = self._shared_cache(ids, factor_set, first)
+        self._held = None
+        rows = []
+        while start < len(ids):
+            stop = min(start + (self._first_pass(factor_set) if start == 0 else LATER_TOKENS), len(ids))
+            part_BT = torch.as_tensor(ids[start:stop], device=self.model.device)[None]
+            output = self.model.get_decoder()(input_ids=part_BT, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            rows.append(output.last_hidden_state[0, max(first - start, 0) :])
+            start = stop
+        self._held = _Held(np.array(ids), factor_set, cache)
+        return torch.cat(rows)
+
+    def _shared_cache(self, ids: TokenIds, factor_set: FactorSet, first: int) -> tuple[Any, int]:
+        """The kept cache, cut to what it shares with `ids` before `first`, and how many tokens that is."""
+        held = self._held
+        if held is None or held.factor_set != factor_set or self._switches or any(held.cache.is_sliding):
+            return None, 0
+        differ = np.flatnonzero(held.ids[:first] != ids[: min(first, len(held.ids))])
+        shared = int(differ[0]) if len(differ) else min(first, len(held.ids))
+        if shared == 0:
+            return None, 0
+        if shared < len(held.ids):
+            held.cache.crop(shared - len(held.ids))  # tokens to remove, as a number below 0
+        return held.cache, shared
+
+    @property
+    def _switches(self) -> bool:
+        """Whether transformers changes sets by the positions of each pass."""
+        return self._pin is None and self.factors is not None and self.factors.factor_sets == "dual"
+
+    def _first_pass(self, factor_set: FactorSet) -> int:
+        """Tokens of the first pass: beyond the original window where that is what makes transformers use the long set."""
+        if self._switches and self.factors is not None and factor_set == "long":
+            return max(self.prefill_tokens, self.factors.original + 1)
+        return self.prefill_tokens
+
+
+@dataclass
+class _Held:
+    """A KV cache with the tokens [T] that are in it."""
+
+    ids: TokenIds
+    factor_set: FactorSet
+    cache: Any
 
 
 @contextmanager

@@ -1,21 +1,28 @@
-"""Retrieval prompts: a key told somewhere in real text, and asked for at the end.
+"""Retrieval prompts: something told in the middle of real text, and asked for at the end.
 
     ├──── filler ────┤ statement ├──────── filler ────────┤ question answer │
     0            depth · room                                        length
 
-The same builder makes training windows and evaluation prompts of any length.
+passkey   a number of five digits                            (LongRoPE, arXiv 2402.13753, section 4.3)
+needle    where somebody's things are, answered in words     (after LongRoPE2, arXiv 2502.20082, section 3.2)
+
+The same builder makes training windows and evaluation prompts of any length. `measure` puts prompts to a source of
+logits: is every token of the answer the likeliest one (teacher-forced), is it what greedy decoding writes, and how
+likely is it (needle perplexity: the answer's tokens only).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from longrope.errors import InputError
+from longrope.scoring import LogitSource, greedy, perplexity, tail_logits
 
 Encode = Callable[[str], Sequence[int]]
 """Text to token ids, adding no special tokens."""
@@ -25,6 +32,21 @@ TokenIds = npt.NDArray[np.int64]
 PASSKEY_STATEMENT: Final = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 PASSKEY_QUESTION: Final = "\n\nWhat is the pass key? The pass key is"
 PASSKEY_ANSWER: Final = " {key}"
+
+NEEDLE_STATEMENT: Final = "\n\n{owner} keeps the {thing} in {place}.\n\n"
+NEEDLE_QUESTION: Final = "\n\nWhere does {owner} keep the {thing}? {owner} keeps the {thing} in"
+NEEDLE_ANSWER: Final = " {place}"
+NEEDLE_OWNERS: Final = ("the captain", "the widow", "the teacher", "my uncle", "the gardener", "the judge", "our cook")
+NEEDLE_THINGS: Final = ("silver watch", "old letters", "blue ribbon", "brass key", "map", "violin", "green lamp")
+NEEDLE_PLACES: Final = (
+    "the kitchen drawer",
+    "a box under the stairs",
+    "the garden house",
+    "the pocket of a coat",
+    "an empty barrel",
+    "the church tower",
+    "a basket by the window",
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +126,103 @@ def passkey_sample(
     depth: relative place of the statement in the filler, 0 to 1. The same `rng` state gives the same sample.
     """
     key = "".join(str(digit) for digit in (rng.integers(1, 10), *rng.integers(0, 10, num_digits - 1)))
-    question = encode(PASSKEY_QUESTION)
-    ending = encode(PASSKEY_QUESTION + PASSKEY_ANSWER.format(key=key))
-    token_ids = hide(filler_ids, encode(PASSKEY_STATEMENT.format(key=key)), ending, length, depth, rng)
-    answer_start = length - len(ending) + common_prefix(question, ending)
-    return RetrievalSample(token_ids, answer_start, length, depth)
+    statement, answer = PASSKEY_STATEMENT.format(key=key), PASSKEY_ANSWER.format(key=key)
+    return _sample(encode, filler_ids, length, depth, rng, (statement, PASSKEY_QUESTION, answer))
+
+
+def needle_sample(
+    encode: Encode, filler_ids: npt.ArrayLike, length: int, depth: float, rng: np.random.Generator
+) -> RetrievalSample:
+    """A sentence of who keeps what where, told at `depth` and asked for at the end; arguments as `passkey_sample`."""
+    words = {
+        "owner": rng.choice(NEEDLE_OWNERS),
+        "thing": rng.choice(NEEDLE_THINGS),
+        "place": rng.choice(NEEDLE_PLACES),
+    }
+    texts = (NEEDLE_STATEMENT, NEEDLE_QUESTION, NEEDLE_ANSWER)
+    statement, question, answer = (text.format(**words) for text in texts)
+    return _sample(encode, filler_ids, length, depth, rng, (statement, question, answer))
+
+
+def _sample(
+    encode: Encode,
+    filler_ids: npt.ArrayLike,
+    length: int,
+    depth: float,
+    rng: np.random.Generator,
+    texts: tuple[str, str, str],
+) -> RetrievalSample:
+    """A prompt of (statement, question, answer); tokens that merge question and answer belong to the answer."""
+    statement, question, answer = texts
+    asked, ending = encode(question), encode(question + answer)
+    token_ids = hide(filler_ids, encode(statement), ending, length, depth, rng)
+    return RetrievalSample(token_ids, length - len(ending) + common_prefix(asked, ending), length, depth)
+
+
+# -- measuring
+
+MakeSample = Callable[[Encode, npt.ArrayLike, int, float, np.random.Generator], RetrievalSample]
+TASKS: Final[Mapping[str, MakeSample]] = {"passkey": passkey_sample, "needle": needle_sample}
+
+
+@dataclass(frozen=True)
+class RetrievalRow:
+    """What a source recalls at one length and depth.
+
+    Args:
+        length: tokens of a prompt, its answer included.
+        depth: of the statement, 0 (first) to 1 (last).
+        samples: prompts measured.
+        accuracy: share of prompts whose whole answer is the likeliest, token by token, given all before it.
+        answer_ppl: exp of the mean NLL of the answers' tokens.
+        generated: share of prompts that greedy decoding answers; None where it was not asked for.
+    """
+
+    length: int
+    depth: float
+    samples: int
+    accuracy: float
+    answer_ppl: float
+    generated: float | None = None
+
+
+def samples_of(
+    task: str, encode: Encode, filler_ids: npt.ArrayLike, length: int, depth: float, count: int, seed: int
+) -> Iterator[RetrievalSample]:
+    """`count` prompts. Prompt k has the same filler and answer at every depth: only the statement's place differs.
+
+    Raises:
+        InputError: too little filler, or a length or depth that cannot be.
+    """
+    for k in range(count):
+        yield TASKS[task](encode, filler_ids, length, depth, np.random.default_rng([seed, length, k]))
+
+
+def measure(
+    source: LogitSource,
+    samples: Sequence[RetrievalSample],
+    *,
+    generate: bool = False,
+    on_sample: Callable[[], None] = lambda: None,
+) -> RetrievalRow:
+    """Put prompts of one length and depth to a source, under the set its runtime uses for that length.
+
+    Only the rows of logits that predict the answer are asked for.
+    """
+    found = written = 0
+    nll, tokens = 0.0, 0
+    for sample in samples:
+        used = source.set_for(len(sample.token_ids))
+        answer = torch.as_tensor(sample.answer_ids)
+        logits_AV = tail_logits(source, sample.token_ids[:-1], used, sample.answer_start - 1)
+        found += torch.equal(logits_AV.argmax(-1), answer)
+        nll += float(torch.nn.functional.cross_entropy(logits_AV.double(), answer, reduction="sum"))
+        tokens += len(answer)
+        if generate:
+            written += np.array_equal(greedy(source, sample.prompt_ids, len(answer), used), sample.answer_ids)
+        on_sample()
+    first, count = samples[0], len(samples)
+    ppl = perplexity(nll / tokens)
+    return RetrievalRow(
+        len(first.token_ids), first.depth, count, found / count, ppl, written / count if generate else None
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,6 +56,28 @@ class LogitSource(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """What a LogitSource may offer beyond: long prompts answered without the rows that nobody looks at."""
+
+    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+        """[T - first, V] float32 on the CPU: the rows of positions first … T - 1 of one window [T]."""
+        ...
+
+    def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop) -> TokenIds:
+        """At most `count` tokens after a prompt [T], each the likeliest, through the runtime's cache."""
+        ...
+
+
+Stop = Callable[[Sequence[int]], bool]
+"""Whether generation ends after these new tokens."""
+
+
+def never(tokens: Sequence[int]) -> bool:
+    """The `Stop` that always goes on."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -107,8 +129,8 @@ class Comparison:
             length=length,
             regime=regime,
             tokens=self.tokens,
-            ppl_reference=_exp(self.nll_reference / self.tokens),
-            ppl=_exp(self.nll / self.tokens),
+            ppl_reference=perplexity(self.nll_reference / self.tokens),
+            ppl=perplexity(self.nll / self.tokens),
             kl_mean=float(kl.mean()),
             kl_p99=float(np.quantile(kl.numpy(), 0.99)),
             top1_agreement=self.top1_agreements / self.tokens,
@@ -199,6 +221,37 @@ def nll(source: LogitSource, windows: Sequence[TokenIds], factor_set: FactorSet,
     return total / tokens
 
 
+def tail_logits(source: LogitSource, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+    """[T - first, V] float32: the rows of positions first … T - 1 of one window; a source that can leaves out the rest."""
+    if isinstance(source, PromptSource):
+        return source.tail_logits(ids, factor_set, first)
+    return _rows_from(source.logits(ids, factor_set, CHUNK_TOKENS), first)
+
+
+def greedy(source: LogitSource, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
+    """At most `count` tokens after a prompt, each the likeliest; a source without a way of its own reads it anew for each.
+
+    Args:
+        source: a model in some runtime.
+        prompt: [T] token ids.
+        count: most tokens that are written.
+        factor_set: the set for prompt and answer.
+        stop: asked after each token, with all new ones.
+    """
+    if isinstance(source, PromptSource):
+        return source.greedy(prompt, count, factor_set, stop)
+    written: list[int] = []
+    while len(written) < count and not (written and stop(written)):
+        ids = np.concatenate([prompt, np.asarray(written, dtype=np.int64)])
+        written.append(int(tail_logits(source, ids, factor_set, len(ids) - 1)[-1].argmax()))
+    return np.asarray(written, dtype=np.int64)
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean NLL in nats per token; infinite where that is no number."""
+    return math.inf if nll > 700 else math.exp(nll)
+
+
 def check_vocabularies(reference: LogitSource, artifacts: Mapping[str, LogitSource]) -> None:
     """Raise InputError unless all sources predict over one vocabulary."""
     for name, source in artifacts.items():
@@ -222,7 +275,3 @@ def _rows_from(blocks: Iterator[Tensor], first: int) -> Tensor:
 def _check_block(expected: Tensor, actual: Tensor) -> None:
     if expected.shape != actual.shape:
         raise LongRopeError(f"a runtime returned logits {tuple(actual.shape)}, expected {tuple(expected.shape)}")
-
-
-def _exp(value: float) -> float:
-    return math.inf if value > 700 else math.exp(value)

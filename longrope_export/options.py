@@ -51,7 +51,22 @@ class Share(click.ParamType):  # type: ignore[type-arg]
         return share
 
 
-TOKENS, LENGTHS, SHARE = Tokens(), Lengths(), Share()
+class Depths(click.ParamType):  # type: ignore[type-arg]
+    """Comma-separated places in a text, 0 (its start) to 1 (its end); each counts once."""
+
+    name = "D,D,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            depths = tuple(dict.fromkeys(float(part) for part in str(value).split(",")))
+        except ValueError:
+            depths = (-1.0,)
+        if not all(0 <= depth <= 1 for depth in depths):
+            self.fail(f"expected numbers from 0 to 1 like 0,0.5,1, got {value!r}", param, ctx)
+        return depths
+
+
+TOKENS, LENGTHS, SHARE, DEPTHS = Tokens(), Lengths(), Share(), Depths()
 PATH = click.Path(path_type=Path)
 
 

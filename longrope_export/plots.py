@@ -16,6 +16,7 @@ import numpy as np
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
+from longrope.retrieval import RetrievalRow
 from longrope.search import SearchResult
 from longrope.search.objective import perplexity
 from longrope_export.factor_tables import known_methods
@@ -31,9 +32,21 @@ def plot_factors(named: Mapping[str, RescaleFactors], path: Path, *, published: 
 
     Known methods and published shapes are drawn at the first one's length scale.
     """
+    check_picture(path)
+    write_atomically(path, render(factors_figure(named, published=published), path.suffix[1:].lower()))
+
+
+def plot_retrieval(named: Mapping[str, Sequence[RetrievalRow]], path: Path) -> None:
+    """Heat maps of retrieval, one a name, side by side."""
+    check_picture(path)
+    write_atomically(path, render(retrieval_figure(named), path.suffix[1:].lower()))
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before any work is done, a name that is no picture's, and a machine without matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: expected a .png or .svg name")
-    write_atomically(path, render(factors_figure(named, published=published), path.suffix[1:].lower()))
+    require_matplotlib()
 
 
 def plot_search(result: SearchResult, folder: Path) -> list[Path]:
@@ -80,6 +93,44 @@ def factors_figure(named: Mapping[str, RescaleFactors], *, published: bool = Tru
     return figure
 
 
+def retrieval_figure(named: Mapping[str, Sequence[RetrievalRow]]) -> Any:
+    """Figure of the share of answers found by length (across) and depth (down), one heat map a name.
+
+    Raises:
+        InputError: nothing was measured.
+    """
+    if not named:
+        raise InputError("expected retrieval rows to draw; measure --passkey N,N or --needle N,N")
+    figure = _figure_class()(figsize=(1.5 + 4.2 * len(named), 3.6), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, len(named), squeeze=False)[0], named.items(), strict=True):
+        picture = _heat_map(axes, rows)
+        axes.set_title(name)
+    figure.colorbar(picture, ax=figure.axes, label="answers found, %")
+    return figure
+
+
+def _heat_map(axes: Any, rows: Sequence[RetrievalRow]) -> Any:
+    """Cells of accuracy in percent with their numbers; a length and depth that was not measured stays empty."""
+    lengths, depths = sorted({row.length for row in rows}), sorted({row.depth for row in rows})
+    found = {(row.depth, row.length): 100 * row.accuracy for row in rows}
+    grid = [[found.get((depth, length), math.nan) for length in lengths] for depth in depths]
+    picture = axes.imshow(grid, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
+    for y, line in enumerate(grid):
+        for x, value in enumerate(line):
+            if not math.isnan(value):
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(lengths)), [_tokens(length) for length in lengths], rotation=45)
+    axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+    axes.set_xlabel("prompt, tokens")
+    axes.set_ylabel("depth of the answer")
+    return picture
+
+
+def _tokens(length: int) -> str:
+    """`16k` for 16384."""
+    return f"{length // 1024}k" if length % 1024 == 0 else f"{length}"
+
+
 def published_shapes(factors: RescaleFactors) -> dict[str, Points]:
     """The authors' published sets as (pair, λ), brought to the pairs and the length scale of these factors.
 
@@ -124,12 +175,16 @@ def render(figure: Any, kind: str) -> bytes:
 
 
 def _figure(x_label: str, y_label: str) -> tuple[Any, Any]:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.2))
+    figure = _figure_class()(figsize=(7.5, 4.2))
     axes = figure.subplots()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _figure_class() -> Any:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure

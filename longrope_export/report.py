@@ -1,4 +1,7 @@
-"""report.html of a run, made from run.json, factors.json and validation.json alone, so that it can be made again."""
+"""report.html of a run, made from its JSON files alone, so that it can be made again.
+
+run.json, factors.json, validation.json, and evaluation.json where there is one (`eval --json RUN_DIR/evaluation.json`).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write the report of a run's folder; returns where. Raises InputError when the folder is not a finished run."""
     path = output or folder / "report.html"
     run = _read(folder / "run.json")
+    evaluation = _read(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
     data = {
         "run": run,
+        "evaluation": evaluation,
         "validation": _read(folder / "validation.json"),
         "factors": RescaleFactors.load(folder / "factors.json"),
-        "plots": _plots(run, RescaleFactors.load(folder / "factors.json")),
+        "plots": _plots(run, RescaleFactors.load(folder / "factors.json"), evaluation or {}),
     }
     write_atomically(path, render(data))
     return path
@@ -53,9 +58,12 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 
-def _plots(run: Mapping[str, Any], factors: RescaleFactors) -> dict[str, str]:
+def _plots(run: Mapping[str, Any], factors: RescaleFactors, evaluation: Mapping[str, Any]) -> dict[str, str]:
     """SVG pictures by title; none without matplotlib, which the report then says."""
     from longrope_export import plots
+    from longrope_export.evaluation import retrieval_rows
+
+    recalled = retrieval_rows(evaluation)
 
     search = run["extension"]["search"]
     history = [(point["tokens"], point["perplexity"]) for point in search["history"]]
@@ -69,6 +77,8 @@ def _plots(run: Mapping[str, Any], factors: RescaleFactors) -> dict[str, str]:
             sides = [(point["short"], point["target"]) for point in front]
             chosen = next((i for i, point in enumerate(front) if point["chosen"]), None)
             figures["Original window against target"] = plots.pareto_figure(sides, chosen, search["short_cap"])
+        if recalled:
+            figures["Retrieval by length and depth"] = plots.retrieval_figure(recalled)
         return {title: _inline(plots.render(figure, "svg")) for title, figure in figures.items()}
     except MissingRequirementError:
         return {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
 from converters.base import Check
 from converters.parity import Validation
 from longrope.extend import MethodTable
+from longrope.retrieval import RetrievalRow
 from longrope_export.console import print_table
 from longrope_export.evaluation import Evaluation
 
@@ -54,16 +55,28 @@ def print_methods(table: MethodTable) -> None:
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """Perplexity by length, then passkey accuracy by length and depth."""
+    """Perplexity by length, then retrieval by length and depth."""
     if result.perplexity:
         rows = [[f"{row.length}", f"{row.windows}", f"{row.ppl:.4f}"] for row in result.perplexity]
         print_table(result.artifact, ("length", "windows", "ppl"), rows)
-    if result.passkey:
-        depths = sorted({row.depth for row in result.passkey})
-        found = {(row.length, row.depth): f"{100 * row.accuracy:.0f} %" for row in result.passkey}
-        lengths = sorted({row.length for row in result.passkey})
-        rows = [[f"{length}", *(found[length, depth] for depth in depths)] for length in lengths]
-        print_table("Passkey found", ("length", *(f"depth {depth:g}" for depth in depths)), rows)
+    for task, recalled in result.retrieval.items():
+        print_retrieval(task, recalled)
+
+
+def print_retrieval(task: str, rows: Sequence[RetrievalRow]) -> None:
+    """Share of answers found, by length and depth: teacher-forced, then generated, then the answers' perplexity."""
+    print_grid(f"{task}: answers found", rows, lambda row: f"{100 * row.accuracy:.0f} %")
+    if any(row.generated is not None for row in rows):
+        print_grid(f"{task}: answers generated", rows, lambda row: f"{100 * (row.generated or 0):.0f} %")
+    print_grid(f"{task}: perplexity of the answers", rows, lambda row: f"{row.answer_ppl:.3g}")
+
+
+def print_grid(title: str, rows: Sequence[RetrievalRow], cell: Callable[[RetrievalRow], str]) -> None:
+    """A table of lengths × depths."""
+    depths, found = sorted({row.depth for row in rows}), {(row.length, row.depth): cell(row) for row in rows}
+    lengths = sorted({row.length for row in rows})
+    lines = [[f"{length}", *(found[length, depth] for depth in depths)] for length in lengths]
+    print_table(title, ("length", *(f"depth {depth:g}" for depth in depths)), lines)
 
 
 def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:

@@ -20,6 +20,7 @@ from converters.gguf.container import aligned, first_part
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import FactorSet, RescaleFactors
 from longrope.provenance import usable_cpus
+from longrope.scoring import Stop, never
 from longrope.text import TokenIds
 
 # llama.cpp rounds the size of a context up to a multiple of this.
@@ -112,9 +113,34 @@ class LlamaCppSource:
             rows = [self._decode(context, ids[at : at + 1], at) for at in range(prefill, tokens)]
         return torch.cat([last, *rows])
 
+    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+        """[T - first, V] float32: the rows of positions first … T - 1; llama.cpp computes the head for these only."""
+        with self._context(context_size(self._checked(ids), factor_set, self._original), CONTEXT_STEP) as context:
+            return torch.cat(list(self._tail(context, ids, first)))
+
+    def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
+        """At most `count` tokens after a prompt [T], each the likeliest, in a context that holds all of them."""
+        room = self._checked(prompt) + count - 1  # the last token is written, never read
+        written: list[int] = []
+        with self._context(context_size(room, factor_set, self._original), CONTEXT_STEP) as context:
+            *_, rows = self._tail(context, prompt, len(prompt) - 1)
+            while True:
+                written.append(int(rows[-1].argmax()))
+                if len(written) == count or stop(written):
+                    return np.asarray(written, dtype=np.int64)
+                rows = self._decode(context, np.asarray(written[-1:]), len(prompt) + len(written) - 1)
+
     def close(self) -> None:
         """Free the model."""
         self._stack.close()
+
+    def _tail(self, context: Any, ids: TokenIds, first: int) -> Iterator[Tensor]:
+        """Decode a prompt in batches; the rows of positions `first` and later, batch by batch."""
+        for start in range(0, len(ids), CONTEXT_STEP):
+            part = ids[start : start + CONTEXT_STEP]
+            rows = self._decode(context, part, start, skip=max(first - start, 0))
+            if len(rows):
+                yield rows
 
     @property
     def _original(self) -> int | None:
@@ -149,8 +175,8 @@ class LlamaCppSource:
         params.n_threads = params.n_threads_batch = self.threads or usable_cpus()
         return params
 
-    def _decode(self, context: Any, ids: TokenIds, start: int) -> Tensor:
-        """Run one batch at positions start … and return all its rows, [len(ids), V]."""
+    def _decode(self, context: Any, ids: TokenIds, start: int, skip: int = 0) -> Tensor:
+        """Run one batch at positions start … and return its rows but the first `skip`, [len(ids) - skip, V]."""
         library = native.llama()
         batch = library.llama_batch_init(len(ids), 0, 1)
         try:
@@ -158,11 +184,13 @@ class LlamaCppSource:
             for row, token in enumerate(ids):
                 batch.token[row], batch.pos[row] = int(token), start + row
                 batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-                batch.logits[row] = 1
+                batch.logits[row] = row >= skip
             if library.llama_decode(context, batch):
                 raise native.failure(f"{self.name}: llama.cpp failed to decode {len(ids)} tokens at {start}")
         finally:
             library.llama_batch_free(batch)
+        if skip >= len(ids):
+            return torch.empty(0, self.vocab_size)
         address = library.llama_get_logits(context)
-        rows = np.ctypeslib.as_array(address, (len(ids), self.vocab_size))
+        rows = np.ctypeslib.as_array(address, (len(ids) - skip, self.vocab_size))
         return torch.from_numpy(rows.copy())

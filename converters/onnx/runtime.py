@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from converters.onnx.session import Cache, OnnxSession
 from longrope.factors import FactorSet, RescaleFactors
-from longrope.scoring import Rule
+from longrope.scoring import Rule, Stop, never
 from longrope.text import TokenIds
 
 # A prompt is prefilled in chunks of this size: attention scores take heads × chunk × keys floats.
@@ -71,6 +72,28 @@ class OnnxSource:
             rows, cache = self.session.forward(ids[position : position + 1], position, cache)
             found.append(rows[-1])
         return torch.stack(found)
+
+    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+        """[T - first, V] float32: the rows of positions first … T - 1; the graph computes the others, too, chunk by chunk."""
+        kept = [rows for rows, _, _ in self._passes(ids, factor_set, first)]
+        return torch.cat([rows for rows in kept if len(rows)])
+
+    def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
+        """At most `count` tokens after a prompt [T], each the likeliest, through the cache, all under one set."""
+        *_, (rows, cache, total) = self._passes(prompt, factor_set, len(prompt) - 1)
+        written = [int(rows[-1].argmax())]
+        while len(written) < count and not stop(written):
+            position = len(prompt) + len(written) - 1
+            rows, cache = self.session.forward(np.asarray(written[-1:]), position, cache, total)
+            written.append(int(rows[-1].argmax()))
+        return np.asarray(written, dtype=np.int64)
+
+    def _passes(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Iterator[tuple[Tensor, Cache, int]]:
+        """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length told."""
+        total, cache = self._pinned_length(len(ids), factor_set), self.session.empty_cache()
+        for start in range(0, len(ids), PREFILL_TOKENS):
+            rows, cache = self.session.forward(ids[start : start + PREFILL_TOKENS], start, cache, total)
+            yield rows[max(first - start, 0) :], cache, total
 
     def close(self) -> None:
         """Free the session."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,30 +15,31 @@ from longrope_export import options
 @options.texts(required=True)
 @click.option("--windows", type=options.LENGTHS, default=(), help="Lengths to measure perplexity at.")
 @click.option("--passkey", type=options.LENGTHS, default=(), help="Lengths to measure passkey retrieval at.")
+@click.option("--needle", type=options.LENGTHS, default=(), help="Lengths to measure retrieval of a sentence at.")
+@click.option(
+    "--depths", type=options.DEPTHS, default="0,0.25,0.5,0.75,1", show_default=True, help="Of what is hidden."
+)
+@click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="Prompts per length and depth.")
+@click.option("--generate", is_flag=True, help="Put retrieval prompts to greedy decoding, too.")
+@click.option("--heat-map", type=options.PATH, help="Picture of retrieval by length and depth: .png or .svg.")
 @click.option("--windows-per-length", type=click.IntRange(1), default=4, show_default=True, help="At most so many.")
-@click.option("--samples", type=click.IntRange(1), default=2, show_default=True, help="Passkeys per length and depth.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the runtime.  [default: all cores]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the passkeys.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the retrieval prompts.")
 @options.json_output
-def command(
-    artifact: str,
-    texts: tuple[Path, ...],
-    windows: tuple[int, ...],
-    passkey: tuple[int, ...],
-    windows_per_length: int,
-    samples: int,
-    threads: int | None,
-    seed: int,
-    json_path: str | None,
-) -> int:
-    """Measure ARTIFACT (or a model) in its own runtime: perplexity and passkey retrieval by length."""
+def command(heat_map: Path | None, json_path: str | None, **arguments: Any) -> int:
+    """Measure ARTIFACT (or a model) in its own runtime: perplexity by window, retrieval by length and depth."""
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.evaluation import EvalRequest, evaluate
+    from longrope_export.plots import check_picture, plot_retrieval
     from longrope_export.tables import print_evaluation
 
-    request = EvalRequest(artifact, texts, windows, passkey, windows_per_length, samples, threads, seed)
+    request = EvalRequest(**arguments)
+    if heat_map is not None:
+        check_picture(heat_map)
     result = evaluate(request, ConsoleProgress())
     if json_path != "-":
         print_evaluation(result)
+    if heat_map is not None:
+        plot_retrieval(result.retrieval, heat_map)
     write_json(result.to_json(), json_path)
     return 0

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from longrope.errors import InputError
-from longrope.retrieval import RetrievalSample, common_prefix, passkey_sample
+from longrope.retrieval import (
+    TASKS,
+    RetrievalSample,
+    common_prefix,
+    measure,
+    needle_sample,
+    passkey_sample,
+    samples_of,
+)
+from longrope.text import TokenIds
 
 
 def encode(text: str) -> list[int]:
@@ -83,3 +93,58 @@ def test_common_prefix() -> None:
     assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
     assert common_prefix([1, 2], [1, 2, 3]) == 2
     assert common_prefix([], [1]) == 0
+
+
+def test_a_needle_is_told_once_and_asked_for_at_the_end() -> None:
+    made = needle_sample(encode, FILLER, 512, 0.5, np.random.default_rng(0))
+    text, place = decode(made.token_ids), decode(made.answer_ids)
+    assert made.token_ids.shape == (512,)
+    assert text.count(place) == 2
+    assert text.endswith(place)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_samples_differ_by_number_and_only_the_place_by_depth(task: str) -> None:
+    early, late = (list(samples_of(task, encode, FILLER, 400, depth, 2, seed=0)) for depth in (0.0, 1.0))
+    assert not np.array_equal(early[0].token_ids, early[1].token_ids)
+    for one, other in zip(early, late, strict=True):
+        assert np.array_equal(one.answer_ids, other.answer_ids)
+        assert sorted(one.token_ids) == sorted(other.token_ids)
+
+
+class Oracle:
+    """A source that knows its prompts by heart, but for one row of each answer if it is told to be wrong."""
+
+    name, vocab_size, rule = "oracle", 256, "per_forward"
+
+    def __init__(self, samples: list[RetrievalSample], wrong_at: int | None = None) -> None:
+        self.samples, self.wrong_at = samples, wrong_at
+        self.rows: list[tuple[int, int]] = []
+
+    def set_for(self, length: int) -> str:
+        return "long"
+
+    def tail_logits(self, ids: TokenIds, factor_set: str, first: int) -> torch.Tensor:
+        self.rows.append((first, len(ids)))
+        known = next(s for s in self.samples if np.array_equal(s.token_ids[: len(ids)], ids))
+        rows = torch.zeros(len(ids) - first, self.vocab_size)
+        rows[torch.arange(len(rows)), torch.as_tensor(known.token_ids[first + 1 : len(ids) + 1])] = 9.0
+        if self.wrong_at is not None:
+            rows[self.wrong_at] = rows[self.wrong_at].roll(1)
+        return rows
+
+    def greedy(self, prompt: TokenIds, count: int, factor_set: str, stop: object) -> TokenIds:
+        known = next(s for s in self.samples if np.array_equal(s.prompt_ids, prompt))
+        return known.answer_ids[:count]
+
+
+def test_measure_counts_whole_answers_and_asks_for_their_rows_alone() -> None:
+    samples = list(samples_of("passkey", encode, FILLER, 300, 0.5, 3, seed=0))
+    source = Oracle(samples)
+    row = measure(source, samples, generate=True)  # type: ignore[arg-type]
+    assert (row.length, row.depth, row.samples, row.accuracy, row.generated) == (300, 0.5, 3, 1.0, 1.0)
+    assert row.answer_ppl == pytest.approx(1 + 255 * np.exp(-9), rel=1e-3)
+    assert (samples[0].answer_start - 1, 299) in source.rows
+    wrong = measure(Oracle(samples, wrong_at=3), samples)  # type: ignore[arg-type]
+    assert (wrong.accuracy, wrong.generated) == (0.0, None)
+    assert wrong.answer_ppl > row.answer_ppl
