@@ -24,8 +24,9 @@ from longrope.provenance import provenance
 from longrope.retrieval import RetrievalRow
 from longrope.scoring import LogitSource, nll, perplexity
 from longrope.search.windows import encode_plain
+from longrope.tasks import TaskRow, TaskRunner, read_records
 from longrope.text import Corpus, load_corpus
-from longrope_export.models import open_model
+from longrope_export.models import artifact_path
 
 SCHEMA_VERSION = 1
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -42,6 +43,12 @@ class EvalRequest:
         depths: places of the statement, 0 (first) to 1 (last).
         samples: prompts per length and depth.
         generate: put retrieval prompts to greedy decoding, too.
+        many_shot, qa, summarize: JSONL files of tasks; see `longrope.tasks`.
+        shots: numbers of examples before a many-shot query.
+        queries: many-shot queries, the last lines of the file.
+        task_windows: windows that prompts and answers of tasks must fit; empty for the model's.
+        truncate: cut documents that do not fit, instead of refusing them.
+        max_new_tokens: most tokens of a generated answer.
     """
 
     artifact: str
@@ -53,13 +60,27 @@ class EvalRequest:
     depths: tuple[float, ...] = DEPTHS
     samples: int = 2
     generate: bool = False
+    many_shot: Path | None = None
+    qa: Path | None = None
+    summarize: Path | None = None
+    shots: tuple[int, ...] = (0, 1, 4, 16)
+    queries: int = 16
+    task_windows: tuple[int, ...] = ()
+    truncate: bool = False
+    max_new_tokens: int = 64
     threads: int | None = None
     seed: int = 0
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Every length that is asked for."""
+        """Every length that needs texts."""
         return (*self.windows, *self.passkey, *self.needle)
+
+    @property
+    def task_files(self) -> dict[str, Path]:
+        """JSONL files by task."""
+        named = {"many-shot": self.many_shot, "qa": self.qa, "summarize": self.summarize}
+        return {task: path for task, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,7 @@ class Evaluation:
     perplexity: tuple[PerplexityRow, ...] = ()
     passkey: tuple[RetrievalRow, ...] = ()
     needle: tuple[RetrievalRow, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
     text_fingerprint: str | None = None
     seed: int = 0
 
@@ -104,39 +126,60 @@ def retrieval_rows(data: Mapping[str, Any]) -> dict[str, tuple[RetrievalRow, ...
 
 
 def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
-    """Measure; see `EvalRequest`. Raises InputError when texts are too short for a length, or nothing was asked."""
-    if not request.lengths:
-        raise InputError("expected --windows, --passkey or --needle with lengths N,N; none was given")
-    checkpoint, source = open_artifact(request.artifact, max(request.lengths), request.threads)
+    """Measure; see `EvalRequest`.
+
+    Raises:
+        InputError: nothing was asked, texts are missing or too short, or a task's file or prompts cannot be used.
+    """
+    records = {task: read_records(path, task) for task, path in request.task_files.items()}
+    if not request.lengths and not records:
+        raise InputError(
+            "expected --windows, --passkey or --needle with lengths N,N, or a file for --many-shot, --qa or --summarize"
+        )
+    if request.lengths and not request.texts:
+        raise InputError("--windows, --passkey and --needle need --text PATH")
+    opened = open_artifact(request.artifact, (*request.lengths, *request.task_windows), request.threads)
     try:
-        corpus = load_corpus(request.texts, checkpoint.encode)
+        corpus = load_corpus(request.texts, opened.checkpoint.encode) if request.texts else Corpus(())
         return Evaluation(
             request.artifact,
-            _perplexities(request, corpus, source, progress),
-            _retrieval("passkey", request.passkey, request, checkpoint, corpus, source, progress),
-            _retrieval("needle", request.needle, request, checkpoint, corpus, source, progress),
-            corpus.fingerprint,
+            _perplexities(request, corpus, opened.source, progress),
+            _retrieval("passkey", request.passkey, request, opened, corpus, progress),
+            _retrieval("needle", request.needle, request, opened, corpus, progress),
+            _tasks(request, records, opened, progress),
+            corpus.fingerprint if request.texts else None,
             request.seed,
         )
     finally:
-        source.close()
+        opened.source.close()
 
 
-def open_artifact(name: str, max_length: int, threads: int | None = None) -> tuple[Checkpoint, LogitSource]:
-    """An artifact in its runtime, with the checkpoint that holds its tokenizer; or a model in transformers."""
-    from longrope.modeling import TorchSource, build_model, set_threads
+@dataclass(frozen=True)
+class Opened:
+    """An artifact in its runtime.
 
-    path = Path(name)
-    if not path.exists():
-        checkpoint = open_model(name)
-        set_threads(threads)
-        return checkpoint, TorchSource(build_model(checkpoint), checkpoint.factors, name=checkpoint.name)
+    Args:
+        checkpoint: holds its tokenizer.
+        source: its logits.
+        window: what it was extended to, or its own.
+    """
+
+    checkpoint: Checkpoint
+    source: LogitSource
+    window: int
+
+
+def open_artifact(name: str, lengths: Sequence[int] = (), threads: int | None = None) -> Opened:
+    """Open a path, a Hub id or `default` for windows of these lengths and of the model's own."""
+    path = artifact_path(name)
     converter = registry.recognize(path)
     converter.check_requirements()
     checkpoint = converter.tokenizer_source(path)
     factors = converter.read_factors(path)
     bound = checkpoint.bind(factors) if factors else None
-    return checkpoint, converter.open_source(path, bound, max_length=max_length, threads=threads)
+    window = bound.target if bound is not None and bound.target_length else checkpoint.window
+    source = converter.open_source(path, bound, max_length=max((*lengths, window)), threads=threads)
+    return Opened(checkpoint, source, window)
 
 
 def _finite(value: Any) -> Any:
@@ -164,12 +207,13 @@ def _retrieval(
     task_name: str,
     lengths: Sequence[int],
     request: EvalRequest,
-    checkpoint: Checkpoint,
+    opened: Opened,
     corpus: Corpus,
-    source: LogitSource,
     progress: Progress,
 ) -> tuple[RetrievalRow, ...]:
     """One row a length and depth. Late statements come first: the next prompt then shares its start with the last one."""
+    if not lengths:
+        return ()
     filler = np.concatenate([document.ids for document in corpus.documents])
     rows = []
     with progress.task(task_name, sum(lengths) * len(request.depths) * request.samples) as task:
@@ -177,7 +221,7 @@ def _retrieval(
             for depth in sorted(request.depths, reverse=True):
                 samples = retrieval.samples_of(
                     task_name,
-                    lambda text: encode_plain(checkpoint, text),
+                    lambda text: encode_plain(opened.checkpoint, text),
                     filler,
                     length,
                     depth,
@@ -187,10 +231,45 @@ def _retrieval(
                 note = f"{length} tokens, depth {depth:g}"
                 rows.append(
                     retrieval.measure(
-                        source,
+                        opened.source,
                         list(samples),
                         generate=request.generate,
                         on_sample=lambda length=length, note=note: task.advance(length, note),  # type: ignore[misc]
                     )
                 )
     return tuple(sorted(rows, key=lambda row: (row.length, row.depth)))
+
+
+def _tasks(
+    request: EvalRequest,
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    opened: Opened,
+    progress: Progress,
+) -> tuple[TaskRow, ...]:
+    """One row a task and window, of many-shot one for each number of shots."""
+    windows = request.task_windows or (opened.window,)
+    counts = {
+        task: request.queries * len(request.shots) if task == "many-shot" else len(lines)
+        for task, lines in records.items()
+    }
+    rows: list[TaskRow] = []
+    if not records:
+        return ()
+    with progress.task("tasks", sum(counts.values()) * len(windows)) as bar:
+        runner = TaskRunner(
+            opened.source,
+            opened.checkpoint,
+            max_new_tokens=request.max_new_tokens,
+            truncate=request.truncate,
+            on_prompt=lambda: bar.advance(1),
+        )
+        for window in windows:
+            for task, lines in records.items():
+                if task == "many-shot":
+                    rows += [
+                        runner.many_shot(lines, shots, window, queries=request.queries, seed=request.seed)
+                        for shots in request.shots
+                    ]
+                else:
+                    rows.append(runner.questions(lines, window) if task == "qa" else runner.summaries(lines, window))
+    return tuple(rows)

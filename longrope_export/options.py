@@ -66,7 +66,19 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
         return depths
 
 
-TOKENS, LENGTHS, SHARE, DEPTHS = Tokens(), Lengths(), Share(), Depths()
+class Counts(click.ParamType):  # type: ignore[type-arg]
+    """Comma-separated whole numbers, 0 or more."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        parts = str(value).split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            self.fail(f"expected whole numbers like 0,1,4, got {value!r}", param, ctx)
+        return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+TOKENS, LENGTHS, SHARE, DEPTHS, COUNTS = Tokens(), Lengths(), Share(), Depths(), Counts()
 PATH = click.Path(path_type=Path)
 
 

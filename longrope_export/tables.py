@@ -11,6 +11,7 @@ from converters.base import Check
 from converters.parity import Validation
 from longrope.extend import MethodTable
 from longrope.retrieval import RetrievalRow
+from longrope.tasks import TaskRow
 from longrope_export.console import print_table
 from longrope_export.evaluation import Evaluation
 
@@ -61,6 +62,26 @@ def print_evaluation(result: Evaluation) -> None:
         print_table(result.artifact, ("length", "windows", "ppl"), rows)
     for task, recalled in result.retrieval.items():
         print_retrieval(task, recalled)
+    for task in dict.fromkeys(row.task for row in result.tasks):
+        print_task(task, [row for row in result.tasks if row.task == task])
+
+
+def print_task(task: str, rows: Sequence[TaskRow]) -> None:
+    """Scores of one task, one row a window and number of shots."""
+    names = list(rows[0].scores)
+    shots = ("shots",) if rows[0].shots is not None else ()
+    lines = [
+        [
+            f"{row.window}",
+            *([f"{row.shots}"] if shots else []),
+            f"{row.samples}",
+            f"{row.truncated}",
+            f"{row.mean_tokens:.0f}",
+            *(f"{row.scores[name]:.3f}" for name in names),
+        ]
+        for row in rows
+    ]
+    print_table(task, ("window", *shots, "prompts", "cut", "tokens", *names), lines)
 
 
 def print_retrieval(task: str, rows: Sequence[RetrievalRow]) -> None:

@@ -12,7 +12,7 @@ from longrope_export import options
 
 @click.command()
 @click.argument("artifact")
-@options.texts(required=True)
+@options.texts(required=False)
 @click.option("--windows", type=options.LENGTHS, default=(), help="Lengths to measure perplexity at.")
 @click.option("--passkey", type=options.LENGTHS, default=(), help="Lengths to measure passkey retrieval at.")
 @click.option("--needle", type=options.LENGTHS, default=(), help="Lengths to measure retrieval of a sentence at.")
@@ -23,11 +23,26 @@ from longrope_export import options
 @click.option("--generate", is_flag=True, help="Put retrieval prompts to greedy decoding, too.")
 @click.option("--heat-map", type=options.PATH, help="Picture of retrieval by length and depth: .png or .svg.")
 @click.option("--windows-per-length", type=click.IntRange(1), default=4, show_default=True, help="At most so many.")
+@click.option("--many-shot", type=options.PATH, help="JSONL of input, output: accuracy by number of examples.")
+@click.option("--shots", type=options.COUNTS, default="0,1,4,16", show_default=True, help="Examples before a query.")
+@click.option(
+    "--queries", type=click.IntRange(1), default=16, show_default=True, help="Many-shot: the file's last lines."
+)
+@click.option("--qa", type=options.PATH, help="JSONL of context, question, answers: exact match and F1.")
+@click.option("--summarize", type=options.PATH, help="JSONL of document, summary: ROUGE.")
+@click.option("--task-windows", type=options.LENGTHS, default=(), help="Windows of the three.  [default: the model's]")
+@click.option("--truncate", is_flag=True, help="Cut the middle out of documents that do not fit the window.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Of an answer or summary."
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the runtime.  [default: all cores]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the retrieval prompts.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts.")
 @options.json_output
 def command(heat_map: Path | None, json_path: str | None, **arguments: Any) -> int:
-    """Measure ARTIFACT (or a model) in its own runtime: perplexity by window, retrieval by length and depth."""
+    """Measure ARTIFACT (or a model) in its own runtime.
+
+    Perplexity by window; retrieval by length and depth; many-shot learning, questions and summaries on your own JSONL.
+    """
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.evaluation import EvalRequest, evaluate
     from longrope_export.plots import check_picture, plot_retrieval

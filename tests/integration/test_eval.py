@@ -198,6 +198,7 @@ def test_the_default_model_recalls_and_shows_it(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ((), "--windows, --passkey"),
+        (("--shots", "0,x"), "whole numbers"),
         (("--passkey", "256", "--depths", "0,2"), "numbers from 0 to 1"),
         (("--passkey", "20"), "a length of at least"),
         (("--needle", "900k"), "filler tokens"),
@@ -208,6 +209,49 @@ def test_eval_refuses_what_cannot_be(pico: Checkpoint, texts: Path, arguments: t
     done = run_cli("eval", pico.path, "--text", texts, *arguments)
     assert done.code == 2
     assert message in done.err
+
+
+# -- tasks
+
+
+@pytest.fixture(scope="module")
+def task_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The examples of docs/evaluation.md, longer."""
+    room = tmp_path_factory.mktemp("tasks")
+    story = "The baker lives in the mill. " * 12
+    lines = {
+        "many-shot": [{"input": f"{k}", "output": f"{k + 1}"} for k in range(12)],
+        "qa": [{"context": story, "question": "Where does the baker live?", "answers": ["the mill"]}],
+        "summarize": [{"document": story, "summary": "A baker lives in a mill."}],
+    }
+    for task, records in lines.items():
+        (room / f"{task}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return {task: room / f"{task}.jsonl" for task in lines}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tasks_run_in_every_runtime(artifacts: dict[str, Path], task_files: dict[str, Path], name: str) -> None:
+    files = [part for task, path in task_files.items() for part in (f"--{task}", path)]
+    options = ("--shots", "0,2", "--queries", 2, "--task-windows", "128,256", "--truncate", "--max-new-tokens", 8)
+    done = run_cli("eval", artifacts[name], *files, *options, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)["tasks"]
+    found = [(row["task"], row["window"], row["shots"], row["truncated"]) for row in rows]
+    one = [("many-shot", 0, 0), ("many-shot", 2, 0), ("qa", None, 1), ("summarize", None, 1)]
+    assert found[:4] == [(task, 128, shots, cut) for task, shots, cut in one]
+    assert [row["window"] for row in rows] == [128] * 4 + [256] * 4
+    assert set(rows[2]["scores"]) == {"exact_match", "f1"}
+    assert set(rows[3]["scores"]) == {"rouge1", "rougeL"}
+
+
+def test_tasks_are_shown_and_need_no_text(pico: Checkpoint, task_files: dict[str, Path]) -> None:
+    done = run_cli("eval", pico.path, "--many-shot", task_files["many-shot"], "--shots", "1", "--queries", 1)
+    assert done.code == 0, done.err
+    assert "accuracy" in done.out
+    refused = run_cli("eval", pico.path, "--qa", task_files["qa"])
+    assert refused.code == 2
+    assert "1 of 1 documents do not fit a window of 64 tokens" in refused.err
+    assert run_cli("eval", pico.path, "--windows", 64).code == 2
 
 
 def test_single_and_dual_factors_show_at_short_lengths(artifacts: dict[str, Path], texts: Path, tmp_path: Path) -> None:

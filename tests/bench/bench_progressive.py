@@ -1,0 +1,299 @@
+"""Measure progressive extension: the default model, 256 → fine-tuned to 16,384 → 131,072 tokens without further training.
+
+    RUN_DIR of `extend default --stages …` ──► hf/ (weights), factors.json (both sets) ─┐
+    original model × none, PI, NTK, YaRN at 512× ───────────────────────────────────────┼─► cells ─► docs/results/
+    held-out novel ─► windows of 256 … 131,072 tokens; filler for pass keys ────────────┘
+
+    python -m tests.bench.bench_progressive --run runs/progressive      everything
+    python -m tests.bench.bench_progressive --part peers                what needs no run
+
+A window of 131,072 tokens takes minutes, so every measured cell is kept in `--out`/cells.json and never measured again for
+the same weights, factors and text; a stopped bench goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from longrope import retrieval
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
+from longrope.files import write_atomically
+from longrope.modeling import RescaledRotary, TorchSource, build_model, head_logits, hidden_states, replace_rotary
+from longrope.retrieval import RetrievalRow
+from longrope.search.methods import known_candidates
+from longrope.search.trial import Candidate
+from longrope.search.windows import encode_plain
+from longrope.text import TokenIds, load_corpus
+from longrope_export import default_model, plots
+from longrope_export.models import DEFAULT, open_model
+from tests.bench.figures import ROOT, Figures, say
+
+WINDOW, TRAINED, TARGET = 256, 16_384, 131_072
+# Tokens scored at each length; the two longest come from one pass, as the text's first half and the whole of it.
+SCORED = {256: 32_768, 1024: 32_768, 4096: 65_536, 16_384: 131_072}
+LENGTHS = (*SCORED, TARGET // 2, TARGET)
+HELD_OUT = default_model.TEST_TEXTS / "northangerabbey.txt"
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Prompts per length and depth: a prompt of 131,072 tokens takes as long as a window.
+SAMPLES = {256: 4, 1024: 4, 4096: 4, 16_384: 2, 65_536: 1, 131_072: 1}
+PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1}
+ORIGINAL = "original"
+ROWS = 2048
+
+
+@dataclass
+class Cells:
+    """What has been measured, by key; saved after every one."""
+
+    path: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            self.values = json.loads(self.path.read_text())
+
+    def get(self, key: str, measure: Callable[[], Any]) -> Any:
+        if key not in self.values:
+            start = time.perf_counter()
+            self.values[key] = measure()
+            write_atomically(self.path, json.dumps(self.values, indent=1) + "\n")
+            say(f"  {key}: {time.perf_counter() - start:.0f} s")
+        return self.values[key]
+
+
+class Model:
+    """Weights whose rotary factors can be set; measures one window or prompt at a time, in whole passes."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.model: Any = build_model(checkpoint)
+        self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
+        replace_rotary(self.model, self.rotary)
+
+    def use(self, candidate: Candidate) -> None:
+        self.rotary.set(candidate.factors, candidate.attention_factor or 1.0, candidate.n_hat)
+
+    @torch.inference_mode()
+    def losses(self, ids: TokenIds) -> Tensor:
+        """[T - 1] NLL of every token but the first, in nats."""
+        tokens = torch.as_tensor(ids)
+        hidden_TD = hidden_states(self.model, tokens[None])[0, :-1]
+        parts = zip(hidden_TD.split(ROWS), tokens[1:].split(ROWS), strict=True)
+        nll = torch.nn.functional.cross_entropy
+        return torch.cat([nll(head_logits(self.model, h), t, reduction="none").double() for h, t in parts])
+
+    def source(self) -> TorchSource:
+        return TorchSource(self.model, None, prefill_tokens=TARGET)
+
+
+@dataclass
+class Bench:
+    """The held-out text, the models, and what was measured."""
+
+    run: Path
+    out: Path
+
+    @cached_property
+    def cells(self) -> Cells:
+        return Cells(self.out / "cells.json")
+
+    @cached_property
+    def original(self) -> Model:
+        return Model(open_model(DEFAULT))
+
+    @cached_property
+    def ours(self) -> Model:
+        return Model(open_model(str(self.run / "hf")))
+
+    @cached_property
+    def factors(self) -> RescaleFactors:
+        return RescaleFactors.load(self.run / "factors.json")
+
+    @cached_property
+    def text(self) -> TokenIds:
+        """The first 131,072 tokens of the held-out novel."""
+        return load_corpus([HELD_OUT], self.original.checkpoint.encode).documents[0].ids[:TARGET]
+
+    @cached_property
+    def filler(self) -> TokenIds:
+        return load_corpus([HELD_OUT], self.original.checkpoint.encode).documents[0].ids
+
+    @cached_property
+    def peers(self) -> dict[str, Candidate]:
+        """The known methods at 512×, as their authors define them, on the model as it was trained."""
+        known = known_candidates(self.original.checkpoint, TARGET)
+        return {ORIGINAL if name == "none" else name: candidate for name, candidate in known.items()}
+
+    def candidate(self, name: str) -> Candidate:
+        """Our long or short set."""
+        values = self.factors.long_factor if name == "long" else self.factors.short_factor
+        return Candidate(values, self.factors.n_hat, self.factors.effective_attention_factor)
+
+    def key(self, what: str, model: Model, candidate: Candidate, *facts: object) -> str:
+        """Names a cell by everything that decides it."""
+        digest = hashlib.sha256(repr((candidate, HELD_OUT.name)).encode()).hexdigest()[:10]
+        return " ".join(map(str, (what, model.checkpoint.fingerprint[:10], digest, *facts)))
+
+    # -- perplexity
+
+    def perplexity(self, model: Model, candidate: Candidate, length: int) -> float:
+        """exp of the mean NLL over the windows of one length."""
+        if length >= TARGET // 2:
+            return float(self._whole(model, candidate)[str(length)])
+        measured = self.cells.get(
+            self.key("ppl", model, candidate, length), lambda: self._windows(model, candidate, length)
+        )
+        return float(measured)
+
+    def _windows(self, model: Model, candidate: Candidate, length: int) -> float:
+        """Windows spread evenly over the text."""
+        model.use(candidate)
+        count = SCORED[length] // length
+        step = len(self.text) // count
+        losses = [model.losses(self.text[k * step : k * step + length]) for k in range(count)]
+        return math.exp(float(torch.cat(losses).mean()))
+
+    def _whole(self, model: Model, candidate: Candidate) -> Mapping[str, float]:
+        """Perplexity of the first half and of the whole text, of one pass."""
+
+        def measure() -> dict[str, float]:
+            model.use(candidate)
+            losses = model.losses(self.text)
+            return {str(n): math.exp(float(losses[: n - 1].mean())) for n in (TARGET // 2, TARGET)}
+
+        found: Mapping[str, float] = self.cells.get(self.key("ppl", model, candidate, "whole"), measure)
+        return found
+
+    # -- pass keys
+
+    def passkeys(
+        self, model: Model, candidate: Candidate, samples: Mapping[int, int], depths: Sequence[float] = DEPTHS
+    ) -> list[RetrievalRow]:
+        """One row a length and depth."""
+        rows = []
+        for length, count in samples.items():
+            for depth in sorted(depths, reverse=True):
+
+                def measure(length: int = length, depth: float = depth, count: int = count) -> dict[str, Any]:
+                    model.use(candidate)
+                    prompts = retrieval.samples_of(
+                        "passkey",
+                        lambda text: encode_plain(model.checkpoint, text),
+                        self.filler,
+                        length,
+                        depth,
+                        count,
+                        0,
+                    )
+                    return asdict(retrieval.measure(model.source(), list(prompts)))
+
+                key = self.key("passkey", model, candidate, length, depth, count)
+                rows.append(RetrievalRow(**self.cells.get(key, measure)))
+        return rows
+
+
+def accuracy(rows: Sequence[RetrievalRow], length: int) -> tuple[float, int]:
+    """Share of all prompts of a length that were answered, and how many there were."""
+    mine = [row for row in rows if row.length == length]
+    count = sum(row.samples for row in mine)
+    return sum(row.accuracy * row.samples for row in mine) / count, count
+
+
+class Report:
+    """The sections of the bench; each prints what was asked and got."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.figures = Figures("progressive", {"held_out": HELD_OUT.name, "tokens": len(bench.text)})
+        self.table: dict[str, dict[int, float]] = {}
+        self.maps: dict[str, list[RetrievalRow]] = {}
+
+    def peers(self) -> None:
+        """Perplexity of the original model under no scaling and the known methods at 512×."""
+        for name, candidate in self.bench.peers.items():
+            self.table[name] = {n: self.bench.perplexity(self.bench.original, candidate, n) for n in LENGTHS}
+            for length, value in self.table[name].items():
+                self.figures.add("peers", f"{name}, perplexity at {length:,}", "measured", f"{value:.2f}")
+
+    def peer_passkeys(self) -> None:
+        """Where the known methods find a pass key."""
+        for name, candidate in self.bench.peers.items():
+            rows = self.maps[name] = self.bench.passkeys(self.bench.original, candidate, PEER_SAMPLES)
+            for length in PEER_SAMPLES:
+                share, count = accuracy(rows, length)
+                what = f"{name}, pass key at {length:,} ({count} prompts)"
+                self.figures.add("peer_passkeys", what, "measured", f"{share:.0%}")
+        plots.plot_retrieval(self.maps, self.bench.out / "peers.svg")
+
+    def ours(self) -> None:
+        """Perplexity of the extended model, against the peers and against itself."""
+        bench, long, short = self.bench, self.bench.candidate("long"), self.bench.candidate("short")
+        single = {length: bench.perplexity(bench.ours, long, length) for length in LENGTHS}
+        if not self.table:
+            self.table = {
+                name: {n: bench.perplexity(bench.original, c, n) for n in LENGTHS} for name, c in bench.peers.items()
+            }
+        before = self.table[ORIGINAL][WINDOW]
+        dual = bench.perplexity(bench.ours, short, WINDOW)
+        for label, value, percent in (("dual", dual, 1.0), ("single", single[WINDOW], 3.0)):
+            change = 100 * (value / before - 1)
+            what = f"ours ({label}), perplexity at {WINDOW} against the original's {before:.2f}"
+            self.figures.add("ours", what, f"≤ +{percent:g} %", f"{value:.2f} ({change:+.2f} %)", change <= percent)
+        for length in LENGTHS[1:]:
+            name, best = min(((n, row[length]) for n, row in self.table.items()), key=lambda item: item[1])
+            what = f"ours, perplexity at {length:,}"
+            self.figures.add("ours", what, f"< {best:.2f} ({name})", f"{single[length]:.2f}", single[length] < best)
+        what = f"ours, perplexity at {TARGET:,} against {TRAINED:,} on the same text"
+        asked, got = f"≤ {single[TRAINED]:.2f}", f"{single[TARGET]:.2f}"
+        self.figures.add("ours", what, asked, got, single[TARGET] <= single[TRAINED])
+
+    def passkeys(self) -> None:
+        """Where the extended model finds a pass key."""
+        bench = self.bench
+        short = bench.passkeys(bench.ours, bench.candidate("short"), {WINDOW: SAMPLES[WINDOW]})
+        longer = {length: count for length, count in SAMPLES.items() if length > WINDOW}
+        rows = [*short, *bench.passkeys(bench.ours, bench.candidate("long"), longer)]
+        for length in SAMPLES:
+            share, count = accuracy(rows, length)
+            what = f"ours, pass key at {length:,} ({count} prompts)"
+            self.figures.add("passkeys", what, "≥ 90 %", f"{share:.0%}", share >= 0.9)
+        plots.plot_retrieval({"ours": rows}, bench.out / "ours.svg")
+
+    @property
+    def sections(self) -> dict[str, Callable[[], None]]:
+        return {
+            "peers": self.peers,
+            "peer_passkeys": self.peer_passkeys,
+            "ours": self.ours,
+            "passkeys": self.passkeys,
+        }
+
+
+@click.command()
+@click.option("--run", type=click.Path(path_type=Path), default=ROOT / "runs" / "progressive", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "bench" / "progressive")
+@click.option("--part", "parts", multiple=True, help="Sections to measure.  [default: all]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
+def main(run: Path, out: Path, parts: tuple[str, ...], threads: int | None) -> None:
+    """Measure, and write docs/results/progressive.json."""
+    if threads:
+        torch.set_num_threads(threads)
+    report = Report(Bench(run, out))
+    raise SystemExit(report.figures.run(report.sections, parts))
+
+
+if __name__ == "__main__":
+    main()
