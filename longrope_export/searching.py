@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing
 from longrope.progress import Progress
+from longrope.provenance import provenance
 from longrope.search import Recovery, SearchOptions, SearchResult, plan_search, recover_short, search
 from longrope.text import load_corpus
 from longrope_export.models import open_model
@@ -56,27 +59,64 @@ def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[s
     return plan_search(open_model(model), target_length, options).lines()
 
 
-def run_recover(
-    model: str,
-    factors: Path | None,
-    window: int,
-    texts: Sequence[Path],
-    options: SearchOptions,
-    output: Path,
-    *,
-    overwrite: bool,
-    progress: Progress,
-) -> Recovery:
-    """Search a short set for an extended model, or for a model and the factors that extend it, and save both sets."""
-    refuse_existing(output, overwrite=overwrite)
-    checkpoint = open_model(model)
-    known = RescaleFactors.load(factors) if factors else checkpoint.factors
+@dataclass(frozen=True)
+class RecoverRequest:
+    """The arguments of `recover`.
+
+    Args:
+        model: an extended model, or one that `factors` extend.
+        window: to recover, in tokens.
+        texts: to search on; a part is held out unless `test_texts` are given.
+        factors: the long set, where the model has none of its own.
+        stages: factors that the model was fine-tuned with, to compare.
+    """
+
+    model: str
+    window: int
+    texts: Sequence[Path]
+    output: Path
+    factors: Path | None = None
+    stages: Sequence[Path] = ()
+    test_texts: Sequence[Path] = ()
+    overwrite: bool = False
+
+
+def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progress) -> Recovery:
+    """Search a short set, compare it on held-out text, and save both sets."""
+    refuse_existing(request.output, overwrite=request.overwrite)
+    checkpoint = open_model(request.model)
+    known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:
-        raise InputError(f"{model} has no rescale factors; pass --factors FACTORS.json")
-    corpus = load_corpus(texts, checkpoint.encode)
-    recovery = recover_short(checkpoint, corpus, known, window=window, options=options, progress=progress)
-    recovery.factors.save(output)
+        raise InputError(f"{request.model} has no rescale factors; pass --factors FACTORS.json")
+    corpus = load_corpus(request.texts, checkpoint.encode)
+    if request.test_texts:
+        held_out = load_corpus(request.test_texts, checkpoint.encode)
+    else:
+        corpus, held_out = corpus.split()
+    recovery = recover_short(
+        checkpoint,
+        corpus,
+        known,
+        window=request.window,
+        options=options,
+        progress=progress,
+        stages={path.name: RescaleFactors.load(path) for path in request.stages},
+        held_out=held_out,
+    )
+    recovery.factors.save(request.output)
     return recovery
+
+
+def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]:
+    """The versioned result of `recover`."""
+    made = provenance(factors=str(request.output), seed=recovery.factors.provenance.get("seed"))
+    return {
+        "schema_version": 1,
+        "model": request.model,
+        "window": request.window,
+        **recovery.to_json(),
+        "provenance": made,
+    }
 
 
 def journal_of(output: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 
@@ -11,6 +12,7 @@ from converters.base import Check
 from converters.parity import Validation
 from longrope.extend import MethodTable
 from longrope.retrieval import RetrievalRow
+from longrope.search import Recovery
 from longrope.tasks import TaskRow
 from longrope_export.console import print_table
 from longrope_export.evaluation import Evaluation
@@ -98,6 +100,15 @@ def print_grid(title: str, rows: Sequence[RetrievalRow], cell: Callable[[Retriev
     lengths = sorted({row.length for row in rows})
     lines = [[f"{length}", *(found[length, depth] for depth in depths)] for length in lengths]
     print_table(title, ("length", *(f"depth {depth:g}" for depth in depths)), lines)
+
+
+def print_recovery(recovery: Recovery, window: int, output: Path, *, err: bool = False) -> None:
+    """Held-out perplexity of every short set, who wins, and what was written."""
+    rows = [[score.name, f"{score.perplexity:.4f}"] for score in recovery.comparison]
+    print_table(f"Held-out perplexity at {window}", ("short set", "ppl"), rows, err=err)
+    winner = recovery.winner
+    if winner is not None:
+        click.echo(f"{winner.name} wins; {output} has the searched short set beside the long one.", err=err)
 
 
 def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:

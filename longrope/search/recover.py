@@ -3,14 +3,21 @@
 The attention factor of the long set applies to both, in every runtime; so plain ones are not always best, and the short
 set is searched like the long one, from ones, powers of the long set and known methods at small scales. The long set
 itself is among the candidates, so a dual set is never worse than the single one on these windows.
+
+    windows of L ──search──► short set ─┐
+    original RoPE (ones) ───────────────┼─ held-out windows of L ──► who wins
+    factors of earlier stages ──────────┤
+    long set (`single`) ────────────────┘
+
 Source: LongRoPE (arXiv 2402.13753), section 4.3, "recovering performance within the original short context window".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +25,8 @@ from longrope import rope
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.progress import Progress, Silent
-from longrope.search.objective import Objective
+from longrope.search.methods import MethodScore, evaluate_methods
+from longrope.search.objective import Objective, perplexity
 from longrope.search.options import SearchOptions
 from longrope.search.run import SearchResult, run_search
 from longrope.search.space import SearchSpace, Seed
@@ -29,9 +37,11 @@ from longrope.text import Corpus
 
 # Short windows are cheap: as many as one long evaluation of 8× costs.
 SHORT_WINDOWS = 40
+HELD_OUT_WINDOWS = 64
 POWERS = (0.1, 0.2, 0.35, 0.5, 0.75)
 SMALL_SCALES = (1.25, 1.5, 2.0)
 DEFAULT_EVALS = 64
+SEARCHED, ORIGINAL, SINGLE = "searched", "original RoPE", "long set (single)"
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,30 @@ class Recovery:
         single_loss: mean NLL of the windows under the long set, nats per token.
         loss: the same under the short set; never above `single_loss`.
         search: everything measured.
+        comparison: the searched set, the original RoPE, earlier stages' factors and the long set on held-out windows,
+            all with this model's attention factor; empty without held-out text.
     """
 
     factors: RescaleFactors
     single_loss: float
     loss: float
     search: SearchResult
+    comparison: tuple[MethodScore, ...] = ()
+
+    @property
+    def winner(self) -> MethodScore | None:
+        """The best of the comparison; of equals the first."""
+        return min(self.comparison, key=lambda score: score.loss, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Both results, `dual` (the short set) and `single` (the long one), and the comparison."""
+        winner = self.winner
+        return {
+            "dual": {"perplexity": perplexity(self.loss), "short_factor": list(self.factors.short_factor)},
+            "single": {"perplexity": perplexity(self.single_loss), "long_factor": list(self.factors.long_factor)},
+            "comparison": [{"name": score.name, "perplexity": score.perplexity} for score in self.comparison],
+            "winner": winner.name if winner is not None else None,
+        }
 
 
 def recover_short(
@@ -62,6 +90,8 @@ def recover_short(
     journal_dir: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    stages: Mapping[str, RescaleFactors] | None = None,
+    held_out: Corpus | None = None,
 ) -> Recovery:
     """Search a short set for windows of the original length and put it beside the long one.
 
@@ -73,16 +103,20 @@ def recover_short(
         num_windows: windows measured per candidate.
         options: budget, seed and machine; the attention factor, n_hat and starting points are set here.
         journal_dir, resume, progress: as in `longrope.search.search`.
+        stages: name → factors that the model was fine-tuned with; where the search starts, too, and compared.
+        held_out: texts to compare on, which the search never sees; None for no comparison.
 
     Raises:
         InputError: the factors belong to another model, or no document is long enough.
     """
+    stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
     options = options or SearchOptions(max_evals=DEFAULT_EVALS)
     options = replace(options, from_factors=None, short_budget=None, max_evals=options.max_evals or DEFAULT_EVALS)
     bound = checkpoint.bind(factors)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
-    problem = Problem(space, objective, tuple(_seeds(space, bound)), options.max_evals, options.seed)
+    seeds = tuple(_seeds(space, bound, stages))
+    problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     result = run_search(
         checkpoint, problem, options, journal_dir=journal_dir, resume=resume, progress=progress or Silent()
     )
@@ -92,7 +126,30 @@ def recover_short(
         short_factor=result.factors.long_factor,
         provenance={**bound.provenance, "short_set": dict(result.factors.provenance), "short_set_origin": result.label},
     )
-    return Recovery(both, single, result.loss, result)
+    comparison = (
+        () if held_out is None else compare_short(checkpoint, both, stages, held_out, window, options, progress)
+    )
+    return Recovery(both, single, result.loss, result, tuple(comparison))
+
+
+def compare_short(
+    checkpoint: Checkpoint,
+    factors: RescaleFactors,
+    stages: Mapping[str, RescaleFactors],
+    held_out: Corpus,
+    window: int | None = None,
+    options: SearchOptions | None = None,
+    progress: Progress | None = None,
+) -> Sequence[MethodScore]:
+    """What each short set gives on held-out windows; arguments as `recover_short`, factors with both sets."""
+    windows = [window.ids for window in whole_windows(held_out, window or factors.original, HELD_OUT_WINDOWS)]
+    ones = tuple(rope.unscaled_factors(2 * factors.num_pairs).tolist())
+    sets = {SEARCHED: factors.short_factor, ORIGINAL: ones}
+    sets |= {name: earlier.long_factor for name, earlier in stages.items()}
+    sets[SINGLE] = factors.long_factor
+    named = {name: replace(factors, long_factor=values) for name, values in sets.items()}
+    machine = options.machine if options else None
+    return evaluate_methods(checkpoint, windows, factors.target, named, methods=(), machine=machine, progress=progress)
 
 
 def _space(factors: RescaleFactors, window: int) -> SearchSpace:
@@ -110,13 +167,15 @@ def _space(factors: RescaleFactors, window: int) -> SearchSpace:
     )
 
 
-def _seeds(space: SearchSpace, factors: RescaleFactors) -> Iterator[Seed]:
+def _seeds(space: SearchSpace, factors: RescaleFactors, stages: Mapping[str, RescaleFactors]) -> Iterator[Seed]:
     def seed(name: str, values: rope.Float64) -> Seed:
         return Seed(name, Candidate(tuple(values.tolist()), factors.n_hat, factors.effective_attention_factor))
 
     long_set = np.asarray(factors.long_factor)
     yield seed("long set", long_set)
     yield seed("none", rope.unscaled_factors(space.rotary_dim))
+    for name, earlier in stages.items():
+        yield seed(name, np.asarray(earlier.long_factor))
     for power in POWERS:
         yield seed(f"long set ** {power:g}", long_set**power)
     for scale in SMALL_SCALES:

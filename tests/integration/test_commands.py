@@ -326,8 +326,16 @@ def test_eval_measures_perplexity_in_the_artifacts_runtime(artifacts: dict[str, 
 def test_recover_puts_a_short_set_beside_the_long_one(artifacts: dict[str, Path], texts: Path, tmp_path: Path) -> None:
     output = tmp_path / "recovered.json"
     arguments = ("--window", WINDOW, "--text", texts, "-o", output, "--max-evals", 4, "--threads", 1)
-    done = run_cli("recover", artifacts["hf"], *arguments)
+    pico_factors(dual=False).save(tmp_path / "stage.json")
+    done = run_cli("recover", artifacts["hf"], *arguments, "--from", tmp_path / "stage.json", "--json")
     assert done.code == 0, done.err
+    data = json.loads(done.out)
+    names = ["searched", "original RoPE", "stage.json", "long set (single)"]
+    assert [row["name"] for row in data["comparison"]] == names
+    assert data["winner"] in names
+    assert (data["schema_version"], data["window"]) == (1, WINDOW)
+    assert data["dual"]["perplexity"] <= data["single"]["perplexity"]
+    assert f"{data['winner']} wins" in done.err
     assert RescaleFactors.load(output).long_factor == pico_factors().long_factor
 
 

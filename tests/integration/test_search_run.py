@@ -300,3 +300,33 @@ def test_a_short_set_is_never_worse_than_the_long_one(checkpoint, corpus):
     short_windows = [w.ids for w in whole_windows(corpus, WINDOW, 4)]
     assert scoring.nll(source, short_windows, "short") == pytest.approx(found.loss, rel=1e-5)
     assert len(found.search.history) <= 24
+
+
+def test_recovery_compares_short_sets_on_held_out_text(checkpoint, corpus):
+    factors = checkpoint.bind(pico_factors(dual=False))
+    stage = replace(factors, long_factor=tuple(f**0.5 for f in factors.long_factor))
+    stage = replace(stage, short_factor=stage.long_factor)
+    search_on, held_out = corpus.split()
+    found = recover_short(
+        checkpoint,
+        search_on,
+        factors,
+        num_windows=4,
+        options=SearchOptions(max_evals=24, threads=1),
+        stages={"stage 1": stage},
+        held_out=held_out,
+    )
+    names = ["searched", "original RoPE", "stage 1", "long set (single)"]
+    assert [score.name for score in found.comparison] == names
+    assert found.winner == min(found.comparison, key=lambda score: score.loss)
+    assert {score.attention_factor for score in found.comparison} == {factors.effective_attention_factor}
+    windows = [w.ids for w in whole_windows(held_out, WINDOW, 64)]
+    for score, values in zip(found.comparison[1:], ((1.0,) * 8, stage.long_factor, factors.long_factor), strict=True):
+        swapped = replace(factors, short_factor=values)
+        source = TorchSource(build_model(checkpoint, swapped), swapped)
+        assert scoring.nll(source, windows, "short") == pytest.approx(score.loss, rel=1e-5)
+    data = found.to_json()
+    assert data["winner"] == found.winner.name
+    assert data["dual"]["perplexity"] <= data["single"]["perplexity"]
+    assert found.search.loss <= min(seed.loss for seed in found.search.seeds)
+    assert "stage 1" in [seed.name for seed in found.search.seeds]
