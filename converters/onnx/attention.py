@@ -141,7 +141,7 @@ def _bias(g: GraphBuilder, causal: ir.Value, keys: ir.Value, queries: ir.Value, 
         oldest = g.op("Sub", queries, g.constant(f"int.{window}", np.int64(window)), name=f"{name}.oldest")
         near = g.op("Greater", keys, oldest, name=f"{name}.is_near")
         causal = g.op("And", causal, near, name=f"{name}.visible")
-    lowest = float(np.finfo(np.float16 if g.dtype == ir.DataType.FLOAT16 else np.float32).min)
-    with g.scope("value"):
-        seen, unseen = g.scalar("seen", 0.0), g.scalar("unseen", lowest)
-    return g.op("Where", causal, seen, unseen, name=name)
+    highest = float(np.finfo(np.float16 if g.dtype == ir.DataType.FLOAT16 else np.float32).max)
+    seen = g.op("Cast", causal, name=f"{name}.seen", to=g.dtype)
+    unseen = g.op("Sub", seen, g.scalar("one", 1.0), name=f"{name}.unseen")
+    return g.op("Mul", unseen, g.scalar("highest", highest), name=name)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from converters.onnx.attention import ATTENTIONS, BATCH, SEQUENCE, TOTAL, CachedAttention
@@ -30,6 +31,7 @@ from converters.onnx.weights import Array, Weights
 from longrope.factors import RescaleFactors
 
 INT64 = ir.DataType.INT64
+LOGITS_TO_KEEP = "num_logits_to_keep"  # transformers.js' name for it
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 NORM_NAMES = {
@@ -84,6 +86,7 @@ class DecoderGraph:
         for index, layer in enumerate(decoder.layers):
             with g.scope(f"model.layers.{index}"):
                 hidden = self._layer(index, layer, hidden, table, attention)
+        hidden = self._last(hidden)
         with g.scope("model"):
             hidden = self._norm("norm", hidden)
         g.output(self._head(hidden), "logits", ir.DataType.FLOAT, [BATCH, SEQUENCE, decoder.vocab_size])
@@ -98,6 +101,15 @@ class DecoderGraph:
         with self.graph.scope("model"):
             hidden = self.matrices.rows("embed_tokens", input_ids, EMBEDDING)
             return self._times(hidden, self.decoder.embedding_scale, "embedding_scale")
+
+    def _last(self, hidden: ir.Value) -> ir.Value:
+        """The positions whose logits are wanted: all, or as many of the last as the optional input says."""
+        g = self.graph
+        wanted = g.input(LOGITS_TO_KEEP, INT64, [], default=np.int64(0))
+        with g.scope("logits_to_keep"):
+            start = g.op("Reshape", g.op("Neg", wanted, name="negative"), g.ints(-1), name="start")
+            end = g.constant(g.path("end"), np.array([np.iinfo(np.int64).max]))
+            return g.op("Slice", hidden, start, end, g.ints(1), name="hidden")
 
     def _head(self, hidden: ir.Value) -> ir.Value:
         decoder = self.decoder
@@ -192,8 +204,11 @@ class DecoderGraph:
             return self._linear("down_proj", inner, self.decoder.hidden_size)
 
     def _gate_and_up(self, hidden: ir.Value) -> tuple[ir.Value, ir.Value]:
-        width = self._rows_of("gate_up_proj") // 2 if self.decoder.block.packed else self._rows_of("gate_proj")
-        gate, up = self._joined("gate_up_proj", hidden, {"gate_proj": width, "up_proj": width})
+        if self.decoder.block.packed:
+            width = self._rows_of("gate_up_proj") // 2
+            gate, up = self._joined("gate_up_proj", hidden, {"gate_proj": width, "up_proj": width})
+            return gate, up
+        gate, up = (self._linear(name, hidden, self._rows_of(name)) for name in ("gate_proj", "up_proj"))
         return gate, up
 
     def _rows_of(self, name: str) -> int:
@@ -224,7 +239,7 @@ class DecoderGraph:
         return self._biased(name, self.matrices.product(f"{name}.product", value, stack, weight), width)
 
     def _joined(self, name: str, value: ir.Value, widths: dict[str, int]) -> list[ir.Value]:
-        """Several products with one value as one, then split: fewer, larger products keep a core's memory busier."""
+        """Several products with one value as one, then split; worth it where the parts are small, as keys are."""
         g = self.graph
         if self.decoder.block.packed:
             product = self._linear(name, value, sum(widths.values()))

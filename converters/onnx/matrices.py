@@ -20,6 +20,7 @@ from converters.onnx.quantize import BLOCK, Array, Quantized, num_blocks, packed
 from converters.onnx.weights import Stack, Weights
 
 TRANSPOSED = "transposed from the checkpoint's [out, in]"
+FOLDED = "done once, when a session is made"
 UINT8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
 ACCURACY_LEVELS = {"float32": 1, "int8": 4}  # MatMulNBits' names for the type of its products
 
@@ -60,13 +61,8 @@ class FloatMatrices:
         return self.graph.op("Gather", self._table(weight), ids, name=name)
 
     def tied_product(self, name: str, value: ir.Value, weight: str) -> ir.Value:
-        g, stack = self.graph, self.weights.stack([weight])
-        with g.scope(name):
-            rows = g.op("Reshape", value, g.ints(-1, stack.columns), name="rows")
-            product = g.op("Gemm", rows, self._table(weight), name="gemm", transB=1)
-            batch_and_length = g.op("Shape", value, name="batch_and_length", start=0, end=2)
-            shape = g.op("Concat", batch_and_length, g.ints(stack.rows), name="shape", axis=0)
-            return g.op("Reshape", product, shape, name="product")
+        matrix = self.graph.op("Transpose", self._table(weight), name=f"{name}.weight", perm=[1, 0], doc=FOLDED)
+        return self.graph.op("MatMul", value, matrix, name=name)
 
     def _table(self, weight: str) -> ir.Value:
         stack = self.weights.stack([weight])

@@ -111,5 +111,5 @@ def prefill_prompt(session: OnnxSession, ids: TokenIds) -> tuple[Tensor, Cache]:
     """Fill an empty cache with a prompt [T], in chunks: the last row of logits [V], and the cache."""
     cache, rows = session.empty_cache(), torch.empty(0)
     for start in range(0, len(ids), PREFILL_TOKENS):
-        rows, cache = session.forward(ids[start : start + PREFILL_TOKENS], start, cache, len(ids))
+        rows, cache = session.forward(ids[start : start + PREFILL_TOKENS], start, cache, len(ids), logits_to_keep=1)
     return rows[-1], cache

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from converters.onnx.decoder_graph import LOGITS_TO_KEEP
 from converters.onnx.readback import locate
 from converters.onnx.rope_graph import TOTAL_LENGTH
 from longrope.errors import InputError, MissingRequirementError
@@ -41,7 +42,8 @@ class OnnxSession:
         self._session = _open(path, threads)
         self._past = [item for item in self._session.get_inputs() if item.name.startswith("past_key_values.")]
         self._outputs = [item.name for item in self._session.get_outputs()]
-        self.switches = any(item.name == TOTAL_LENGTH for item in self._session.get_overridable_initializers())
+        self._optional = {item.name for item in self._session.get_overridable_initializers()}
+        self.switches = TOTAL_LENGTH in self._optional
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
 
     def empty_cache(self) -> Cache:
@@ -52,7 +54,9 @@ class OnnxSession:
             for item in self._past
         }
 
-    def forward(self, ids: TokenIds, start: int, cache: Cache, total: int = 0) -> tuple[Tensor, Cache]:
+    def forward(
+        self, ids: TokenIds, start: int, cache: Cache, total: int = 0, logits_to_keep: int = 0
+    ) -> tuple[Tensor, Cache]:
         """One pass over ids [t] at positions start … start + t - 1.
 
         Args:
@@ -60,17 +64,18 @@ class OnnxSession:
             start: tokens in the cache.
             cache: from `empty_cache` or the last pass.
             total: length of the whole sequence, which decides the factor set; 0 lets the positions decide.
+            logits_to_keep: how many of the last tokens' logits are wanted; 0 for all.
 
         Returns:
-            logits [t, V] float32 and the grown cache.
+            logits [t, V] float32, or fewer rows where fewer are wanted and the graph can leave some out; the grown cache.
         """
         feeds: dict[str, Any] = {
             "input_ids": np.asarray(ids, dtype=np.int64)[None],
             "attention_mask": np.ones((1, start + len(ids)), dtype=np.int64),
             "position_ids": np.arange(start, start + len(ids), dtype=np.int64)[None],
         }
-        if self.switches:
-            feeds[TOTAL_LENGTH] = np.array([total], dtype=np.int64)
+        optional = {TOTAL_LENGTH: np.array([total]), LOGITS_TO_KEEP: np.array(logits_to_keep)}
+        feeds |= {name: value for name, value in optional.items() if name in self._optional}
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
         results = self._session.run_with_ort_values(self._outputs, {**values, **cache})
         named = dict(zip(self._outputs, results, strict=True))

@@ -135,6 +135,22 @@ def test_other_weight_types_equal_the_torch_model_that_they_are(
     assert score.kl_mean <= (1e-4 if outtype == "f16" else 1e-7)
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_fewer_logits_are_the_last_of_all(tmp_path: Path, tied: bool) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", tie_word_embeddings=tied)
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    session = OnnxSource(export(tmp_path / "onnx", checkpoint, factors), factors, threads=1).session
+    every, cache = session.forward(tokens(20), 0, session.empty_cache())
+    assert every.shape == (20, checkpoint.vocab_size)
+    for wanted in (1, 3, 20):
+        some, _ = session.forward(tokens(20), 0, session.empty_cache(), logits_to_keep=wanted)
+        assert some.shape == (wanted, checkpoint.vocab_size)
+        assert float((some - every[-wanted:]).abs().max()) < 1e-4
+    after_one, _ = session.forward(tokens(4), 20, cache, logits_to_keep=1)
+    after_all, _ = session.forward(tokens(4), 20, cache)
+    assert float((after_one - after_all[-1:]).abs().max()) < 1e-4
+
+
 def test_an_onnxruntime_that_computes_attention_wrongly_is_refused(
     llama: tuple[Checkpoint, RescaleFactors, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
