@@ -1,0 +1,316 @@
+"""The training loop: rows by number, token-weighted losses, checkpoints, logs.
+
+    row numbers of a step ──► rows of this process ──► passes ──► Σ weight · NLL / weight of the whole step ──► backward
+                                                                                                                  │
+    checkpoint every few steps ◄── log ◄── scheduler ◄── optimizer ◄── clipped norm over all processes ◄──────────┘
+
+A step is the same step in one process or many: rows are counted over the whole run, the loss is divided by the weights of
+all processes, gradients are summed. A row is made from its number, so that data position is the number of steps.
+The loop is this short because everything around it is somebody's: transformers' schedules and activation checkpointing,
+PEFT, torch's AdamW, FSDP2 and distributed checkpoints. Why not transformers' Trainer: see DESIGN.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrope.checkpoint import Checkpoint, open_folder
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope.files import refuse_existing, remove_partial, write_atomically
+from longrope.finetune.batch import PackedBatch, join
+from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
+from longrope.finetune.cost import Shape, peak_flops, plan_memory, rows_per_pass
+from longrope.finetune.data import Mixture, TrainingRows, training_rows
+from longrope.finetune.log import StepRecord, TrainingLog, read_log
+from longrope.finetune.model import TrainedModel, require_extras
+from longrope.finetune.options import TrainOptions
+from longrope.finetune.parallel import Parallel
+from longrope.finetune.stages import Stage
+from longrope.journal import differences
+from longrope.modeling import set_threads
+from longrope.progress import Progress, Silent, Task
+from longrope.text import Corpus
+
+RUN_NAME, CHECKPOINTS, MODEL = "training.json", "checkpoints", "model"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished stage.
+
+    Args:
+        checkpoint: the trained model: the source's configuration and tokenizer, new weights, no factors embedded.
+        records: every step.
+    """
+
+    checkpoint: Checkpoint
+    records: tuple[StepRecord, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.records[-1].tokens if self.records else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Curves for a report."""
+        return {
+            "steps": [record.step for record in self.records],
+            "loss": [record.loss for record in self.records],
+            "learning_rate": [record.learning_rate for record in self.records],
+            "tokens": self.tokens,
+            "seconds": sum(record.seconds for record in self.records),
+        }
+
+
+def finetune(
+    checkpoint: Checkpoint,
+    factors: RescaleFactors,
+    stage: Stage,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    options: TrainOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    parallel: Parallel | None = None,
+    progress: Progress | None = None,
+) -> Training:
+    """Train a model with these factors for one stage.
+
+    In mixed training (`stage.short_share` above 0) sequences up to the original window train the short set.
+
+    Args:
+        checkpoint: the model before the stage.
+        factors: for `stage.length`.
+        stage: steps, rate, batch, rows.
+        corpus: what is trained on; documents of at least a row.
+        folder: gets checkpoints/, log.jsonl and, at the end, model/.
+        options: optimizer, precision, machine.
+        resume: go on with the run in `folder`; a finished one is returned as it is.
+        overwrite: replace the run in `folder`.
+        parallel: this process among all; None for one process.
+        progress: where a bar and warnings go.
+
+    Raises:
+        InputError: a run of something else is in `folder`, documents are too short, the batch does not divide.
+        MissingRequirementError: memory, disk, or an extra.
+    """
+    options, progress = options or TrainOptions(), progress or Silent()
+    parallel = parallel or Parallel.single(options.device)
+    set_threads(options.threads)
+    require_extras(options)
+    bound = checkpoint.bind(factors)
+    if stage.batch % parallel.data_size:
+        raise InputError(f"batch: expected a multiple of the {parallel.data_size} processes, got {stage.batch}")
+    rows = training_rows(checkpoint, corpus, mixture_of(stage, bound, options))
+    if parallel.is_main:
+        _open_run(folder, _header(checkpoint, bound, stage, corpus, options), resume=resume, overwrite=overwrite)
+    parallel.barrier()
+    if not (folder / MODEL).is_dir():
+        _Run(checkpoint, bound, stage, rows, folder, options, parallel, progress).train()
+    return Training(open_folder(folder / MODEL, f"{checkpoint.name}, trained"), tuple(read_log(folder / "log.jsonl")))
+
+
+def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> Mixture:
+    """What a stage's rows are made of."""
+    return Mixture(
+        row_length=stage.row_length,
+        short_length=factors.original,
+        short_share=stage.short_share,
+        retrieval_share=stage.retrieval_share,
+        seed=options.seed,
+    )
+
+
+class _Run:
+    """One stage in training."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        factors: RescaleFactors,
+        stage: Stage,
+        rows: TrainingRows,
+        folder: Path,
+        options: TrainOptions,
+        parallel: Parallel,
+        progress: Progress,
+    ) -> None:
+        from transformers import get_scheduler
+
+        self.stage, self.rows, self.folder, self.options = stage, rows, folder, options
+        self.parallel, self.progress = parallel, progress
+        memory = plan_memory(checkpoint, stage, options, world_size=parallel.world_size)
+        if not memory.fits:
+            progress.warn(f"training may run out of memory: {memory}")
+        self.trained = TrainedModel(checkpoint, factors, options, parallel, checkpointing=memory.checkpointing)
+        self.optimizer = make_optimizer(self.trained, stage, options)
+        name = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
+        self.scheduler = get_scheduler(name, self.optimizer, stage.warmup, stage.steps)
+        self.shape, self.peak = Shape.of(checkpoint), peak_flops(options)
+        self.step, self.tokens = 0, 0
+
+    def train(self) -> None:
+        """All steps that are left, then the weights."""
+        self._resume()
+        title = f"train {self.stage.length} tokens"
+        remaining = self.stage.steps - self.step
+        with self._log() as log, self.progress.task(title, max(remaining, 1)) as task:
+            while self.step < self.stage.steps:
+                record = self._step()
+                self._tell(record, log, task)
+                if self.step % self.options.save_every == 0 or self.step == self.stage.steps:
+                    self._save()
+        self.trained.save(self.folder / MODEL)
+
+    def _log(self) -> TrainingLog:
+        """The first process writes the log, the others one that nobody reads."""
+        folder = self.folder if self.parallel.is_main else self.folder / f"process-{self.parallel.rank}"
+        return TrainingLog(folder, self.step)
+
+    def _step(self) -> StepRecord:
+        start = time.perf_counter()
+        batches = [batch.map(self._mine) for batch in self._batches()]
+        totals = torch.tensor([sum(batch.weight for batch in batches), 0.0], dtype=torch.float64)
+        weight = float(self.parallel.sum_(totals.to(self.parallel.device, torch.float32))[0])
+        summed = torch.zeros((), dtype=torch.float32, device=self.parallel.device)
+        for batch in batches:
+            with self._precision():
+                loss = self.trained.loss(batch) / weight
+            loss.backward()
+            summed += loss.detach()
+        norm = self.parallel.clip_grad_norm(self.trained.loss, self.options.max_grad_norm)
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        tokens = self.stage.batch * self.stage.row_length
+        self.tokens += tokens
+        mean, seconds = float(self.parallel.sum_(summed)), time.perf_counter() - start
+        return StepRecord(
+            step=self.step,
+            loss=mean,
+            learning_rate=rate,
+            grad_norm=float(norm),
+            tokens=self.tokens,
+            seconds=round(seconds, 4),
+            tokens_per_second=round(tokens / seconds, 1),
+            flops_use=self._flops_use(batches, seconds),
+        )
+
+    def _batches(self) -> Iterator[PackedBatch]:
+        """The passes of this process in the coming step; processes that share sequences get the same ones."""
+        first = self.step * self.stage.batch
+        numbers = range(first + self.parallel.data_rank, first + self.stage.batch, self.parallel.data_size)
+        together = rows_per_pass(self.stage, self.options, len(numbers))
+        for start in range(0, len(numbers), together):
+            yield join([self.rows.row(number) for number in numbers[start : start + together]])
+
+    def _mine(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.parallel.split_sequence(tensor).to(self.parallel.device)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Autocast in one process; sharded weights are cast as they are gathered."""
+        return torch.autocast(self.parallel.device.type, self.trained.compute, enabled=self.trained.autocast)
+
+    def _flops_use(self, batches: list[PackedBatch], seconds: float) -> float | None:
+        """Model FLOPs of this process's sequences per second, over its device's peak."""
+        if self.peak is None:
+            return None
+        lengths = [length for batch in batches for length in batch.lengths]
+        return self.shape.flops(lengths) / self.parallel.sequence_size / seconds / self.peak
+
+    def _tell(self, record: StepRecord, log: TrainingLog, task: Task) -> None:
+        log.add(record)
+        task.advance(1, f"loss {record.loss:.4f}, {record.tokens_per_second:.0f} tokens/s")
+
+    # -- checkpoints
+
+    def _save(self) -> None:
+        state = {"step": self.step, "tokens": self.tokens, "scheduler": _plain(self.scheduler.state_dict())}
+        save_checkpoint(step_folder(self.folder / CHECKPOINTS, self.step), self.trained.loss, self.optimizer, state)
+
+    def _resume(self) -> None:
+        found = latest_checkpoint(self.folder / CHECKPOINTS)
+        if found is None:
+            torch.manual_seed(self.options.seed)
+            return
+        state = load_checkpoint(found, self.trained.loss, self.optimizer)
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress.line(f"Going on after step {self.step}.")
+
+
+def make_optimizer(trained: TrainedModel, stage: Stage, options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW in float32, or with 8-bit moments; weight decay on matrices only."""
+    parameters = trained.parameters()
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        found: torch.optim.Optimizer = AdamW8bit(groups, lr=stage.learning_rate, betas=options.betas)
+        return found
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=options.betas, fused=True)
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's numbers; its functions are made again."""
+    return {name: value for name, value in state.items() if name != "lr_lambdas"} | {
+        "lr_lambdas": [None] * len(state.get("lr_lambdas", []))
+    }
+
+
+# -- the run's folder
+
+
+def _header(
+    checkpoint: Checkpoint, factors: RescaleFactors, stage: Stage, corpus: Corpus, options: TrainOptions
+) -> dict[str, Any]:
+    """What decides the result; a resumed run must have the same."""
+    plain = replace(factors, provenance={})
+    return {
+        "version": 1,
+        "model": checkpoint.fingerprint,
+        "text": corpus.fingerprint,
+        "factors": plain.to_json(),
+        "stage": stage.to_json(),
+        "options": options.settings(),
+    }
+
+
+def _open_run(folder: Path, header: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the folder, or check that the run in it is this one."""
+    file = folder / RUN_NAME
+    if resume and file.is_file():
+        changed = differences(_read(file), json.loads(json.dumps(header)))
+        if changed:
+            raise InputError(f"{folder}: cannot resume, the run has changed: {'; '.join(changed)}; start a new one")
+        remove_partial(folder)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        refuse_existing(folder, overwrite=overwrite)
+        if not file.is_file():
+            raise InputError(f"{folder}: expected a training run to overwrite, found no {RUN_NAME}")
+        shutil.rmtree(folder)
+    write_atomically(file, json.dumps(header, indent=2) + "\n")
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file}: damaged ({error})") from None
