@@ -12,16 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from longrope.checkpoint import open_checkpoint
+from longrope.finetune.attention import NAME, use_document_attention
+from longrope.finetune.batch import PackedBatch, TrainingSequence, pack
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
+from longrope.finetune.loss import TrainingLoss
 from longrope.finetune.parallel import Parallel, full_weights
+from longrope.finetune.rotary import LONG, SHORT, SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
-from longrope.modeling import RescaledRotary, build_model, replace_rotary
-from tests.common import pico_factors
+from longrope.modeling import build_model, replace_rotary
+from tests.common import WINDOW, pico_factors
 
+# Tokens of a row; a multiple of four processes, beyond the pico model's window.
+ROW = 256
 # Imported once, by the server that all processes are forked from.
 PRELOADED = ["torch", "transformers.models.llama.modeling_llama", "torch.distributed.checkpoint", "tests.processes"]
 
@@ -80,9 +87,7 @@ class Run:
     Args:
         model: folder of the pico model.
         sequence_size, weight_shards: see `Parallel.from_environment`.
-        lengths: tokens of a sequence, step by step, from the start again when they are used up; those longer than the
-            model's window are turned by the long set, the others by the short one.
-        rows: sequences in a global batch.
+        rows: rows of `ROW` tokens in a global batch.
         recompute: activation checkpointing.
         checkpoints: their folder; a run goes on from the latest.
         save_every: steps between two.
@@ -94,7 +99,6 @@ class Run:
     sequence_size: int = 1
     weight_shards: int | None = None
     steps: int = 10
-    lengths: tuple[int, ...] = (64,)
     rows: int = 4
     recompute: bool = False
     checkpoints: Path | None = None
@@ -113,27 +117,23 @@ class Outcome:
     numel_here: int
 
 
-class PicoLoss(nn.Module):
-    """A model and its loss in one forward, as FSDP2 wants it."""
+def row(step: int, number: int) -> PackedBatch:
+    """Row `number` of a step: one long sequence, or several of both kinds whose bounds fall inside processes' parts.
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids_BT: Tensor, labels_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-        """Sum of the losses of all tokens whose label is not -100."""
-        hidden = self.model.get_decoder()(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False)
-        logits = self.model.get_output_embeddings()(hidden.last_hidden_state).float()
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels_BT.flatten(), reduction="sum")
-
-
-def batch(step: int, length: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, labels and positions [rows, length] of a step; rows count unequally many tokens."""
-    ids = torch.randint(384, (rows, length), generator=torch.Generator().manual_seed(step))
-    labels = torch.cat((ids[:, 1:], torch.full((rows, 1), -100)), dim=1)
-    for row in range(rows):
-        labels[row, : row * length // (2 * rows)] = -100
-    return ids, labels, torch.arange(length).expand(rows, -1).contiguous()
+    Rows count unequally many tokens, and the last one counts some tokens twice.
+    """
+    rng = np.random.default_rng([step, number])
+    lengths = (ROW,) if (step + number) % 2 else (50, 60, ROW - 110)
+    weights = [np.ones(length, np.float32) for length in lengths]
+    weights[0][: number * lengths[0] // 6] = 0
+    if number == 3:
+        weights[-1][::2] = 2
+    return pack(
+        [
+            TrainingSequence(rng.integers(384, size=length), LONG if length > WINDOW else SHORT, weight)
+            for length, weight in zip(lengths, weights, strict=True)
+        ]
+    )
 
 
 def train(run: Run) -> Outcome:
@@ -145,20 +145,19 @@ def train(run: Run) -> Outcome:
 def _train(run: Run, parallel: Parallel) -> Outcome:
     checkpoint = open_checkpoint(run.model)
     model = build_model(checkpoint).requires_grad_(True).train()
-    rotary = RescaledRotary.of(checkpoint.bind(pico_factors()))
+    rotary = SequenceRotary(checkpoint.bind(pico_factors()))
     replace_rotary(model, rotary)
-    use_ulysses(model, parallel, "sdpa")
+    use_document_attention(model)
+    use_ulysses(model, parallel, NAME)
     if run.recompute:
         model.activation_checkpointing_enable()
-    whole = parallel.shard(PicoLoss(model))
+    whole = parallel.shard(TrainingLoss(model, rotary))
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-3)
     first, losses, norms = 0, [], []
     if run.checkpoints and (latest := latest_checkpoint(run.checkpoints)) is not None:
         first = load_checkpoint(latest, whole, optimizer)["step"]
     for step in range(first, run.steps):
-        length = run.lengths[step % len(run.lengths)]
-        rotary.use("long" if length > checkpoint.window else "short")
-        loss, norm = _step(run, parallel, whole, batch(step, length, run.rows))
+        loss, norm = _step(parallel, whole, [row(step, number) for number in range(run.rows)])
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss)
@@ -173,12 +172,12 @@ def _train(run: Run, parallel: Parallel) -> Outcome:
     return Outcome(losses, norms, dict(full_weights(whole)), sum(_local(p).numel() for p in whole.parameters()))
 
 
-def _step(run: Run, parallel: Parallel, whole: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[float, float]:
-    total = parallel.sum_((tensors[1][parallel.data_rank :: parallel.data_size] >= 0).sum()) / run.sequence_size
-    part = [parallel.split_sequence(tensor[parallel.data_rank :: parallel.data_size]) for tensor in tensors]
+def _step(parallel: Parallel, whole: nn.Module, rows: list[PackedBatch]) -> tuple[float, float]:
+    """One row at a time: gradients accumulate."""
+    total = sum(batch.weight for batch in rows)
     summed = torch.zeros(())
-    for row in range(len(part[0])):  # one row at a time: gradients accumulate
-        loss = whole(*(tensor[row : row + 1] for tensor in part)) / total
+    for batch in rows[parallel.data_rank :: parallel.data_size]:
+        loss = whole(batch.map(parallel.split_sequence)) / total
         loss.backward()
         summed += loss.detach()
     return parallel.sum_(summed).item(), parallel.clip_grad_norm(whole, 1.0).item()

@@ -43,11 +43,10 @@ def test_a_run_that_is_killed_after_every_step_gives_the_same_curve(
     tied: Path, tmp_path: Path, save_every: int
 ) -> None:
     torch.manual_seed(0)
-    whole = train(Run(tied, steps=6, lengths=(64, 256)))
+    whole = train(Run(tied, steps=6))
     run = Run(
         tied,
         steps=6,
-        lengths=(64, 256),
         checkpoints=tmp_path / "checkpoints",
         save_every=save_every,
         log=tmp_path / "log.jsonl",
@@ -71,7 +70,7 @@ def seeded_train(run: Run) -> None:
 
 
 def test_two_processes_save_and_one_or_four_go_on(pico: Any, tmp_path: Path) -> None:
-    run = Run(pico.path, lengths=(64, 256))
+    run = Run(pico.path)
     whole = train(run)
     half = replace(run, steps=5, save_every=5, checkpoints=tmp_path / "saved")
     run_processes(2, train, {"half": half})
