@@ -7,6 +7,7 @@ A row says how transformers builds the rotary embedding, and what each format ca
   refusal     why nothing can be done with this type
   gguf_as_llama  the network is Llama's under another name, and can be written as architecture llama on request
   sliding_window  config.sliding_window limits attention, in every layer where layer_types says nothing else
+  default_window  transformers' sliding_window where config.json is silent
   hybrid      layers that slide beside layers that see everything share one rotary embedding, and are extended together
   onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
@@ -57,6 +58,7 @@ class Architecture:
     onnx: DecoderBlock | None = None
     sliding_window: bool = False
     hybrid: bool = False
+    default_window: int | None = None
     drops_cache_at_crossing: bool = False
     note: str = ""
     refusal: str = ""
@@ -68,7 +70,15 @@ def _table(*rows: Architecture) -> Mapping[str, Architecture]:
 
 ARCHITECTURES = _table(
     Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
-    Architecture("mistral", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock(), sliding_window=True),
+    Architecture(
+        "mistral",
+        gguf="llama",
+        gguf_rope="sets",
+        permute_qk=True,
+        onnx=DecoderBlock(),
+        sliding_window=True,
+        default_window=4096,
+    ),
     Architecture("mixtral", gguf="llama", gguf_rope="sets", permute_qk=True, sliding_window=True),
     Architecture("ministral3", gguf="mistral3", gguf_rope="sets", permute_qk=True, sliding_window=True),
     Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
@@ -90,7 +100,7 @@ ARCHITECTURES = _table(
     ),
     Architecture("apertus", gguf="apertus", gguf_rope="sets"),
     Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True, onnx=DecoderBlock(gated=False)),
-    Architecture("exaone4", gguf="exaone4", gguf_rope="freqs", sliding_window=True),
+    Architecture("exaone4", gguf="exaone4", gguf_rope="freqs", sliding_window=True, default_window=4096),
     Architecture(
         "seed_oss", gguf_as_llama=True, onnx=DecoderBlock(), note="llama.cpp's seed_oss loads no rope factors"
     ),
@@ -145,7 +155,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 
 def _refuse_sliding_window(config: Mapping[str, Any], row: Architecture) -> None:
     """Attention that looks back fewer tokens than the window cannot be extended by rescaling alone."""
-    window, layers = config.get("sliding_window"), _sliding_layers(config, row)
+    window, layers = config.get("sliding_window", row.default_window), _sliding_layers(config, row)
     if not layers or not window or window >= config.get("max_position_embeddings", 0):
         return
     raise UnsupportedError(

@@ -72,7 +72,7 @@ class Blueprint:
         model = {f"{self.architecture}.{name}": value for name, value in self.model_values().items()}
         infos = [planned.info for planned in self.tensors]
         general = general_values(self.checkpoint, self.architecture, self.outtype, infos, name=self.options.name)
-        return {**general, **model, **self.scalar_values(), **self.vocabulary.values(), **self.own_values()}
+        return {**general, **model, **self.scalar_values(), **self.vocabulary.values, **self.own_values()}
 
     def model_values(self) -> dict[str, Value]:
         """Hyperparameters, by name without the architecture."""

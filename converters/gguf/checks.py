@@ -16,7 +16,7 @@ from converters.gguf.meanings import MEANINGS
 from converters.gguf.rounding import encode
 from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.vocabulary import PREFIX
-from converters.gguf.weights import Planned, as_float32
+from converters.gguf.weights import Planned
 from longrope.errors import UnsupportedError
 
 # Keys that may be missing: llama.cpp derives them, and other tools leave them out.
@@ -127,7 +127,7 @@ def _factor_check(id: str, expected: list[float], actual: list[float] | None) ->
 
 def _vocabulary_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     try:
-        expected = blueprint.vocabulary.values()
+        expected = blueprint.vocabulary.values
     except UnsupportedError as error:
         yield Check("gguf.vocab", "skip", message=f"the reference's tokenizer cannot be expressed: {error}")
         return
@@ -209,12 +209,10 @@ def _same_bytes(file: GgufFile, planned: Planned) -> bool:
 def _sampled(file: GgufFile, planned: Planned, count: int) -> Iterator[tuple[Floats, Bytes]]:
     """About `count` rows of a tensor, evenly spread: (the reference's floats, the bytes in the file)."""
     rows, first = file.rows(planned.info.name), 0
-    stride = max(len(rows) // count, 1)
-    for block, dtype in planned.blocks():
-        picked = np.arange(-first % stride, len(block), stride)
-        if len(picked):
-            yield as_float32(block[picked], dtype), np.ascontiguousarray(rows[first + picked])
-        first += len(block)
+    places = np.arange(0, len(rows), max(len(rows) // count, 1))
+    for expected in planned.picked(places):
+        yield expected, rows[places[first : first + len(expected)]]
+        first += len(expected)
 
 
 def _rounds_alike(expected: Floats, rows: Bytes, type: int) -> bool:

@@ -20,7 +20,9 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gguf.library import gguf_library
-from converters.gguf.output import Block, Output, Region
+from converters.gguf.output import Block, Output, Region, in_threads
 from longrope.errors import InputError
 
 MAGIC = b"GGUF"
@@ -83,6 +85,11 @@ class Value:
     kind: Kind
     data: Any
     item: Kind | None = None
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """Its bytes in a file, kept: a vocabulary is written twice, for llama.cpp to check it and then for good."""
+        return struct.pack("<I", self.kind) + _encode_data(self)
 
 
 def u16(data: int) -> Value:
@@ -440,6 +447,8 @@ def write_gguf(
     values: Mapping[str, Value],
     contents: Sequence[Content],
     on_bytes: Callable[[int], None] = lambda count: None,
+    *,
+    threads: int = 1,
 ) -> None:
     """Write a whole file, block by block; its room on the disk is taken first.
 
@@ -447,18 +456,26 @@ def write_gguf(
         path: a new file.
         values: metadata; `general.alignment` is honoured.
         contents: tensors in the order of the file.
-        on_bytes: called with the number of bytes written since the last call.
+        on_bytes: called with the number of bytes written since the last call, by one thread at a time.
+        threads: how many tensors are made at the same time, each at its own place in the file.
     """
-    alignment = _alignment(values)
+    alignment, told = _alignment(values), Lock()
     infos = laid_out([content.info for content in contents], alignment)
     head = encode_head(values, infos, alignment)
+
+    def write_tensor(pair: tuple[TensorInfo, Content]) -> None:
+        at = len(head) + pair[0].offset
+        for block in pair[1].blocks():
+            count = output.write_at(at, block)
+            at += count
+            with told:
+                on_bytes(count)
+        output.write_at(at, bytes(-pair[0].nbytes % alignment))
+
     with Output(path) as output:
         output.reserve(len(head) + sum(aligned(info.nbytes, alignment) for info in infos))
-        output.write(head)
-        for info, content in zip(infos, contents, strict=True):
-            for block in content.blocks():
-                on_bytes(output.write(block))
-            output.write(bytes(-info.nbytes % alignment))
+        output.write_at(0, head)
+        in_threads(write_tensor, zip(infos, contents, strict=True), threads)
 
 
 def write_skeleton(path: Path, values: Mapping[str, Value], infos: Sequence[TensorInfo]) -> None:
@@ -494,7 +511,7 @@ def encode_head(values: Mapping[str, Value], infos: Sequence[TensorInfo], alignm
 
 def encode_pair(key: str, value: Value) -> bytes:
     """One key/value pair."""
-    return _encode_string(key) + struct.pack("<I", value.kind) + _encode_data(value)
+    return _encode_string(key) + value.encoded
 
 
 def encode_info(info: TensorInfo) -> bytes:

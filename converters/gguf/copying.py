@@ -58,7 +58,9 @@ def write_copy(export: Export, path: Path, progress: Progress) -> list[Path]:
         splice = _splice(file, export.factors)
         contents = _contents(file, splice)
         with progress.task(f"writing {path.name}", sum(content.info.nbytes for content in contents)) as task:
-            return write_parts(path, splice.values, contents, options.max_part_bytes, task.advance)
+            return write_parts(
+                path, splice.values, contents, options.max_part_bytes, task.advance, threads=options.writers
+            )
 
 
 def copy_checks(file: GgufFile, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:

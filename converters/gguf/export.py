@@ -27,7 +27,14 @@ def write_export(blueprint: Blueprint, path: Path, progress: Progress) -> list[P
     _warn_of_odd_widths(blueprint, progress)
     contents = blueprint.contents()
     with progress.task(f"writing {path.name}", _size(contents)) as task:
-        return write_parts(path, blueprint.values(), contents, blueprint.options.max_part_bytes, task.advance)
+        return write_parts(
+            path,
+            blueprint.values(),
+            contents,
+            blueprint.options.max_part_bytes,
+            task.advance,
+            threads=blueprint.options.writers,
+        )
 
 
 def _write_quantized(blueprint: Blueprint, path: Path, progress: Progress) -> list[Path]:
@@ -37,7 +44,7 @@ def _write_quantized(blueprint: Blueprint, path: Path, progress: Progress) -> li
     floats, whole = path.with_name(f"{path.name}.floats"), path.with_name(f"{path.name}.whole")
     contents = blueprint.contents()
     with progress.task(f"writing {path.name}", 2 * _size(contents)) as task:
-        write_gguf(floats, blueprint.values(), contents, task.advance)
+        write_gguf(floats, blueprint.values(), contents, task.advance, threads=options.writers)
         fell_back = quantize(floats, whole, outtype, importance=importance, threads=options.threads)
         floats.unlink()
         task.advance(_size(contents))

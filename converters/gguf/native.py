@@ -6,6 +6,7 @@ Native code logs through a callback that Python has to keep alive; its lines are
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,16 @@ def llama() -> Any:
     library = llama_library()
     library.llama_log_set(_log_callback(), ctypes.c_void_p())
     library.llama_backend_init()
+    return library
+
+
+@cache
+def ggml() -> Any:
+    """The tensor library under llama.cpp, with the types of what is called in it."""
+    library = importlib.import_module(f"{llama_library().__name__}._ggml").libggml
+    sizes = [ctypes.c_int64] * 3  # first element, rows, columns
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *sizes, ctypes.c_void_p]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
     return library
 
 

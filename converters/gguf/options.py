@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from longrope.errors import InputError
+from longrope.provenance import usable_cpus
 
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+MAX_WRITERS = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class GgufOptions:
         imatrix: importance matrix of llama-imatrix, for the types that llama.cpp quantizes.
         split_max_size: bytes of tensors in one file, as a number or like "2G"; what is larger is written in parts
             NAME-00001-of-0000N.gguf. None writes one file.
-        threads: of llama.cpp's quantizer; 0 for all there are.
+        threads: that round and write weights, and of llama.cpp's quantizer; 0 for all there are.
     """
 
     name: str | None = None
@@ -44,7 +46,14 @@ class GgufOptions:
             raise InputError(f"unknown GGUF option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         built = cls(**options)
         _ = built.max_part_bytes
+        if not isinstance(built.threads, int) or built.threads < 0:
+            raise InputError(f"threads: expected a whole number, 0 for all there are, got {built.threads!r}")
         return built
+
+    @property
+    def writers(self) -> int:
+        """Threads that round and write; more than `MAX_WRITERS` only wait for one another."""
+        return min(self.threads or usable_cpus(), MAX_WRITERS)
 
     @property
     def max_part_bytes(self) -> int | None:

@@ -27,22 +27,24 @@ def write_parts(
     contents: Sequence[Content],
     max_size: int | None,
     on_bytes: Callable[[int], None],
+    *,
+    threads: int = 1,
 ) -> list[Path]:
-    """Write one file, or as many parts as it takes to keep each at `max_size` bytes of tensors.
+    """Write one file, or as many parts as it takes to keep each at `max_size` bytes of tensors; see `write_gguf`.
 
     Returns:
         What was written: `path`, or parts named after it.
     """
     groups = grouped(contents, max_size) if max_size else [list(contents)]
     if len(groups) == 1:
-        write_gguf(path, values, contents, on_bytes)
+        write_gguf(path, values, contents, on_bytes, threads=threads)
         return [path]
     written = []
     for index, group in enumerate(groups):
         own = {SPLIT_NO: u16(index), SPLIT_COUNT: u16(len(groups)), SPLIT_TENSORS: i32(len(contents))}
         head = values if index == 0 else {ARCHITECTURE: text(str(values[ARCHITECTURE].data))}
         written.append(part_path(path, index, len(groups)))
-        write_gguf(written[-1], {**head, **own}, group, on_bytes)
+        write_gguf(written[-1], {**head, **own}, group, on_bytes, threads=threads)
     return written
 
 

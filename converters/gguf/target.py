@@ -86,8 +86,9 @@ def _refuse_start_tokens(factors: RescaleFactors) -> None:
 
 def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
     """Fields of config.json for which llama.cpp computes one value only."""
+    config = {"sliding_window": checkpoint.architecture.default_window, **checkpoint.config}
     for name, needed in LAYOUTS[target.architecture].needs.items():
-        given = checkpoint.config.get(name, needed)
+        given = config.get(name, needed)
         if given != needed:
             raise UnsupportedError(
                 f"{checkpoint.name}: llama.cpp computes {name} = {needed!r} for this architecture, the model has "
@@ -97,10 +98,18 @@ def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
 
 def _refuse_sliding_window(checkpoint: Checkpoint, factors: RescaleFactors) -> None:
     """llama.cpp attends to the whole context where transformers would look back fewer tokens than the target."""
-    window = checkpoint.config.get("sliding_window")
-    used = window and checkpoint.config.get("use_sliding_window", True)
+    config, row = checkpoint.config, checkpoint.architecture
+    window = config.get("sliding_window", row.default_window) if row.sliding_window else None
+    used = window and config.get("use_sliding_window", True)
     if used and window is not None and window < factors.target:
         raise UnsupportedError(
             f"{checkpoint.name}: transformers attends to the last {window} tokens (sliding_window), llama.cpp to all "
             f"{factors.target}; set sliding_window to null in config.json, or use a target of at most {window}"
+        )
+    alike = {"full_attention", "sliding_attention"} if used else {"full_attention"}
+    others = sorted(set(config.get("layer_types") or ()) - alike)
+    if others:
+        raise UnsupportedError(
+            f"{checkpoint.name}: some layers have {' and '.join(others)} (layer_types in config.json), llama.cpp gives "
+            "all of them full attention; export to HF or ONNX instead"
         )

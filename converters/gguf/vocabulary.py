@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ class Vocabulary:
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     unapplied: tuple[str, ...] = ()
 
-    def values(self) -> dict[str, Value]:
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
         """The `tokenizer.*` keys."""
         found = {
             PREFIX + "model": text(self.model),
@@ -140,18 +142,22 @@ def tokens_by_id(
         InputError: an id beyond the model's vocabulary.
         UnsupportedError: a token with two ids.
     """
-    by_id = {id: (token, kind_of(token) if kind_of else TokenType.NORMAL) for token, id in ids.items()}
+    names = {id: token for token, id in ids.items()}
+    kinds = {id: kind_of(token) for id, token in names.items()} if kind_of else {}
     for added in data.get("added_tokens", ()):
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         own = kind_of(added["content"]) if kind_of else TokenType.NORMAL
-        by_id[added["id"]] = (added["content"], kind if own is TokenType.NORMAL else own)
-    if by_id and max(by_id) >= vocab_size:
+        names[added["id"]] = added["content"]
+        kinds[added["id"]] = kind if own is TokenType.NORMAL else own
+    if names and max(names) >= vocab_size:
         raise InputError(
-            f"the tokenizer has ids up to {max(by_id)}, the model's vocab_size is {vocab_size}; expected ids below it"
+            f"the tokenizer has ids up to {max(names)}, the model's vocab_size is {vocab_size}; expected ids below it"
         )
-    entries = [by_id.get(id, (f"[PAD{id}]", TokenType.UNUSED)) for id in range(vocab_size)]
-    tokens = [token for token, _ in entries]
+    unused = {id: f"[PAD{id}]" for id in range(vocab_size) if id not in names}
+    kinds |= dict.fromkeys(unused, TokenType.UNUSED)
+    names |= unused
+    tokens = [names[id] for id in range(vocab_size)]
     if len(set(tokens)) != len(tokens):
         twice = next(token for token in tokens if tokens.count(token) > 1)
         raise UnsupportedError(f"the token {twice!r} has two ids, which llama.cpp does not load")
-    return tokens, [int(kind) for _, kind in entries]
+    return tokens, [int(kinds.get(id, TokenType.NORMAL)) for id in range(vocab_size)]

@@ -131,6 +131,15 @@ class Piece:
         for at in range(0, self.heads, step):
             yield by_head[at : at + step].reshape(-1, columns)
 
+    def picked(self, stored: Stored, positions: NDArray[np.intp]) -> Rows:
+        """Single rows, by their place in the final order."""
+        rows = self.rows(stored)
+        if self.heads:
+            in_head = len(rows) // self.heads
+            head, place = np.divmod(positions, in_head)
+            positions = head * in_head + place % 2 * (in_head // 2) + place // 2
+        return rows[positions]
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -170,6 +179,16 @@ class Planned:
         for piece, stored in zip(self.pieces, self.stored, strict=True):
             for block in piece.blocks(stored):
                 yield block, stored.dtype
+
+    def picked(self, positions: NDArray[np.intp]) -> Iterator[NDArray[np.float32]]:
+        """Single rows as float32, by ascending place: one array for each piece that has some of them."""
+        first = 0
+        for piece, stored in zip(self.pieces, self.stored, strict=True):
+            count = len(piece.rows(stored))
+            own = positions[(positions >= first) & (positions < first + count)] - first
+            if len(own):
+                yield as_float32(piece.picked(stored, own), stored.dtype)
+            first += count
 
     def encoded(self) -> Iterator[NDArray[Any]]:
         """Its bytes in the type of `info`, a block at a time."""

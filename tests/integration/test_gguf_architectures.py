@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from converters.gguf import GgufConverter
 from longrope.architectures import ARCHITECTURES, architecture_of
+from longrope.checkpoint import open_checkpoint
 from longrope.errors import UnsupportedError
 from tests.integration.test_gguf_export import checkpoint, export, factors_for, refused, scores
 from tests.integration.test_gguf_faults import rewrite
@@ -83,6 +85,7 @@ def test_every_supported_row_is_tested() -> None:
         ("mistral", {"sliding_window": 512}, "sliding_window"),
         ("minicpm3", {"scale_emb": 10, "head_dim": 16, "qk_rope_head_dim": 16}, "scale_emb"),
         ("exaone4", {"sliding_window": 512}, "sliding_window"),
+        ("exaone4", {"sliding_window": None, "layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(
@@ -90,6 +93,21 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
 ) -> None:
     model = checkpoint(tmp_path / "m", model_type, **changes)
     refused(UnsupportedError, reason, model, factors_for(model))
+
+
+@pytest.mark.parametrize("model_type", ["exaone4", "mistral"])
+def test_a_sliding_window_that_config_json_leaves_unsaid_is_transformers_own(tmp_path: Path, model_type: str) -> None:
+    model = checkpoint(tmp_path / "m", model_type, **CASES[model_type][1])
+    silent = {name: value for name, value in model.config.items() if name != "sliding_window"}
+    (model.path / "config.json").write_text(json.dumps(silent))
+    model = open_checkpoint(model.path)
+    refused(UnsupportedError, "sliding_window.*4096|4096.*sliding_window", model, factors_for(model, target=8192))
+
+
+def test_a_window_in_some_layers_only_is_one_too(tmp_path: Path) -> None:
+    some = {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
+    model = checkpoint(tmp_path / "m", "qwen2", sliding_window=512, **some)
+    refused(UnsupportedError, "last 512 tokens", model, factors_for(model), options={"as_llama": True})
 
 
 def test_single_set_architectures_refuse_two(tmp_path: Path) -> None:
