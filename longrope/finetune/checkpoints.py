@@ -1,7 +1,7 @@
 """Checkpoints of a training run that outlive `kill -9` and a full disk, and any number of processes.
 
     checkpoints/step-00000040/            appears by one rename, after everything in it has been flushed to the disk
-      tensors/shard-00001-….safetensors   trained weights and optimizer state, the parts of process 0, 2 GB a file
+      tensors/shard-00001-….safetensors   trained weights and optimizer state, the parts of process 0
       tensors/shard-00002-….safetensors   the parts of process 1
       random-00000.json …                 random states of process 0 …
       state.json                          the caller's state, the optimizer's plain numbers
@@ -43,7 +43,8 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.files import PARTIAL, errors_of_writing, remove_partial, sync_folder, write_atomically
 
 CHECKPOINT_VERSION = 1
-FILE_BYTES = 2 << 30
+# A file is put together in memory before it is written.
+FILE_BYTES = 512 << 20
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)
 _STEP = re.compile(r"step-(\d{8,})")
 
