@@ -156,7 +156,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
     "sliding window": (
         config(model_type="mistral", sliding_window=32),
         UnsupportedError,
-        r"attends to the last 32 tokens only \(sliding_window\)",
+        r"attend to the last 32 tokens only \(sliding_window\)",
     ),
     "factors of another model": (
         config(
