@@ -19,6 +19,7 @@ from longrope.files import is_disk_full
 COMMANDS = {
     "extend": "Search factors, export every format, prove each against the original.",
     "search": "Search rescale factors for a target length.",
+    "finetune": "Train a model with its factors; write it as a Hugging Face folder.",
     "recover": "Search factors for the short window of an extended model.",
     "convert": "Write a model with its factors as hf, gguf or onnx.",
     "patch": "Put factors into an existing GGUF file; no weights are touched.",
@@ -78,7 +79,7 @@ def _explain(error: BaseException, *, debug: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        click.echo("Interrupted. A run started by `extend` or `search` goes on with --resume.", err=True)
+        click.echo("Interrupted. A run started by `extend`, `search` or `finetune` goes on with --resume.", err=True)
         return INTERRUPTED
     if isinstance(error, LongRopeError):
         click.echo(f"Error: {error}", err=True)

@@ -178,6 +178,56 @@ def search_options(function: Decorated) -> Decorated:
     return function
 
 
+def train_dtype(name: str) -> Callable[[Decorated], Decorated]:
+    """What training computes in, under this option name."""
+    return click.option(
+        name,
+        "train_dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="What layers compute in; weights and optimizer stay float32.",
+    )
+
+
+def training_options(function: Decorated) -> Decorated:
+    """How training computes, apart from what a stage says."""
+    for option in (
+        click.option("--save-every", type=click.IntRange(1), default=20, show_default=True, help="Steps a checkpoint."),
+        click.option(
+            "--peak-flops", type=float, help="FLOP/s of one device, for the FLOPs use.  [default: known GPUs']"
+        ),
+        click.option("--liger", is_flag=True, help="Liger's kernels for norms and MLPs (needs liger-kernel)."),
+        click.option(
+            "--checkpointing/--no-checkpointing",
+            default=None,
+            help="Recompute activations in backward.  [default: when memory asks for it]",
+        ),
+        click.option("--pass-tokens", type=TOKENS, help="Tokens of one forward, at least a row.  [default: 8192]"),
+        click.option(
+            "--sequence-size",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Processes a sequence (Ulysses).",
+        ),
+        click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True, help="Of matrices."),
+        click.option(
+            "--optimizer",
+            type=click.Choice(["adamw", "adamw8bit"]),
+            default="adamw",
+            show_default=True,
+            help="adamw8bit needs bitsandbytes.",
+        ),
+        click.option("--lora-alpha", type=click.IntRange(1), help="Adapters' scale times the rank.  [default: 2 RANK]"),
+        click.option(
+            "--lora", "lora_rank", type=click.IntRange(1), metavar="RANK", help="Train adapters, norms and embeddings."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def factor_sets(function: Decorated) -> Decorated:
     """`--factor-sets`."""
     return click.option(

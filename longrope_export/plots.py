@@ -167,6 +167,18 @@ def pareto_figure(front: Points, chosen: int | None, cap: float) -> Any:
     return figure
 
 
+def training_figure(records: Sequence[tuple[int, float, float]]) -> Any:
+    """Figure of loss (left axis) and learning rate (right axis, dotted) over (step, loss, learning rate)."""
+    figure, axes = _figure("optimizer step", "loss, nats per token")
+    steps, losses, rates = zip(*records, strict=True)
+    axes.plot(steps, losses, linewidth=1)
+    right = axes.twinx()
+    right.plot(steps, rates, linestyle=":", color="tab:orange")
+    right.set_ylabel("learning rate")
+    right.set_ylim(bottom=0)
+    return figure
+
+
 def render(figure: Any, kind: str) -> bytes:
     """A figure's bytes as `png` or `svg`."""
     buffer = io.BytesIO()

@@ -8,7 +8,9 @@ from typing import Any
 from longrope.errors import InputError
 from longrope.extend import ExtendOptions
 from longrope.factors import N_HAT_CHOICES, RescaleFactors
+from longrope.finetune.options import TrainOptions
 from longrope.search import SearchOptions
+from longrope_export.finetuning import FinetuneRequest
 from longrope_export.pipeline import ExtendRequest
 
 SEARCH_ARGUMENTS = (
@@ -25,6 +27,21 @@ SEARCH_ARGUMENTS = (
     "executor",
     "workers",
 )
+
+STAGE_ARGUMENTS = ("steps", "learning_rate", "schedule", "warmup", "batch", "short_share", "retrieval_share")
+TRAIN_ARGUMENTS = (
+    "lora_rank",
+    "lora_alpha",
+    "optimizer",
+    "weight_decay",
+    "sequence_size",
+    "pass_tokens",
+    "checkpointing",
+    "liger",
+    "peak_flops",
+    "save_every",
+)
+COMPUTE_ARGUMENTS = ("device", "threads", "seed")
 
 
 def search_request(
@@ -67,6 +84,28 @@ def extend_request(
     if not names:
         raise InputError("--formats: expected at least one of hf, gguf, onnx")
     return ExtendRequest(model=model, output=output, options=options, formats=names, **arguments)
+
+
+def finetune_request(
+    *, model: str, texts: tuple[Path, ...], output: Path, factors: Path | None, length: int | None, **arguments: Any
+) -> FinetuneRequest:
+    """The request of `finetune`."""
+    return FinetuneRequest(
+        model,
+        texts,
+        output,
+        stage={name: arguments.pop(name) for name in STAGE_ARGUMENTS},
+        options=train_options(arguments, {name: arguments.pop(name) for name in COMPUTE_ARGUMENTS}),
+        factors=factors,
+        length=length,
+        **arguments,
+    )
+
+
+def train_options(arguments: dict[str, Any], compute: dict[str, Any]) -> TrainOptions:
+    """The options of training, taken out of a command's arguments, with device, threads and seed."""
+    own = {name: arguments.pop(name) for name in TRAIN_ARGUMENTS}
+    return TrainOptions(dtype=arguments.pop("train_dtype"), **own, **compute)
 
 
 def _number_or_word(option: str, text: str, number: type[int] | type[float], words: tuple[str, ...]) -> Any:

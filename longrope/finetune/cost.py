@@ -198,6 +198,53 @@ def estimate_seconds(shape: Shape, stage: Stage, rates: Rates, *, checkpointing:
     return (matrix + attention) * (4 / 3 if checkpointing else 1) / world_size
 
 
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage takes.
+
+    Args:
+        tokens: that training reads.
+        flops: model FLOPs, all rows as long sequences but the short ones.
+        seconds: wall time, by the measured rates of this device.
+        memory: in each process.
+    """
+
+    tokens: int
+    flops: float
+    seconds: float
+    memory: TrainingMemory
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens / 1e6:.2f}M tokens, {self.flops:.2g} FLOPs, about {duration(self.seconds)} on this device; "
+            f"memory {self.memory}"
+        )
+
+
+def stage_cost(
+    checkpoint: Checkpoint, stage: Stage, options: TrainOptions, rates: Rates, *, world_size: int = 1
+) -> StageCost:
+    """Tokens, FLOPs, time and memory of a stage's training."""
+    shape = Shape.of(checkpoint)
+    memory = plan_memory(checkpoint, stage, options, world_size=world_size)
+    long_rows = stage.steps * stage.batch * (1 - stage.short_share)
+    attention = long_rows * shape.attention_flops([stage.row_length])
+    return StageCost(
+        tokens=stage.tokens,
+        flops=shape.matrix_flops(stage.tokens) + attention,
+        seconds=estimate_seconds(shape, stage, rates, checkpointing=memory.checkpointing, world_size=world_size),
+        memory=memory,
+    )
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for size, unit, digits in ((86_400, "days", 1), (3600, "h", 1), (60, "min", 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def peak_flops(options: TrainOptions) -> float | None:
     """FLOP/s of one device: told, or known by a GPU's name; None elsewhere."""
     if options.peak_flops is not None:

@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from longrope.finetune.batch import PackedBatch, join
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.cost import Shape, peak_flops, plan_memory, rows_per_pass
 from longrope.finetune.data import Mixture, TrainingRows, training_rows
-from longrope.finetune.log import StepRecord, TrainingLog, read_log
+from longrope.finetune.log import LOG_NAME, StepRecord, TrainingLog, read_log
 from longrope.finetune.model import TrainedModel, require_extras
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
@@ -50,10 +50,12 @@ class Training:
 
     Args:
         checkpoint: the trained model: the source's configuration and tokenizer, new weights, no factors embedded.
+        factors: what it was trained with: in mixed training both sets.
         records: every step.
     """
 
     checkpoint: Checkpoint
+    factors: RescaleFactors
     records: tuple[StepRecord, ...]
 
     @property
@@ -108,7 +110,7 @@ def finetune(
     parallel = parallel or Parallel.single(options.device)
     set_threads(options.threads)
     require_extras(options)
-    bound = checkpoint.bind(factors)
+    bound = training_factors(checkpoint.bind(factors), stage)
     if stage.batch % parallel.data_size:
         raise InputError(f"batch: expected a multiple of the {parallel.data_size} processes, got {stage.batch}")
     rows = training_rows(checkpoint, corpus, mixture_of(stage, bound, options))
@@ -117,7 +119,18 @@ def finetune(
     parallel.barrier()
     if not (folder / MODEL).is_dir():
         _Run(checkpoint, bound, stage, rows, folder, options, parallel, progress).train()
-    return Training(open_folder(folder / MODEL, f"{checkpoint.name}, trained"), tuple(read_log(folder / "log.jsonl")))
+    trained = open_folder(folder / MODEL, f"{checkpoint.name}, trained")
+    return Training(trained, bound, tuple(read_log(folder / LOG_NAME)))
+
+
+def training_factors(factors: RescaleFactors, stage: Stage) -> RescaleFactors:
+    """The factors that a stage trains: in mixed training the short set of single factors is the original RoPE.
+
+    Its cos and sin keep the long set's attention factor, as every runtime applies it; training makes up for that.
+    """
+    if stage.short_share and factors.factor_sets == "single":
+        return replace(factors, short_factor=(1.0,) * factors.num_pairs)
+    return factors
 
 
 def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> Mixture:
@@ -172,10 +185,9 @@ class _Run:
                     self._save()
         self.trained.save(self.folder / MODEL)
 
-    def _log(self) -> TrainingLog:
-        """The first process writes the log, the others one that nobody reads."""
-        folder = self.folder if self.parallel.is_main else self.folder / f"process-{self.parallel.rank}"
-        return TrainingLog(folder, self.step)
+    def _log(self) -> AbstractContextManager[TrainingLog | None]:
+        """The first process writes the log."""
+        return TrainingLog(self.folder, self.step) if self.parallel.is_main else nullcontext()
 
     def _step(self) -> StepRecord:
         start = time.perf_counter()
@@ -230,8 +242,9 @@ class _Run:
         lengths = [length for batch in batches for length in batch.lengths]
         return self.shape.flops(lengths) / self.parallel.sequence_size / seconds / self.peak
 
-    def _tell(self, record: StepRecord, log: TrainingLog, task: Task) -> None:
-        log.add(record)
+    def _tell(self, record: StepRecord, log: TrainingLog | None, task: Task) -> None:
+        if log is not None:
+            log.add(record)
         task.advance(1, f"loss {record.loss:.4f}, {record.tokens_per_second:.0f} tokens/s")
 
     # -- checkpoints
