@@ -26,6 +26,7 @@ from longrope.scoring import LogitSource, nll, perplexity
 from longrope.search.windows import encode_plain
 from longrope.tasks import TaskRow, TaskRunner, read_records
 from longrope.text import Corpus, load_corpus
+from longrope_export.lm_harness import HarnessRequest, require_harness, run_harness
 from longrope_export.models import artifact_path
 
 SCHEMA_VERSION = 1
@@ -49,6 +50,7 @@ class EvalRequest:
         task_windows: windows that prompts and answers of tasks must fit; empty for the model's.
         truncate: cut documents that do not fit, instead of refusing them.
         max_new_tokens: most tokens of a generated answer.
+        harness: what EleutherAI's lm-evaluation-harness is to run.
     """
 
     artifact: str
@@ -68,6 +70,7 @@ class EvalRequest:
     task_windows: tuple[int, ...] = ()
     truncate: bool = False
     max_new_tokens: int = 64
+    harness: HarnessRequest | None = None
     threads: int | None = None
     seed: int = 0
 
@@ -101,6 +104,7 @@ class Evaluation:
     passkey: tuple[RetrievalRow, ...] = ()
     needle: tuple[RetrievalRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
+    lm_eval: Mapping[str, Any] | None = None
     text_fingerprint: str | None = None
     seed: int = 0
 
@@ -130,12 +134,16 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
 
     Raises:
         InputError: nothing was asked, texts are missing or too short, or a task's file or prompts cannot be used.
+        MissingRequirementError: the harness was asked for and is not installed.
     """
     records = {task: read_records(path, task) for task, path in request.task_files.items()}
-    if not request.lengths and not records:
+    if not request.lengths and not records and request.harness is None:
         raise InputError(
-            "expected --windows, --passkey or --needle with lengths N,N, or a file for --many-shot, --qa or --summarize"
+            "expected --windows, --passkey or --needle with lengths N,N, a file for --many-shot, --qa or --summarize, "
+            "or --lm-eval TASKS"
         )
+    if request.harness is not None:
+        require_harness()
     if request.lengths and not request.texts:
         raise InputError("--windows, --passkey and --needle need --text PATH")
     opened = open_artifact(request.artifact, (*request.lengths, *request.task_windows), request.threads)
@@ -147,6 +155,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
             _retrieval("passkey", request.passkey, request, opened, corpus, progress),
             _retrieval("needle", request.needle, request, opened, corpus, progress),
             _tasks(request, records, opened, progress),
+            _harness(request, opened, progress),
             corpus.fingerprint if request.texts else None,
             request.seed,
         )
@@ -273,3 +282,9 @@ def _tasks(
                 else:
                     rows.append(runner.questions(lines, window) if task == "qa" else runner.summaries(lines, window))
     return tuple(rows)
+
+
+def _harness(request: EvalRequest, opened: Opened, progress: Progress) -> dict[str, Any] | None:
+    if request.harness is None:
+        return None
+    return run_harness(request.harness, opened.checkpoint, opened.source, opened.window, progress)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -66,6 +67,19 @@ def print_evaluation(result: Evaluation) -> None:
         print_retrieval(task, recalled)
     for task in dict.fromkeys(row.task for row in result.tasks):
         print_task(task, [row for row in result.tasks if row.task == task])
+    if result.lm_eval is not None:
+        print_harness(result.lm_eval["results"])
+
+
+def print_harness(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Metrics of the lm-evaluation-harness, one row each."""
+    rows = [
+        [task, name, f"{value:.4f}"]
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if isinstance(value, float)
+    ]
+    print_table("lm-evaluation-harness", ("task", "metric", "value"), rows)
 
 
 def print_task(task: str, rows: Sequence[TaskRow]) -> None:

@@ -35,20 +35,36 @@ from longrope_export import options
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Of an answer or summary."
 )
+@click.option(
+    "--lm-eval", "tasks", help="Tasks of lm-evaluation-harness, by comma, such as ruler. Needs pip install lm_eval."
+)
+@click.option("--lm-eval-include", "include", type=options.PATH, help="Folder of further tasks for the harness.")
+@click.option("--lm-eval-limit", "limit", type=click.IntRange(1), help="Documents of each task of the harness.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the runtime.  [default: all cores]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts.")
 @options.json_output
-def command(heat_map: Path | None, json_path: str | None, **arguments: Any) -> int:
+def command(
+    heat_map: Path | None,
+    json_path: str | None,
+    tasks: str | None,
+    include: Path | None,
+    limit: int | None,
+    **arguments: Any,
+) -> int:
     """Measure ARTIFACT (or a model) in its own runtime.
 
-    Perplexity by window; retrieval by length and depth; many-shot learning, questions and summaries on your own JSONL.
+    Perplexity by window; retrieval by length and depth; many-shot learning, questions and summaries on your own JSONL;
+    tasks of the lm-evaluation-harness.
     """
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.evaluation import EvalRequest, evaluate
+    from longrope_export.lm_harness import HarnessRequest
     from longrope_export.plots import check_picture, plot_retrieval
     from longrope_export.tables import print_evaluation
 
-    request = EvalRequest(**arguments)
+    lengths = arguments["task_windows"]
+    harness = HarnessRequest(tuple(tasks.split(",")), include, limit, lengths) if tasks else None
+    request = EvalRequest(**arguments, harness=harness)
     if heat_map is not None:
         check_picture(heat_map)
     result = evaluate(request, ConsoleProgress())
