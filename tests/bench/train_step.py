@@ -57,7 +57,7 @@ class Steps:
 @click.option("--length", type=int, required=True)
 @click.option("--steps", type=int, default=2)
 @click.option("--recompute/--keep", default=True, help="Activation checkpointing.")
-@click.option("--threads", type=int, default=2)
+@click.option("--threads", type=int, default=1)
 def main(engine: str, model: str, length: int, steps: int, recompute: bool, threads: int) -> None:
     """Train a few steps and print what they took."""
     torch.set_num_threads(threads)
