@@ -162,6 +162,10 @@ class Parallel:
             dist.all_reduce(tensor)
         return tensor
 
+    def anywhere(self, flag: bool) -> bool:
+        """Whether a flag is set in any process; the same answer in all."""
+        return bool(self.sum_(torch.tensor(int(flag), device=self.device)).item())
+
     # -- sequences
 
     def split_sequence(self, tensor_BT: Tensor) -> Tensor:

@@ -165,7 +165,8 @@ class _Run:
         memory = plan_memory(checkpoint, stage, options, world_size=parallel.world_size)
         if not memory.fits:
             progress.warn(f"training may run out of memory: {memory}")
-        self.trained = TrainedModel(checkpoint, factors, options, parallel, checkpointing=memory.checkpointing)
+        recompute = parallel.anywhere(memory.checkpointing)  # free memory differs, what processes do together may not
+        self.trained = TrainedModel(checkpoint, factors, options, parallel, checkpointing=recompute)
         self.optimizer = make_optimizer(self.trained, stage, options)
         name = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
         self.scheduler = get_scheduler(name, self.optimizer, stage.warmup, stage.steps)
