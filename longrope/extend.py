@@ -1,22 +1,29 @@
 """The paper's recipe as one resumable plan: search the long set, recover a short one, measure both on held-out text.
 
-corpus ──search──► long set ──recover_short──► both sets ──evaluate_methods on held-out text──► Extension
+corpus ──search──► long set ──────────────────────────────┬──recover_short──► both sets ──evaluate_methods──► Extension
+       └─stages: search ► fine-tune ► search ► … ► long set ┘                               (held-out text)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
+from longrope.finetune.options import TrainOptions
+from longrope.finetune.parallel import Parallel
+from longrope.finetune.progressive import StageResult, run_stages
+from longrope.finetune.stages import StagePlan
 from longrope.progress import Progress
 from longrope.search import (
     MethodScore,
+    Recovery,
     SearchOptions,
     SearchResult,
     evaluate_methods,
@@ -24,7 +31,7 @@ from longrope.search import (
     search,
 )
 from longrope.search.objective import perplexity
-from longrope.text import Corpus
+from longrope.text import Corpus, load_corpus
 
 SEARCHED = "searched"
 SEARCHED_SHORT = "searched, short set"
@@ -41,6 +48,8 @@ class ExtendOptions:
         short_windows: windows of L tokens that a short set is measured on.
         test_windows: held-out windows of each length in the table of methods.
         methods: known methods in that table; None for all.
+        stages: fine-tuning between searches; None for one search without training.
+        training: optimizer, precision and machine of all stages.
     """
 
     target_length: int
@@ -49,6 +58,13 @@ class ExtendOptions:
     short_windows: int = 40
     test_windows: int = 8
     methods: tuple[str, ...] | None = None
+    stages: StagePlan | None = None
+    training: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether a short set is trained, too."""
+        return self.stages is not None and any(stage.steps and stage.short_share for stage in self.stages.stages)
 
     @property
     def planned_n_hat(self) -> int:
@@ -89,39 +105,55 @@ class MethodTable:
 
 @dataclass(frozen=True)
 class Extension:
-    """What the recipe gave: factors (dual when a short set was recovered), the search, the table of methods."""
+    """What the recipe gave.
 
+    Args:
+        checkpoint: the model that the factors are for; the trained one after stages.
+        factors: dual when a short set was recovered.
+        search: the last one; None where the last stage's factors were not searched.
+        methods: known methods on the original model, and what was found.
+        stages: what fine-tuning gave.
+        recovery: the short set's search; None for a single set.
+    """
+
+    checkpoint: Checkpoint
     factors: RescaleFactors
-    search: SearchResult
+    search: SearchResult | None
     methods: MethodTable
+    stages: tuple[StageResult, ...] = ()
+    recovery: Recovery | None = None
 
     def to_json(self) -> dict[str, Any]:
-        history = [
-            {"tokens": point.tokens, "perplexity": perplexity(point.best)}
-            for point in self.search.history
-            if point.best is not None
-        ]
         return {
-            "search": {
-                "perplexity": self.search.perplexity,
-                "origin": self.search.label,
-                "tokens": self.search.tokens,
-                "evaluations": self.search.evaluations,
-                "seconds": self.search.seconds,
-                "seeds": {seed.name: seed.perplexity for seed in self.search.seeds},
-                "history": history,
-                "short_cap": self.search.short_cap and perplexity(self.search.short_cap),
-                "front": [
-                    {
-                        "short": perplexity(point.short_loss),
-                        "target": perplexity(point.target_loss),
-                        "chosen": point.chosen,
-                    }
-                    for point in self.search.front
-                ],
-            },
+            "search": self.search and search_json(self.search),
             "methods": self.methods.to_json(),
+            "stages": [stage.to_json() for stage in self.stages],
+            "recovery": self.recovery and self.recovery.to_json(),
         }
+
+
+def search_json(search: SearchResult) -> dict[str, Any]:
+    """A search for run.json and the report."""
+    history = [
+        {"tokens": point.tokens, "perplexity": perplexity(point.best)}
+        for point in search.history
+        if point.best is not None
+    ]
+    front = [
+        {"short": perplexity(point.short_loss), "target": perplexity(point.target_loss), "chosen": point.chosen}
+        for point in search.front
+    ]
+    return {
+        "perplexity": search.perplexity,
+        "origin": search.label,
+        "tokens": search.tokens,
+        "evaluations": search.evaluations,
+        "seconds": search.seconds,
+        "seeds": {seed.name: seed.perplexity for seed in search.seeds},
+        "history": history,
+        "short_cap": search.short_cap and perplexity(search.short_cap),
+        "front": front,
+    }
 
 
 def extend(
@@ -131,6 +163,7 @@ def extend(
     options: ExtendOptions,
     *,
     journal_dir: Path,
+    stages_dir: Path,
     resume: bool,
     dual: bool,
     progress: Progress,
@@ -139,57 +172,108 @@ def extend(
 
     Args:
         checkpoint: the model before extension.
-        corpus: texts to search on.
-        held_out: texts that the search never sees.
+        corpus: texts to search and to train on.
+        held_out: texts that neither sees.
+        options: target, budgets, stages.
         journal_dir: holds a journal for each search; `resume` goes on with them.
+        stages_dir: holds a folder for each stage.
+        resume: go on with what is in these folders.
         dual: recover a short set, too.
+        progress: where bars and lines go.
     """
-    found = search(
-        checkpoint,
-        corpus,
-        options.target_length,
-        options=options.search,
-        journal_dir=journal_dir / "long",
-        resume=resume and (journal_dir / "long").exists(),
-        progress=progress,
-    )
-    factors = found.factors
-    if dual:
-        short_options = dataclasses.replace(
-            options.search, max_evals=options.short_evals, n_hat=factors.n_hat, start_from=(), strategy="evolution"
-        )
-        factors = recover_short(
+    if options.stages is None:
+        found = search(
             checkpoint,
             corpus,
-            factors,
-            num_windows=options.short_windows,
-            options=short_options,
-            journal_dir=journal_dir / "short",
-            resume=resume and (journal_dir / "short").exists(),
+            options.target_length,
+            options=options.search,
+            journal_dir=journal_dir / "long",
+            resume=resume and (journal_dir / "long").exists(),
             progress=progress,
-        ).factors
-    return Extension(factors, found, measure_methods(checkpoint, held_out, factors, options, progress))
+        )
+        done = Extension(checkpoint, found.factors, found, MethodTable({}))
+    else:
+        done = _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, progress)
+    if dual:
+        done = _recovered(done, corpus, held_out, options, journal_dir / "short", resume, progress)
+    return dataclasses.replace(done, methods=measure_methods(checkpoint, held_out, done, options, progress))
+
+
+def _staged(
+    checkpoint: Checkpoint,
+    plan: StagePlan,
+    corpus: Corpus,
+    options: ExtendOptions,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+) -> Extension:
+    """Factors and model at the end of all stages."""
+    progression = run_stages(
+        checkpoint,
+        plan,
+        corpus,
+        folder,
+        search_options=options.search,
+        train_options=options.training,
+        load_texts=lambda paths: load_corpus(paths, checkpoint.encode),
+        resume=resume,
+        parallel=Parallel.single(options.training.device),
+        progress=progress,
+    )
+    last = progression.stages[-1]
+    return Extension(
+        progression.checkpoint, progression.factors, last.search, MethodTable({}), stages=progression.stages
+    )
+
+
+def _recovered(
+    done: Extension,
+    corpus: Corpus,
+    held_out: Corpus,
+    options: ExtendOptions,
+    journal: Path,
+    resume: bool,
+    progress: Progress,
+) -> Extension:
+    """The same with a short set, compared with what stages were trained with."""
+    factors = done.factors.as_single()
+    short_options = dataclasses.replace(
+        options.search, max_evals=options.short_evals, n_hat=factors.n_hat, start_from=(), strategy="evolution"
+    )
+    trained = {stage.name: stage.factors for stage in done.stages if stage.training is not None}
+    recovery = recover_short(
+        done.checkpoint,
+        corpus,
+        factors,
+        num_windows=options.short_windows,
+        options=short_options,
+        journal_dir=journal,
+        resume=resume and journal.exists(),
+        progress=progress,
+        stages=trained,
+        held_out=held_out if trained else None,
+    )
+    return dataclasses.replace(done, factors=recovery.factors, recovery=recovery)
 
 
 def measure_methods(
-    checkpoint: Checkpoint, held_out: Corpus, factors: RescaleFactors, options: ExtendOptions, progress: Progress
+    checkpoint: Checkpoint, held_out: Corpus, done: Extension, options: ExtendOptions, progress: Progress
 ) -> MethodTable:
-    """Known methods and the found factors on held-out windows of the original and of the target length."""
+    """Known methods on the original model and what was found, on held-out windows of the original and the target length."""
+    factors = done.factors
     searched = {SEARCHED: factors}
     swapped = dataclasses.replace(factors, long_factor=factors.short_factor)
     at_original = searched if factors.factor_sets == "single" else {**searched, SEARCHED_SHORT: swapped}
-    scores = {
-        length: tuple(
-            evaluate_methods(
-                checkpoint,
-                held_out.windows(length, options.test_windows),
-                options.target_length,
-                named,
-                methods=options.methods,
-                machine=options.search.machine,
-                progress=progress,
-            )
-        )
-        for length, named in ((checkpoint.window, at_original), (options.target_length, searched))
-    }
-    return MethodTable(scores)
+
+    def scores(length: int, named: dict[str, RescaleFactors]) -> Iterator[MethodScore]:
+        windows = held_out.windows(length, options.test_windows)
+        measure = partial(evaluate_methods, machine=options.search.machine, progress=progress)
+        if not done.stages:
+            yield from measure(checkpoint, windows, options.target_length, named, methods=options.methods)
+            return
+        yield from measure(checkpoint, windows, options.target_length, {}, methods=options.methods)
+        yield from measure(done.checkpoint, windows, options.target_length, named, methods=())
+
+    lengths = ((checkpoint.window, at_original), (options.target_length, searched))
+    return MethodTable({length: tuple(scores(length, named)) for length, named in lengths})

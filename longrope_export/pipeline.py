@@ -1,7 +1,8 @@
-"""The main job: plan ─► search ─► factors ─► export every format ─► validate ─► report, resumable at every arrow.
+"""The main job: plan ─► search (or stages) ─► factors ─► export every format ─► validate ─► report, resumable at every arrow.
 
 RUN_DIR/run.json          configuration, provenance, stage results
         journal/          every evaluation of the search
+        stages/           with --stages: searches, training runs and trained weights, one folder a stage
         factors.json      what was found
         hf/ gguf/ onnx/   artifacts, each renamed into place when it has been read back
         validation.json   every check and window
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +28,15 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
+from longrope.finetune.cost import Shape, measure_rates
+from longrope.finetune.model import require_extras
+from longrope.finetune.progressive import check_texts, plan_lines, plan_stages
+from longrope.finetune.stages import StagePlan
+from longrope.modeling import set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
-from longrope.text import Corpus
+from longrope.search import plan_search
+from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 from longrope_export.conversion import chosen_sets
 from longrope_export.models import DEFAULT, load_texts, open_model
@@ -67,6 +75,11 @@ class ExtendRequest:
     @property
     def target_length(self) -> int:
         return self.options.target_length
+
+    @property
+    def sets(self) -> str:
+        """`factor_sets`; of mixed training, which trains both sets, `auto` exports both."""
+        return "dual" if self.factor_sets == "auto" and self.options.mixed else self.factor_sets
 
 
 @dataclass(frozen=True)
@@ -124,12 +137,16 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
     outputs = _outputs(request, checkpoint)
     _check_plan(request, checkpoint, corpus, held_out, outputs)
     run = _open_run(request, checkpoint, corpus, held_out)
+    if request.options.stages:
+        for line in stage_plan_lines(checkpoint, request.options.stages, request.options):
+            progress.line(line)
     result = extend(
         checkpoint,
         corpus,
         held_out,
         request.options,
         journal_dir=run.folder / "journal",
+        stages_dir=run.folder / "stages",
         resume=request.resume,
         dual=_wants_dual(request, outputs),
         progress=progress,
@@ -139,16 +156,30 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
         progress.warn(oddity)
     run.extension, run.state = result.to_json(), "searched"
     run.save()
-    artifacts = [_export(output, checkpoint, result.factors, request, run, progress) for output in outputs]
-    validations = validate(
-        artifacts, checkpoint, result.factors, held_out, _validate_options(request, checkpoint), progress
-    )
+    model = result.checkpoint
+    artifacts = [_export(output, model, result.factors, request, run, progress) for output in outputs]
+    validations = validate(artifacts, model, result.factors, held_out, _validate_options(request, model), progress)
     outcome = Outcome(result.methods, validations)
     _finish(run, outcome)
     return outcome
 
 
 # -- planning
+
+
+def extend_plan_lines(request: ExtendRequest) -> list[str]:
+    """What a run would take, for a person; no weights are loaded, nothing is written."""
+    checkpoint, options = open_model(request.model), request.options
+    if options.stages is None:
+        return plan_search(checkpoint, request.target_length, options.search).lines()
+    return stage_plan_lines(checkpoint, options.stages, options)
+
+
+def stage_plan_lines(checkpoint: Checkpoint, stages: StagePlan, options: ExtendOptions) -> list[str]:
+    """A plan of stages with tokens, memory and time on this device."""
+    set_threads(options.training.threads)
+    rates = measure_rates(Shape.of(checkpoint), options.training.dtype, options.training.device)
+    return plan_lines(stages, plan_stages(checkpoint, stages, options.search, options.training, rates))
 
 
 def _corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progress) -> tuple[Corpus, Corpus]:
@@ -193,10 +224,23 @@ def _check_plan(
     windows_by_length(held_out, placeholder, _validate_options(request, checkpoint))
     for output in outputs:
         output.converter.check_requirements()
-        sets = "single" if request.factor_sets == "auto" else request.factor_sets
+        sets = "single" if request.sets == "auto" else request.sets
         factors = placeholder if sets == "dual" else placeholder.as_single()
         output.converter.plan(Export(checkpoint, factors, output.outtype))
-    _check_disk(request.output, checkpoint, len(outputs))
+    _check_stages(request.options, checkpoint, corpus)
+    _check_disk(request.output, checkpoint, len(outputs), request.options.stages)
+
+
+def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus) -> None:
+    """Refuse a plan of stages that could not be run to its end."""
+    if options.stages is None:
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "extend runs in one process; with torchrun, run search, finetune and recover one after the other"
+        )
+    require_extras(options.training)
+    check_texts(checkpoint, options.stages, corpus, lambda paths: load_corpus(paths, checkpoint.encode))
 
 
 def _placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int) -> RescaleFactors:
@@ -207,9 +251,15 @@ def _placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int) -> Res
     )
 
 
-def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int) -> None:
-    """Refuse a run whose artifacts would not fit. Weights of 16 bits may be written with 32."""
-    needed = DISK_MARGIN * 2 * num_outputs * sum(file.stat().st_size for file in checkpoint.weight_files)
+def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, stages: StagePlan | None) -> None:
+    """Refuse a run whose artifacts would not fit. Weights of 16 bits may be written with 32.
+
+    A trained stage leaves its weights and two checkpoints, each of weights and two moments in float32, while a third is
+    written.
+    """
+    weights = sum(file.stat().st_size for file in checkpoint.weight_files)
+    trained = sum(stage.steps > 0 for stage in stages.stages) if stages else 0
+    needed = DISK_MARGIN * weights * (2 * num_outputs + trained * (1 + 2 * 6) + (6 if trained else 0))
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -221,9 +271,9 @@ def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int) -> None:
 
 def _wants_dual(request: ExtendRequest, outputs: Sequence[Output]) -> bool:
     """Whether a short set has to be found."""
-    if request.factor_sets == "auto":
+    if request.sets == "auto":
         return any(output.converter.auto_factor_sets == "dual" for output in outputs)
-    return request.factor_sets == "dual"
+    return request.sets == "dual"
 
 
 def _validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> ValidateOptions:
@@ -293,7 +343,7 @@ def _export(
     progress: Progress,
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
-    chosen = chosen_sets(output.converter, factors, request.factor_sets)
+    chosen = chosen_sets(output.converter, factors, request.sets)
     checks = _sound(output, checkpoint, chosen)
     if checks is None:
         progress.line(f"Writing {output.path} ({chosen.factor_sets} factor set{'s' * (chosen.factor_sets == 'dual')}).")

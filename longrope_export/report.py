@@ -65,14 +65,17 @@ def _plots(run: Mapping[str, Any], factors: RescaleFactors, evaluation: Mapping[
 
     recalled = retrieval_rows(evaluation)
 
-    search = run["extension"]["search"]
-    history = [(point["tokens"], point["perplexity"]) for point in search["history"]]
+    search = run["extension"]["search"] or {}
+    history = [(point["tokens"], point["perplexity"]) for point in search.get("history", [])]
     front = search.get("front", [])
     try:
-        figures = {
-            "Rescale factors": plots.factors_figure({"found": factors}),
-            "Search": plots.convergence_figure(history),
-        }
+        figures = {"Rescale factors": plots.factors_figure({"found": factors})}
+        if history:
+            figures["Search"] = plots.convergence_figure(history)
+        for stage in run["extension"].get("stages", []):
+            if curve := stage["training"]:
+                points = list(zip(curve["steps"], curve["loss"], curve["learning_rate"], strict=True))
+                figures[f"Training at {stage['stage']['length']} tokens"] = plots.training_figure(points)
         if front:
             sides = [(point["short"], point["target"]) for point in front]
             chosen = next((i for i, point in enumerate(front) if point["chosen"]), None)

@@ -9,8 +9,10 @@ from longrope.errors import InputError
 from longrope.extend import ExtendOptions
 from longrope.factors import N_HAT_CHOICES, RescaleFactors
 from longrope.finetune.options import TrainOptions
+from longrope.finetune.presets import read_plan
 from longrope.search import SearchOptions
 from longrope_export.finetuning import FinetuneRequest
+from longrope_export.models import open_model
 from longrope_export.pipeline import ExtendRequest
 
 SEARCH_ARGUMENTS = (
@@ -67,9 +69,12 @@ def extend_request(
     short_evals: int,
     short_windows: int,
     test_windows: int,
+    stages_name: str | None,
     **arguments: Any,
 ) -> ExtendRequest:
     """The request of `extend`."""
+    training = train_options(arguments, {name: arguments[name] for name in COMPUTE_ARGUMENTS})
+    stages = read_plan(stages_name, open_model(model).window, target_length) if stages_name else None
     search_names = (*SEARCH_ARGUMENTS, "n_hat", "attention_factor", "from_factors", "start_from")
     search = search_request(**{name: arguments.pop(name) for name in search_names})
     options = ExtendOptions(
@@ -79,6 +84,8 @@ def extend_request(
         short_windows=short_windows,
         test_windows=test_windows,
         methods=tuple(name.strip() for name in methods.split(",")) if methods else None,
+        stages=stages,
+        training=training,
     )
     names = tuple(name.strip() for name in formats.split(",") if name.strip())
     if not names:

@@ -34,22 +34,36 @@ from longrope_export import options
     "--test-windows", type=click.IntRange(1), default=8, show_default=True, help="Held-out windows of methods."
 )
 @click.option("--methods", help="Known methods to compare with: none,PI,NTK,YaRN 32/1 …  [default: all]")
+@click.option(
+    "--stages",
+    "stages_name",
+    metavar="PLAN",
+    help="Fine-tune in stages: paper-llama2, paper-mistral, longrope2, default, or a TOML file.",
+)
+@options.train_dtype("--train-dtype")
+@options.training_options
+@click.option("--plan", is_flag=True, help="Print tokens, memory and time of the whole run, and stop.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in RUN_DIR.")
 @options.compute
-def command(**arguments: Any) -> int:
+def command(plan: bool, **arguments: Any) -> int:
     """Extend MODEL (a folder, a Hub id, a .gguf file, or `default`), export every format, prove each against the original.
 
     The run's folder gets factors.json, the artifacts, validation.json and report.html. Interrupted, it goes on with
     --resume. Exit code 1 when a check fails.
     """
     from longrope_export.console import ConsoleProgress
-    from longrope_export.pipeline import run_extend
+    from longrope_export.pipeline import extend_plan_lines, run_extend
     from longrope_export.requests import extend_request
     from longrope_export.tables import print_methods, print_parity
 
     folder: Path = arguments["output"]
-    outcome = run_extend(extend_request(**arguments), ConsoleProgress())
+    request = extend_request(**arguments)
+    if plan:
+        for line in extend_plan_lines(request):
+            click.echo(line)
+        return 0
+    outcome = run_extend(request, ConsoleProgress())
     print_methods(outcome.methods)
     print_parity(outcome.validations)
     verdict = "all checks passed" if outcome.passed else "some checks FAILED"

@@ -1,0 +1,274 @@
+"""Stages one after the other: factors for the next window, training, and on with the trained model.
+
+    model ──search L1──► factors ──train──► model' ──search L2 on top──► factors' ──train──► model''
+          ──search L' on top──► factors''                      a stage without steps: second interpolation
+
+    stages/1-2048/   journal/     every evaluation of the search
+                     factors.json what the stage is trained with
+                     training/    log.jsonl, checkpoints/, model/
+
+Every arrow is resumable: searches replay their journals, training goes on from its last checkpoint, a finished stage is
+opened.
+Source: LongRoPE (arXiv 2402.13753), sections 3.3 and 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope.finetune.cost import Rates, Shape, StageCost, duration, stage_cost
+from longrope.finetune.data import training_rows
+from longrope.finetune.options import TrainOptions
+from longrope.finetune.parallel import Parallel
+from longrope.finetune.stages import RESCALE, SEARCH, Stage, StagePlan
+from longrope.finetune.trainer import Training, finetune, mixture_of
+from longrope.progress import Progress
+from longrope.search import SearchOptions, SearchPlan, SearchResult, plan_search, search
+from longrope.text import Corpus
+
+LoadTexts = Callable[[Sequence[Path]], Corpus]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One finished stage.
+
+    Args:
+        stage: what was asked.
+        factors: for its length; after mixed training both sets.
+        search: None where factors were given or rescaled.
+        training: None for a stage without steps.
+    """
+
+    stage: Stage
+    factors: RescaleFactors
+    search: SearchResult | None
+    training: Training | None
+
+    @property
+    def name(self) -> str:
+        return f"stage factors at {self.stage.length}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage.to_json(),
+            "factors": self.factors.to_json(),
+            "search": self.search and {"perplexity": self.search.perplexity, "evaluations": self.search.evaluations},
+            "training": self.training and self.training.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Progression:
+    """All stages of a plan, and the model at their end."""
+
+    checkpoint: Checkpoint
+    stages: tuple[StageResult, ...]
+
+    @property
+    def factors(self) -> RescaleFactors:
+        """For the plan's last length."""
+        return self.stages[-1].factors
+
+    @property
+    def trained_with(self) -> Mapping[str, RescaleFactors]:
+        """Name → factors of the stages that were trained, where a short set can come from."""
+        return {result.name: result.factors for result in self.stages if result.training is not None}
+
+
+def run_stages(
+    checkpoint: Checkpoint,
+    plan: StagePlan,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    search_options: SearchOptions,
+    train_options: TrainOptions,
+    load_texts: LoadTexts,
+    resume: bool,
+    parallel: Parallel,
+    progress: Progress,
+) -> Progression:
+    """Run all stages of a plan.
+
+    Args:
+        checkpoint: the model before extension.
+        plan: for this model and target, from `read_plan`.
+        corpus: texts to search on and to train on, where a stage names none of its own.
+        folder: gets a folder for each stage; `resume` goes on with what is there.
+        search_options: of every search; a stage's own budget wins.
+        train_options: of every training.
+        load_texts: texts that a stage names, as this model's tokens.
+        parallel, progress: as in `finetune`.
+
+    Raises:
+        LongRopeError: what `search` and `finetune` raise, or factors that do not fit a stage.
+    """
+    results: list[StageResult] = []
+    for number, stage in enumerate(plan.stages, start=1):
+        here = folder / f"{number}-{stage.length}"
+        progress.line(f"Stage {number} of {len(plan.stages)}: {describe(stage)}.")
+        last = replace(results[-1].factors.as_single(), provenance={}) if results else None
+        options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals, from_factors=last)
+        found = None
+        if stage.factors == SEARCH:
+            journal = here / "journal"
+            again = resume and journal.exists()
+            found = search(
+                checkpoint, corpus, stage.length, options=options, journal_dir=journal, resume=again, progress=progress
+            )
+        factors = found.factors if found else known_stage_factors(checkpoint, stage, last)
+        factors.save(here / "factors.json")
+        training = None
+        if stage.steps:
+            training = finetune(
+                checkpoint,
+                factors,
+                stage,
+                load_texts(stage.texts) if stage.texts else corpus,
+                here / "training",
+                options=train_options,
+                resume=resume,
+                parallel=parallel,
+                progress=progress,
+            )
+            checkpoint, factors = training.checkpoint, training.factors
+        results.append(StageResult(stage, factors, found, training))
+    return Progression(checkpoint, tuple(results))
+
+
+def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFactors | None) -> RescaleFactors:
+    """Factors that a stage does not search: a file's, or the last stage's at this length.
+
+    Raises:
+        InputError: there is no last stage, or the file's factors are for another length or model.
+    """
+    if stage.factors != RESCALE:
+        return checkpoint.bind(RescaleFactors.load(Path(stage.factors)), target=stage.length)
+    if last is None:
+        raise InputError(f"stage at {stage.length}: there are no factors before it to rescale")
+    return rescaled(last, stage.length)
+
+
+def rescaled(factors: RescaleFactors, length: int) -> RescaleFactors:
+    """The same curve at another length scale: λ^(ln s' / ln s). 1 stays 1, s becomes s'; PI and NTK stay what they are."""
+    power = math.log(length / factors.original) / math.log(factors.length_scale)
+    return replace(
+        factors.as_single(),
+        long_factor=tuple(value**power for value in factors.long_factor),
+        short_factor=tuple(value**power for value in factors.long_factor),
+        target_length=length,
+        attention_factor=None,
+        method=f"rescaled from {factors.target}",
+        provenance={"rescaled_from": factors.to_json()},
+    )
+
+
+# -- before the start
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What a stage takes: its search and its training, each None where there is none."""
+
+    stage: Stage
+    search: SearchPlan | None
+    search_seconds: float
+    training: StageCost | None
+
+    @property
+    def seconds(self) -> float:
+        return self.search_seconds + (self.training.seconds if self.training else 0.0)
+
+    def lines(self) -> list[str]:
+        found = [describe(self.stage)]
+        if self.search:
+            budget, forward, *_ = self.search.lines()
+            found.append(f"  search: {budget}, about {duration(self.search_seconds)} on this device; {forward}")
+        return [*found, f"  training: {self.training}"] if self.training else found
+
+
+def plan_stages(
+    checkpoint: Checkpoint,
+    plan: StagePlan,
+    search_options: SearchOptions,
+    train_options: TrainOptions,
+    rates: Rates,
+    *,
+    world_size: int = 1,
+) -> list[PlannedStage]:
+    """Tokens, memory and time of every stage; nothing is loaded."""
+    shape = Shape.of(checkpoint)
+    return [
+        _planned(checkpoint, shape, stage, search_options, train_options, rates, world_size) for stage in plan.stages
+    ]
+
+
+def plan_lines(plan: StagePlan, planned: Sequence[PlannedStage]) -> list[str]:
+    """A plan for a person."""
+    lines = [f"plan {plan.name}" + (f" ({plan.source})" if plan.source else "")]
+    for number, stage in enumerate(planned, start=1):
+        first, *others = stage.lines()
+        lines += [f"{number}. {first}", *others]
+    return [*lines, f"all stages: about {duration(sum(stage.seconds for stage in planned))} on this device"]
+
+
+def check_texts(checkpoint: Checkpoint, plan: StagePlan, corpus: Corpus, load_texts: LoadTexts) -> None:
+    """Raise InputError where a stage's texts are too short for its rows, before anything is started."""
+    placeholder = RescaleFactors(
+        (1.0,) * (checkpoint.rotary_dim // 2),
+        (2.0,) * (checkpoint.rotary_dim // 2),
+        target_length=plan.stages[-1].length,
+    )
+    factors = checkpoint.bind(placeholder)
+    for stage in plan.stages:
+        if stage.factors not in (SEARCH, RESCALE):
+            known_stage_factors(checkpoint, stage, None)
+        if stage.steps:
+            texts = load_texts(stage.texts) if stage.texts else corpus
+            training_rows(checkpoint, texts, mixture_of(stage, factors, TrainOptions()))
+
+
+def describe(stage: Stage) -> str:
+    """`16384 tokens, searched factors, 600 steps of 32 rows of 16384, 2e-05 linear, 25 % short, 10 % retrieval`."""
+    origin = {SEARCH: "searched factors", RESCALE: "rescaled factors"}.get(stage.factors, f"factors of {stage.factors}")
+    if not stage.steps:
+        return f"{stage.length} tokens, {origin}, no training"
+    shares = "".join(
+        f", {100 * share:g} % {name}"
+        for name, share in (("short", stage.short_share), ("retrieval", stage.retrieval_share))
+        if share
+    )
+    return (
+        f"{stage.length} tokens, {origin}, {stage.steps} steps of {stage.batch} rows of {stage.row_length}, "
+        f"{stage.learning_rate:g} {stage.schedule}{shares}"
+    )
+
+
+def _planned(
+    checkpoint: Checkpoint,
+    shape: Shape,
+    stage: Stage,
+    search_options: SearchOptions,
+    train_options: TrainOptions,
+    rates: Rates,
+    world_size: int,
+) -> PlannedStage:
+    searching, seconds = None, 0.0
+    if stage.factors == SEARCH:
+        options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals)
+        searching = plan_search(checkpoint, stage.length, options)
+        windows = searching.tokens / stage.length
+        matrix, attention = shape.matrix_flops(stage.length), shape.attention_flops([stage.length])
+        seconds = windows * (matrix / rates.matrix + attention / rates.attention) / 3  # forward only
+    cost = None
+    if stage.steps:
+        cost = stage_cost(checkpoint, stage, train_options, rates, world_size=world_size)
+    return PlannedStage(stage, searching, seconds, cost)
