@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow quality style clean
-.PHONY: bench-search bench-gguf bench-onnx bench-train
+.PHONY: bench-search bench-gguf bench-onnx bench-train bench-progressive
 
 setup: $(STAMP)
 
@@ -66,7 +66,7 @@ style: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-search bench-gguf bench-onnx bench-train: bench-%: setup
+bench-search bench-gguf bench-onnx bench-train bench-progressive: bench-%: setup
 	$(BIN)/python -m tests.bench.bench_$*
 
 clean:

@@ -4,8 +4,9 @@
     original model × none, PI, NTK, YaRN at 512× ───────────────────────────────────────┼─► cells ─► docs/results/
     held-out novel ─► windows of 256 … 131,072 tokens; filler for pass keys ────────────┘
 
-    python -m tests.bench.bench_progressive --run runs/progressive      everything
-    python -m tests.bench.bench_progressive --part peers                what needs no run
+    longrope-export extend default --target-length 128k --stages tests/bench/progressive/plan.toml -o runs/progressive …
+    python -m tests.bench.bench_progressive                             everything
+    python -m tests.bench.bench_progressive --part why --part peers     what needs no run
 
 A window of 131,072 tokens takes minutes, so every measured cell is kept in `--out`/cells.json and never measured again for
 the same weights, factors and text; a stopped bench goes on where it was.
@@ -18,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
 from longrope.modeling import RescaledRotary, TorchSource, build_model, head_logits, hidden_states, replace_rotary
@@ -39,7 +41,7 @@ from longrope.search.windows import encode_plain
 from longrope.text import TokenIds, load_corpus
 from longrope_export import default_model, plots
 from longrope_export.models import DEFAULT, open_model
-from tests.bench.figures import ROOT, Figures, say
+from tests.bench.figures import RESULTS, ROOT, Figures, say
 
 WINDOW, TRAINED, TARGET = 256, 16_384, 131_072
 # Tokens scored at each length; the two longest come from one pass, as the text's first half and the whole of it.
@@ -116,6 +118,8 @@ class Bench:
 
     @cached_property
     def ours(self) -> Model:
+        if not (self.run / "hf").is_dir():
+            raise InputError(f"{self.run}: expected a finished run; see the top of {Path(__file__).name}")
         return Model(open_model(str(self.run / "hf")))
 
     @cached_property
@@ -212,6 +216,10 @@ def accuracy(rows: Sequence[RetrievalRow], length: int) -> tuple[float, int]:
     return sum(row.accuracy * row.samples for row in mine) / count, count
 
 
+# What the untrained model does with a pass key at 8×: factors and attention factors.
+WHY_LENGTH, WHY_ATTENTION = 2048, (1.0, 1.15, 1.3, 1.458)
+
+
 class Report:
     """The sections of the bench; each prints what was asked and got."""
 
@@ -220,6 +228,17 @@ class Report:
         self.figures = Figures("progressive", {"held_out": HELD_OUT.name, "tokens": len(bench.text)})
         self.table: dict[str, dict[int, float]] = {}
         self.maps: dict[str, list[RetrievalRow]] = {}
+
+    def why(self) -> None:
+        """What fails first without training: a larger attention factor alone brings pass keys back."""
+        known = known_candidates(self.bench.original.checkpoint, WHY_LENGTH)
+        for name in ("NTK", "YaRN 32/1"):
+            for attention in WHY_ATTENTION:
+                candidate = replace(known[name], attention_factor=attention)
+                rows = self.bench.passkeys(self.bench.original, candidate, {WHY_LENGTH: 2})
+                share, count = accuracy(rows, WHY_LENGTH)
+                what = f"untrained, {name} ×8, attention factor {attention:g}: pass key at {WHY_LENGTH:,} ({count} prompts)"
+                self.figures.add("why", what, "measured", f"{share:.0%}")
 
     def peers(self) -> None:
         """Perplexity of the original model under no scaling and the known methods at 512×."""
@@ -236,7 +255,7 @@ class Report:
                 share, count = accuracy(rows, length)
                 what = f"{name}, pass key at {length:,} ({count} prompts)"
                 self.figures.add("peer_passkeys", what, "measured", f"{share:.0%}")
-        plots.plot_retrieval(self.maps, self.bench.out / "peers.svg")
+        plots.plot_retrieval(self.maps, RESULTS / "progressive_peers.svg")
 
     def ours(self) -> None:
         """Perplexity of the extended model, against the peers and against itself."""
@@ -270,11 +289,12 @@ class Report:
             share, count = accuracy(rows, length)
             what = f"ours, pass key at {length:,} ({count} prompts)"
             self.figures.add("passkeys", what, "≥ 90 %", f"{share:.0%}", share >= 0.9)
-        plots.plot_retrieval({"ours": rows}, bench.out / "ours.svg")
+        plots.plot_retrieval({"ours": rows}, RESULTS / "progressive_ours.svg")
 
     @property
     def sections(self) -> dict[str, Callable[[], None]]:
         return {
+            "why": self.why,
             "peers": self.peers,
             "peer_passkeys": self.peer_passkeys,
             "ours": self.ours,
