@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,23 @@ from longrope.search.objective import perplexity
 from longrope_export.factor_tables import known_methods
 
 SUFFIXES = (".png", ".svg")
-PUBLISHED = "published/llama2_7b.json"
 
 Points = Sequence[tuple[float, float]]
 
 
-def plot_factors(named: Mapping[str, RescaleFactors], path: Path, *, published: bool = True) -> None:
-    """λ over rotary pairs, log scale, one line a set; known methods dashed and the authors' published sets dotted.
+def plot_factors(
+    named: Mapping[str, RescaleFactors], path: Path, *, beside: Mapping[str, RescaleFactors] | None = None
+) -> None:
+    """λ over rotary pairs, log scale, one line a set; known methods dashed, other models' long sets (`beside`) dotted.
 
-    Known methods and published shapes are drawn at the first one's length scale.
+    Known methods and other models' shapes are drawn at the first one's length scale.
+
+    Raises:
+        InputError: factors in `beside`, or the first of `named` with any beside it, do not say their length scale.
+        MissingRequirementError: matplotlib is not installed.
     """
     check_picture(path)
-    write_atomically(path, render(factors_figure(named, published=published), path.suffix[1:].lower()))
+    write_atomically(path, render(factors_figure(named, beside or {}), path.suffix[1:].lower()))
 
 
 def plot_retrieval(named: Mapping[str, Sequence[RetrievalRow]], path: Path) -> None:
@@ -76,8 +79,8 @@ def require_matplotlib() -> None:
         raise MissingRequirementError("plots need matplotlib: pip install 'longrope-export[report]'")
 
 
-def factors_figure(named: Mapping[str, RescaleFactors], *, published: bool = True) -> Any:
-    """Figure of λ over rotary pairs."""
+def factors_figure(named: Mapping[str, RescaleFactors], beside: Mapping[str, RescaleFactors] | None = None) -> Any:
+    """Figure of λ over rotary pairs; see `plot_factors`."""
     first = next(iter(named.values()))
     figure, axes = _figure("rotary pair (fast to slow)", "rescale factor λ")
     for name, factors in named.items():
@@ -86,7 +89,8 @@ def factors_figure(named: Mapping[str, RescaleFactors], *, published: bool = Tru
             axes.plot(factors.short_factor, label=f"{name}, short", linestyle="-.")
     for name, values in known_methods(first).items():
         axes.plot(values, label=name, linestyle="--", linewidth=1, alpha=0.6)
-    for name, points in published_shapes(first).items() if published else ():
+    for name, shape in (beside or {}).items():
+        points = rescaled_shape(name, shape, first)
         axes.plot(*zip(*points, strict=True), label=name, linestyle=":", linewidth=1, alpha=0.6)
     axes.set_yscale("log", base=2)
     axes.legend(fontsize="small")
@@ -131,22 +135,25 @@ def _tokens(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else f"{length}"
 
 
-def published_shapes(factors: RescaleFactors) -> dict[str, Points]:
-    """The authors' published sets as (pair, λ), brought to the pairs and the length scale of these factors.
+def rescaled_shape(name: str, shape: RescaleFactors, like: RescaleFactors) -> Points:
+    """A model's long set as (pair, λ), brought to the pairs and the length scale of another's.
 
-    Their pair i of n stands at i (m − 1) / (n − 1) of m, and λ at scale s' becomes λ^(ln s / ln s'): PI and NTK stay
-    what they are. Empty when the length scale is not known.
+    Pair i of n stands at i (m − 1) / (n − 1) of m, and λ at scale s' becomes λ^(ln s / ln s'): PI and NTK stay what they are.
+
+    Raises:
+        InputError: one of them does not say its length scale, or the shape is one of no extension.
     """
-    if factors.original_max_position_embeddings is None or factors.target_length is None:
-        return {}
-    data = json.loads(files("longrope_export").joinpath(PUBLISHED).read_text(encoding="utf-8"))
-    shapes: dict[str, Points] = {}
-    for target, values in data["long_factor"].items():
-        scale = int(target) / data["original_max_position_embeddings"]
-        places = np.linspace(0, factors.num_pairs - 1, len(values))
-        here = np.asarray(values) ** (math.log(factors.length_scale) / math.log(scale))
-        shapes[f"{data['model']} {int(target) // 1024}k, published"] = list(zip(places, here, strict=True))
-    return shapes
+    for what, factors in ((name, shape), ("the first file", like)):
+        if factors.original_max_position_embeddings is None or factors.target_length is None:
+            raise InputError(
+                f"{what}: expected factors that say their window and target, to bring shapes to one length scale; "
+                "longrope-export factors import FILE -o OUT.json --original N --target N adds them"
+            )
+    if shape.length_scale <= 1:
+        raise InputError(f"{name}: expected factors for a longer window than the original one, to draw their shape")
+    places = np.linspace(0, like.num_pairs - 1, shape.num_pairs)
+    here = np.asarray(shape.long_factor) ** (math.log(like.length_scale) / math.log(shape.length_scale))
+    return list(zip(places.tolist(), here.tolist(), strict=True))
 
 
 def convergence_figure(points: Points) -> Any:

@@ -68,16 +68,23 @@ def diff_command(first: Path, second: Path) -> int:
 @command.command("plot")
 @click.argument("files", type=options.PATH, nargs=-1, required=True)
 @options.output("PNG or SVG to write.")
-@click.option("--published/--no-published", default=True, help="Draw the authors' published factors, too.")
-def plot_command(files: tuple[Path, ...], output: Path, overwrite: bool, published: bool) -> int:
-    """Plot the factors of FILES over the rotary pairs, beside known ones at the first one's length scale.
+@click.option(
+    "--beside",
+    type=options.PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Other models' factors, drawn as shapes; repeatable.",
+)
+def plot_command(files: tuple[Path, ...], output: Path, overwrite: bool, beside: tuple[Path, ...]) -> int:
+    """Plot the factors of FILES over the rotary pairs, beside PI, NTK and YaRN at the first one's length scale.
 
-    Known ones are PI, NTK, YaRN, and the shapes of what LongRoPE's authors published for LLaMA2-7B.
+    Files given with --beside, such as the sets that LongRoPE's authors published, are brought to its pairs and length scale.
     """
     from longrope.files import refuse_existing
     from longrope_export.factor_files import read_factors
     from longrope_export.plots import plot_factors
 
     refuse_existing(output, overwrite=overwrite)
-    plot_factors({str(file): read_factors(file) for file in files}, output, published=published)
+    shown, shapes = ({str(file): read_factors(file) for file in some} for some in (files, beside))
+    plot_factors(shown, output, beside=shapes)
     return 0

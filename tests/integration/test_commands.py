@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import xml.etree.ElementTree as ET
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import numpy as np
 import pytest
 
 from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.rope import ntk_factors
 from longrope_export import plots
 from tests.common import TARGET, WINDOW, pico_factors, run_cli
 
@@ -257,20 +258,29 @@ def test_plot(factors_file: Path, tmp_path: Path, suffix: str) -> None:
     assert run_cli("factors", "plot", factors_file, "-o", tmp_path / "plot.txt").code == 2
 
 
-def test_published_shapes_are_the_authors_curves_at_other_sizes() -> None:
-    factors = pico_factors(dual=False)
-    shapes = plots.published_shapes(factors)
-    assert [name.split(",")[0] for name in shapes] == ["LLaMA2-7B 128k", "LLaMA2-7B 256k", "LLaMA2-7B 2048k"]
-    for points in shapes.values():
-        assert (points[0][0], points[-1][0], len(points)) == (0, factors.num_pairs - 1, 64)
-        assert 1 <= points[0][1] < points[-1][1] < 1.6 * factors.length_scale
-    stored = json.loads(files("longrope_export").joinpath(plots.PUBLISHED).read_text(encoding="utf-8"))["long_factor"]
-    at_their_size = RescaleFactors(
-        (1.0,) * 64, tuple(stored["262144"]), original_max_position_embeddings=4096, target_length=262144
-    )
-    same = dict(plots.published_shapes(at_their_size))["LLaMA2-7B 256k, published"]
-    np.testing.assert_allclose([value for _, value in same], stored["262144"])
-    assert plots.published_shapes(RescaleFactors((1.0,), (2.0,))) == {}
+def test_shapes_of_other_models_are_brought_to_one_size() -> None:
+    here = pico_factors(dual=False)
+    theirs = {"original_max_position_embeddings": 4096, "target_length": 262_144}
+    pi = RescaleFactors((64.0,) * 64, (64.0,) * 64, **theirs)
+    points = plots.rescaled_shape("PI", pi, here)
+    assert (points[0][0], points[-1][0], len(points)) == (0, here.num_pairs - 1, 64)
+    np.testing.assert_allclose([value for _, value in points], here.length_scale)
+    ntk = RescaleFactors((1.0,) * 64, tuple(ntk_factors(128, 64.0)), **theirs)
+    np.testing.assert_allclose([value for _, value in plots.rescaled_shape("NTK", ntk, ntk)], ntk.long_factor)
+    with pytest.raises(InputError, match="a longer window than the original"):
+        plots.rescaled_shape("same", RescaleFactors((1.0,), (1.0,), 0, 64, 64), here)
+
+
+def test_plot_beside_a_file_that_leaves_its_scale_open(factors_file: Path, tmp_path: Path) -> None:
+    csv, known = tmp_path / "theirs.csv", tmp_path / "theirs.json"
+    csv.write_text("1,2,4,8")
+    picture = tmp_path / "plot.svg"
+    refused = run_cli("factors", "plot", factors_file, "--beside", csv, "-o", picture)
+    assert (refused.code, picture.exists()) == (2, False)
+    assert "theirs.csv: expected factors that say their window and target" in refused.err
+    assert run_cli("factors", "import", csv, "-o", known, "--original", 64, "--target", 512).code == 0
+    assert run_cli("factors", "plot", factors_file, "--beside", known, "-o", picture).code == 0
+    assert "theirs.json" in picture.read_text()
 
 
 # -- search
