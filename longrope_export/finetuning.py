@@ -17,9 +17,10 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, write_atomically
-from longrope.finetune.cost import Shape, measure_rates, stage_cost
+from longrope.finetune.cost import measure_rates, stage_cost
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
+from longrope.finetune.plan import DecoderShape
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import Training, finetune, training_factors
 from longrope.modeling import set_threads
@@ -98,7 +99,7 @@ def plan_lines(request: FinetuneRequest) -> list[str]:
     """What training would take, for a person; no weights are loaded."""
     checkpoint, factors = _opened(request)
     set_threads(request.options.threads)
-    stage, shape = request.stage_for(factors), Shape.of(checkpoint)
+    stage, shape = request.stage_for(factors), DecoderShape.of(checkpoint.config)
     rates = measure_rates(shape, request.options.dtype, request.options.device)
     cost = stage_cost(checkpoint, stage, request.options, rates)
     return [

@@ -28,8 +28,9 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
-from longrope.finetune.cost import Shape, measure_rates
+from longrope.finetune.cost import measure_rates
 from longrope.finetune.model import require_extras
+from longrope.finetune.plan import DecoderShape
 from longrope.finetune.progressive import check_texts, plan_lines, plan_stages
 from longrope.finetune.stages import StagePlan
 from longrope.modeling import set_threads
@@ -178,7 +179,7 @@ def extend_plan_lines(request: ExtendRequest) -> list[str]:
 def stage_plan_lines(checkpoint: Checkpoint, stages: StagePlan, options: ExtendOptions) -> list[str]:
     """A plan of stages with tokens, memory and time on this device."""
     set_threads(options.training.threads)
-    rates = measure_rates(Shape.of(checkpoint), options.training.dtype, options.training.device)
+    rates = measure_rates(DecoderShape.of(checkpoint.config), options.training.dtype, options.training.device)
     return plan_lines(stages, plan_stages(checkpoint, stages, options.search, options.training, rates))
 
 

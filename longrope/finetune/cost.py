@@ -1,29 +1,24 @@
-"""What a stage takes before it starts: tokens, FLOPs, memory, time.
+"""What a stage takes on this device, before it starts: tokens, FLOPs, memory, time.
 
-    weights      16 bytes a trained parameter (float32 weight, gradient, two moments), 4 a frozen one; over the processes
-    activations  tokens of a pass · layers · (8 D + 4 F + 4 (H + K) h) · bytes; with recomputation one layer, and D · layers
-    logits       rows of a chunk · V · 4 bytes · 3
-    FLOPs        6 · parameters in matrices a token, and 6 · H h · layers · n² for every sequence of n tokens (causal)
+    sizes, stage, options ──plan.plan_step──► memory of a step, by formula
+                          ──plan.model_flops──► FLOPs ÷ measured rates ──► time
 
-D hidden size, F MLP size, H and K heads and key-value heads of size h, V vocabulary. Recomputation adds a third of the
-FLOPs to the time, never to the model FLOPs. Time comes from a measured rate of this device: matrix products and causal
-attention of the model's own head size, a fraction of a second each.
+Time comes from two rates that are measured in a fraction of a second: matrix products, and causal attention of the model's
+own head size, which on a CPU is several times slower. Recomputation adds a third to the time, never to the model FLOPs.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from longrope.checkpoint import Checkpoint, safetensors_header
-from longrope.finetune.loss import chunking
+from longrope.checkpoint import Checkpoint
 from longrope.finetune.options import TrainOptions
+from longrope.finetune.plan import A100, DecoderShape, TrainingSetting, model_flops, plan_step
 from longrope.finetune.stages import Stage
 from longrope.modeling import DTYPES
 from longrope.search.memory import RUNTIME, SHARE, free_memory
@@ -32,62 +27,8 @@ from longrope.search.memory import RUNTIME, SHARE, free_memory
 DEFAULT_PASS = 8192
 # Dense bfloat16 FLOP/s of devices, without sparsity, as their makers state them.
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
-# Layer norms, rotations and optimizer beside the matrix products: part of the matrix rate that a real step reaches.
+# Norms, rotations and optimizer beside the matrix products: part of the matrix rate that a real step reaches.
 EFFICIENCY = 0.7
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model that costs depend on; see the module's docstring."""
-
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    parameters: int
-    matrices: int
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Shape:
-        """Read from config.json and the weight files' headers."""
-        config: Any = checkpoint.config
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        shapes = {
-            name: entry["shape"] for file in checkpoint.weight_files for name, entry in safetensors_header(file).items()
-        }
-        tied = bool(config.get("tie_word_embeddings"))
-        in_matrices = [
-            math.prod(shape)
-            for name, shape in shapes.items()
-            if len(shape) > 1 and ("embed_tokens" not in name or tied)
-        ]
-        return cls(
-            hidden=hidden,
-            mlp=config.get("intermediate_size") or 4 * hidden,
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=checkpoint.head_dim,
-            vocab=checkpoint.vocab_size,
-            parameters=sum(int(math.prod(shape)) for shape in shapes.values()),
-            matrices=sum(in_matrices),
-        )
-
-    def matrix_flops(self, tokens: int) -> float:
-        """Model FLOPs of matrix products, forward and backward."""
-        return 6.0 * self.matrices * tokens
-
-    def attention_flops(self, lengths: Iterable[int]) -> float:
-        """Model FLOPs of causal attention over sequences of these lengths, forward and backward."""
-        return 6.0 * self.heads * self.head_dim * self.layers * sum(float(n) ** 2 for n in lengths)
-
-    def flops(self, lengths: Iterable[int]) -> float:
-        """Model FLOPs of a training step over sequences of these lengths."""
-        lengths = list(lengths)
-        return self.matrix_flops(sum(lengths)) + self.attention_flops(lengths)
 
 
 @dataclass(frozen=True)
@@ -95,22 +36,18 @@ class TrainingMemory:
     """Bytes in one process at the peak.
 
     Args:
-        weights: parameters, gradients, optimizer.
-        activations: of one pass.
-        logits: of one chunk.
+        parts: name → bytes, as `plan.StepPlan.memory`.
         checkpointing: activations are recomputed.
         available: bytes free; None when unknown.
     """
 
-    weights: int
-    activations: int
-    logits: int
+    parts: Mapping[str, float]
     checkpointing: bool
     available: int | None = None
 
     @property
-    def total(self) -> int:
-        return self.weights + self.activations + self.logits + RUNTIME
+    def total(self) -> float:
+        return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
@@ -119,10 +56,9 @@ class TrainingMemory:
     def __str__(self) -> str:
         free = f" of {self.available / 2**30:.1f} GiB free" if self.available is not None else ""
         how = ", activations recomputed" if self.checkpointing else ""
-        return (
-            f"about {self.total / 2**30:.2f} GiB{free}{how} (weights, gradients, optimizer {self.weights / 2**30:.2f}, "
-            f"activations {self.activations / 2**30:.2f}, logits {self.logits / 2**30:.2f})"
-        )
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])[:3]
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in largest)
+        return f"about {self.total / 2**30:.2f} GiB{free}{how} ({parts})"
 
 
 def rows_per_pass(stage: Stage, options: TrainOptions, rows: int) -> int:
@@ -139,31 +75,38 @@ def plan_memory(checkpoint: Checkpoint, stage: Stage, options: TrainOptions, *, 
         options: precision, LoRA, device, processes per sequence; a given choice of recomputation is kept.
         world_size: processes that weights are spread over.
     """
-    shape, free = Shape.of(checkpoint), free_memory(options.device)
+    shape, free = DecoderShape.of(checkpoint.config), free_memory(options.device)
     choices = (False, True) if options.checkpointing is None else (options.checkpointing,)
     tried = [_memory(shape, stage, options, world_size, checkpointing, free) for checkpointing in choices]
     return next((memory for memory in tried if memory.fits), tried[-1])
 
 
 def _memory(
-    shape: Shape, stage: Stage, options: TrainOptions, world_size: int, checkpointing: bool, free: int | None
+    shape: DecoderShape, stage: Stage, options: TrainOptions, world_size: int, checkpointing: bool, free: int | None
 ) -> TrainingMemory:
-    size = DTYPES[options.dtype].itemsize
-    layer = 8 * shape.hidden + 4 * shape.mlp + 4 * (shape.heads + shape.kv_heads) * shape.head_dim
-    kept = layer + shape.layers * shape.hidden if checkpointing else layer * shape.layers
-    tokens = rows_per_pass(stage, options, stage.batch) * stage.row_length // options.sequence_size
-    trained = shape.parameters
-    if options.lora_rank is not None:
-        adapters = 2 * options.lora_rank * shape.layers * (6 * shape.hidden + 2 * shape.mlp)
-        trained = shape.vocab * shape.hidden + adapters
-    rows = min(tokens, chunking(shape.vocab).batch_chunk_size or tokens)
-    return TrainingMemory(
-        weights=(12 * trained + 4 * shape.parameters) // world_size,
-        activations=tokens * kept * size,
-        logits=rows * shape.vocab * 4 * 3,
-        checkpointing=checkpointing,
-        available=free,
+    rows = max(1, stage.batch * options.sequence_size // world_size)
+    setting = TrainingSetting(
+        length=rows_per_pass(stage, options, rows) * stage.row_length,
+        document=stage.row_length,
+        devices=world_size,
+        sequence_size=options.sequence_size,
+        trained=_trained_share(shape, options.lora_rank),
+        compute_bytes=DTYPES[options.dtype].itemsize,
+        optimizer_bytes=2 if options.optimizer == "adamw8bit" else 8,
+        recompute=checkpointing,
     )
+    parts = dict(plan_step(shape, setting, A100).memory)  # memory is the same on any device, but for the runtime's own
+    if not options.device.startswith("cuda"):
+        parts["runtime"] = RUNTIME
+    return TrainingMemory(parts, checkpointing, free)
+
+
+def _trained_share(shape: DecoderShape, lora_rank: int | None) -> float:
+    """Part of the parameters that is trained: all, or adapters on every layer's matrices, norms and embedding."""
+    if lora_rank is None:
+        return 1.0
+    widths = 6 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * shape.mlp
+    return (lora_rank * shape.layers * widths + shape.vocab * shape.hidden) / shape.parameters
 
 
 @dataclass(frozen=True)
@@ -174,7 +117,7 @@ class Rates:
     attention: float
 
 
-def measure_rates(shape: Shape, dtype: str, device: str, *, size: int = 1024) -> Rates:
+def measure_rates(shape: DecoderShape, dtype: str, device: str, *, size: int = 1024) -> Rates:
     """Time a product of matrices and an attention of the model's heads, once each after a warm-up."""
     kind = DTYPES[dtype]
     matrix = torch.randn(size, size, dtype=kind, device=device)
@@ -189,13 +132,11 @@ def measure_rates(shape: Shape, dtype: str, device: str, *, size: int = 1024) ->
     )
 
 
-def estimate_seconds(shape: Shape, stage: Stage, rates: Rates, *, checkpointing: bool, world_size: int = 1) -> float:
-    """Wall time of a stage's training: all of its rows as long sequences, short ones as short ones."""
-    rows = stage.steps * stage.batch
-    long_rows = rows * (1 - stage.short_share)
-    matrix = shape.matrix_flops(rows * stage.row_length) / (EFFICIENCY * rates.matrix)
-    attention = long_rows * shape.attention_flops([stage.row_length]) / rates.attention
-    return (matrix + attention) * (4 / 3 if checkpointing else 1) / world_size
+def training_seconds(shape: DecoderShape, length: int, rates: Rates) -> float:
+    """Wall time of a forward and backward of one document of `length` tokens; a forward is a third of it."""
+    matrix = model_flops(shape, [1]) * length  # a token alone attends to nothing that counts
+    attention = model_flops(shape, [length]) - matrix
+    return matrix / (EFFICIENCY * rates.matrix) + attention / rates.attention
 
 
 @dataclass(frozen=True)
@@ -204,7 +145,7 @@ class StageCost:
 
     Args:
         tokens: that training reads.
-        flops: model FLOPs, all rows as long sequences but the short ones.
+        flops: model FLOPs; rows of short sequences attend to them alone.
         seconds: wall time, by the measured rates of this device.
         memory: in each process.
     """
@@ -225,16 +166,15 @@ def stage_cost(
     checkpoint: Checkpoint, stage: Stage, options: TrainOptions, rates: Rates, *, world_size: int = 1
 ) -> StageCost:
     """Tokens, FLOPs, time and memory of a stage's training."""
-    shape = Shape.of(checkpoint)
+    shape = DecoderShape.of(checkpoint.config)
     memory = plan_memory(checkpoint, stage, options, world_size=world_size)
-    long_rows = stage.steps * stage.batch * (1 - stage.short_share)
-    attention = long_rows * shape.attention_flops([stage.row_length])
-    return StageCost(
-        tokens=stage.tokens,
-        flops=shape.matrix_flops(stage.tokens) + attention,
-        seconds=estimate_seconds(shape, stage, rates, checkpointing=memory.checkpointing, world_size=world_size),
-        memory=memory,
-    )
+    rows, short = stage.steps * stage.batch, min(checkpoint.window, stage.row_length)
+    long_rows, short_documents = rows * (1 - stage.short_share), rows * stage.short_share * stage.row_length / short
+    seconds = long_rows * training_seconds(shape, stage.row_length, rates)
+    seconds += short_documents * training_seconds(shape, short, rates)
+    flops = long_rows * model_flops(shape, [stage.row_length]) + short_documents * model_flops(shape, [short])
+    again = 4 / 3 if memory.checkpointing else 1.0
+    return StageCost(stage.tokens, flops, again * seconds / world_size, memory)
 
 
 def duration(seconds: float) -> str:

@@ -3,8 +3,8 @@
     ids ──decoder──► hidden [N, D] ──chunks──► logits [n, V] ──► Σ weight · NLL
 
 The head and the loss are one call of torch's linear_cross_entropy with chunking (without its `options` it holds all
-logits). Where all weights are 0 or 1 the gradients are made in the forward, so the fused loss costs no arithmetic more
-than the plain one; other weights make it compute the logits twice.
+logits). Gradients of tokens that count once are made in the forward, so the fused loss costs no arithmetic more than the
+plain one; the few that count more, answers of pass keys, go through the head by themselves.
 """
 
 from __future__ import annotations
@@ -57,19 +57,29 @@ class TrainingLoss(nn.Module):
         scaling = getattr(self.model.config, "logits_scaling", None)
         if scaling is not None:
             hidden_ND = hidden_ND / scaling
-        plain = bool(((weights_N == 1) | (labels_N == IGNORED)).all())
-        bias = getattr(head, "bias", None)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            losses = linear_cross_entropy(
-                hidden_ND.to(self.dtype),
-                head.weight.to(self.dtype),
+        head_weight = head.weight.to(self.dtype)
+        bias = None if getattr(head, "bias", None) is None else head.bias.to(self.dtype)
+
+        def nll(hidden_ND: Tensor, labels_N: Tensor, reduction: str) -> Tensor:
+            losses: Tensor = linear_cross_entropy(
+                hidden_ND,
+                head_weight,
                 labels_N,
-                linear_bias=None if bias is None else bias.to(self.dtype),
-                reduction="sum" if plain else "none",
+                linear_bias=bias,
+                reduction=reduction,
                 ignore_index=IGNORED,
-                options=chunking(head.weight.shape[0]),
+                options=chunking(head_weight.shape[0]),
             )
-            return losses.float() if plain else (losses.float() * weights_N).sum()
+            return losses.float()
+
+        weighted_N = (weights_N != 1) & (labels_N != IGNORED)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            hidden_ND = hidden_ND.to(self.dtype)
+            total = nll(hidden_ND, labels_N.masked_fill(weighted_N, IGNORED), "sum")
+            if weighted_N.any():
+                losses_n = nll(hidden_ND[weighted_N], labels_N[weighted_N], "none")
+                total = total + (losses_n * weights_N[weighted_N]).sum()
+        return total
 
 
 def chunking(vocab_size: int) -> LinearCrossEntropyOptions:

@@ -23,10 +23,11 @@ from typing import Any
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
-from longrope.finetune.cost import Rates, Shape, StageCost, duration, stage_cost
+from longrope.finetune.cost import Rates, StageCost, duration, stage_cost, training_seconds
 from longrope.finetune.data import training_rows
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
+from longrope.finetune.plan import DecoderShape
 from longrope.finetune.stages import RESCALE, SEARCH, Stage, StagePlan
 from longrope.finetune.trainer import Training, finetune, mixture_of
 from longrope.progress import Progress
@@ -205,7 +206,7 @@ def plan_stages(
     world_size: int = 1,
 ) -> list[PlannedStage]:
     """Tokens, memory and time of every stage; nothing is loaded."""
-    shape = Shape.of(checkpoint)
+    shape = DecoderShape.of(checkpoint.config)
     return [
         _planned(checkpoint, shape, stage, search_options, train_options, rates, world_size) for stage in plan.stages
     ]
@@ -254,7 +255,7 @@ def describe(stage: Stage) -> str:
 
 def _planned(
     checkpoint: Checkpoint,
-    shape: Shape,
+    shape: DecoderShape,
     stage: Stage,
     search_options: SearchOptions,
     train_options: TrainOptions,
@@ -265,9 +266,7 @@ def _planned(
     if stage.factors == SEARCH:
         options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals)
         searching = plan_search(checkpoint, stage.length, options)
-        windows = searching.tokens / stage.length
-        matrix, attention = shape.matrix_flops(stage.length), shape.attention_flops([stage.length])
-        seconds = windows * (matrix / rates.matrix + attention / rates.attention) / 3  # forward only
+        seconds = searching.tokens / stage.length * training_seconds(shape, stage.length, rates) / 3  # forward only
     cost = None
     if stage.steps:
         cost = stage_cost(checkpoint, stage, train_options, rates, world_size=world_size)

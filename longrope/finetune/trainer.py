@@ -29,12 +29,13 @@ from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.finetune.batch import PackedBatch, join
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
-from longrope.finetune.cost import Shape, peak_flops, plan_memory, rows_per_pass
+from longrope.finetune.cost import peak_flops, plan_memory, rows_per_pass
 from longrope.finetune.data import Mixture, TrainingRows, training_rows
 from longrope.finetune.log import LOG_NAME, StepRecord, TrainingLog, read_log
 from longrope.finetune.model import TrainedModel, require_extras
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
+from longrope.finetune.plan import DecoderShape, model_flops
 from longrope.finetune.stages import Stage
 from longrope.journal import differences
 from longrope.modeling import set_threads
@@ -170,7 +171,7 @@ class _Run:
         self.optimizer = make_optimizer(self.trained, stage, options)
         name = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
         self.scheduler = get_scheduler(name, self.optimizer, stage.warmup, stage.steps)
-        self.shape, self.peak = Shape.of(checkpoint), peak_flops(options)
+        self.shape, self.peak = DecoderShape.of(checkpoint.config), peak_flops(options)
         self.step, self.tokens = 0, 0
 
     def train(self) -> None:
@@ -241,7 +242,7 @@ class _Run:
         if self.peak is None:
             return None
         lengths = [length for batch in batches for length in batch.lengths]
-        return self.shape.flops(lengths) / self.parallel.sequence_size / seconds / self.peak
+        return model_flops(self.shape, lengths) / self.parallel.sequence_size / seconds / self.peak
 
     def _tell(self, record: StepRecord, log: TrainingLog | None, task: Task) -> None:
         if log is not None:
