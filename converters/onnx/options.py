@@ -18,13 +18,14 @@ class OnnxOptions:
         attention: "standard" uses ONNX's own Attention operator, which every runtime of opset 23 knows; "grouped" uses
             onnxruntime's fused GroupQueryAttention, whose cache onnxruntime-genai updates in place.
         quantizer: how int8 and int4 round a block of weights: "rtn" to the nearest step of the block's range, "search"
-            to that of the range, whole or shrunk, that loses least (ten times slower).
+            to that of the range, whole or shrunk, that loses least; "k_quant" is onnxruntime's own weighted search of
+            scale and offset. The latter two are ten times slower.
         compute: what quantized matrices are multiplied in: "int8" with the activations rounded too, or "float32" with
             the weights expanded, which is exact and, token by token, ten times slower.
     """
 
     attention: Literal["standard", "grouped"] = "standard"
-    quantizer: Literal["rtn", "search"] = "rtn"
+    quantizer: Literal["rtn", "search", "k_quant"] = "rtn"
     compute: Literal["int8", "float32"] = "int8"
 
     @classmethod

@@ -8,7 +8,7 @@ The layout is that of onnxruntime's MatMulNBits operator: 4-bit integers two to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,9 @@ Array = NDArray[Any]
 BLOCK = 32
 # Rows are quantized in slabs of so many values, so that a large matrix is never held in several copies.
 SLAB_VALUES = 1 << 22
-# How far each quantizer shrinks a block's range, to spend the steps where most values lie.
-SHRINKS: dict[str, tuple[float, ...]] = {
-    "rtn": (1.0,),
-    "search": (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.7),
-}
+# How far "search" shrinks a block's range, to spend the steps where most values lie.
+SHRINKS = (0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.7)
+Rounding = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -77,21 +75,27 @@ def _slabs(matrix: Array) -> Iterator[Array]:
         yield matrix[start : start + step]
 
 
-def _quantize_rows(rows: Array, bits: int, quantizer: str) -> tuple[Array, Array, Array]:
+def _quantize_rows(rows: Array, bits: int, quantizer: str) -> Rounding:
     padding = -rows.shape[1] % BLOCK
     blocks = np.pad(rows, ((0, 0), (0, padding))).reshape(len(rows), -1, BLOCK)
-    values, scales, zero_points = _best(blocks, bits, SHRINKS[quantizer])
+    values, scales, zero_points = _best(blocks, _roundings(blocks, bits, quantizer))
     return _pack(values, bits), scales, _pack(zero_points, bits)
 
 
-def _best(blocks: Array, bits: int, shrinks: Sequence[float]) -> tuple[Array, Array, Array]:
-    """For each block, the rounding that loses least among ranges shrunk by these factors."""
-    best = _round(blocks, bits, shrinks[0])
-    if len(shrinks) == 1:
-        return best
-    lowest = _loss(blocks, *best)
-    for shrink in shrinks[1:]:
-        found = _round(blocks, bits, shrink)
+def _roundings(blocks: Array, bits: int, quantizer: str) -> Iterator[Rounding]:
+    """What a quantizer tries, rounding to nearest first."""
+    yield _round(blocks, bits, 1.0)
+    if quantizer == "k_quant":
+        yield _k_quant(blocks, bits)
+    if quantizer == "search":
+        yield from (_round(blocks, bits, shrink) for shrink in SHRINKS)
+
+
+def _best(blocks: Array, roundings: Iterator[Rounding]) -> Rounding:
+    """For each block, the rounding that loses least."""
+    best, lowest = next(roundings), None
+    for found in roundings:
+        lowest = _loss(blocks, *best) if lowest is None else lowest
         loss = _loss(blocks, *found)
         better = loss < lowest
         lowest = np.where(better, loss, lowest)
@@ -103,7 +107,7 @@ def _best(blocks: Array, bits: int, shrinks: Sequence[float]) -> tuple[Array, Ar
     return best
 
 
-def _round(blocks: Array, bits: int, shrink: float) -> tuple[Array, Array, Array]:
+def _round(blocks: Array, bits: int, shrink: float) -> Rounding:
     """Steps of equal size over each block's range, shrunk around zero; zero is always a step."""
     top = 2**bits - 1
     low, high = np.minimum(blocks.min(-1), 0) * shrink, np.maximum(blocks.max(-1), 0) * shrink
@@ -112,6 +116,23 @@ def _round(blocks: Array, bits: int, shrink: float) -> tuple[Array, Array, Array
     zero_points = np.clip(np.round(-low / scales), 0, top).astype(np.uint8)
     steps = np.round(blocks / scales[..., None]) + zero_points[..., None]
     return np.clip(steps, 0, top).astype(np.uint8), scales, zero_points
+
+
+def _k_quant(blocks: Array, bits: int) -> Rounding:
+    """onnxruntime's own: scale and offset by least squares where large weights count more, the best of twenty tries.
+
+    It loses blocks that lie off zero, whose offset no zero point can hold; rounding to nearest is kept for these.
+    """
+    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # equal weights have no best scale
+        values, scales, zero_points = quant_tensor_k_quant_cpu(blocks, bits, BLOCK)
+    by_block = blocks.shape[:-1]
+    return (
+        values.astype(np.uint8).reshape(blocks.shape),
+        scales.astype(np.float32).reshape(by_block),
+        zero_points.reshape(by_block),
+    )
 
 
 def _loss(blocks: Array, values: Array, scales: Array, zero_points: Array) -> Array:

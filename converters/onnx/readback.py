@@ -200,7 +200,7 @@ def _bits(data_type: int) -> int:
 
 def describe(file: OnnxFile) -> dict[str, Any]:
     """Facts for `inspect`."""
-    proto, places = file.proto, file.places
+    proto, places, stored = file.proto, file.places, file.stored_factors
     return {
         "architecture": proto.graph.name,
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
@@ -213,4 +213,5 @@ def describe(file: OnnxFile) -> dict[str, Any]:
         "files": sorted({file.path.name, *(place.location for place in places)}),
         "inputs": [value.name for value in proto.graph.input if "past_key_values" not in value.name],
         "metadata": {key: value for key, value in file.metadata.items() if key != METADATA_FACTORS},
+        "factors_from": {"method": stored.method, **stored.provenance} if stored else {},
     }

@@ -74,7 +74,7 @@ class OnnxSource:
         return torch.stack(found)
 
     def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
-        """[T - first, V] float32: the rows of positions first … T - 1; the graph computes the others, too, chunk by chunk."""
+        """[T - first, V] float32: the rows of positions first … T - 1; the graph's head computes hardly any other."""
         kept = [rows for rows, _, _ in self._passes(ids, factor_set, first)]
         return torch.cat([rows for rows in kept if len(rows)])
 
@@ -92,8 +92,10 @@ class OnnxSource:
         """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length told."""
         total, cache = self._pinned_length(len(ids), factor_set), self.session.empty_cache()
         for start in range(0, len(ids), PREFILL_TOKENS):
-            rows, cache = self.session.forward(ids[start : start + PREFILL_TOKENS], start, cache, total)
-            yield rows[max(first - start, 0) :], cache, total
+            chunk = ids[start : start + PREFILL_TOKENS]
+            wanted = max(start + len(chunk) - max(first, start), 0)
+            rows, cache = self.session.forward(chunk, start, cache, total, logits_to_keep=max(wanted, 1))
+            yield rows[len(rows) - wanted :], cache, total
 
     def close(self) -> None:
         """Free the session."""

@@ -167,7 +167,7 @@ def test_bfloat16_is_written_and_says_that_the_cpu_cannot_run_it(tmp_path: Path)
         OnnxSource(path, factors, threads=1)
 
 
-@pytest.mark.parametrize("quantizer", ["rtn", "search"])
+@pytest.mark.parametrize("quantizer", ["rtn", "search", "k_quant"])
 def test_rounding_activations_too_stays_near(tmp_path: Path, quantizer: str) -> None:
     checkpoint = pico_checkpoint(tmp_path / "model")
     factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))

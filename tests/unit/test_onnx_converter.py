@@ -63,10 +63,22 @@ def test_the_graph_passes_the_onnx_checker(artifact: Path) -> None:
     onnx.checker.check_model(str(artifact / "model.onnx"), full_check=True)
 
 
-def test_describe_is_json(artifact: Path) -> None:
+def test_describe_is_json(artifact: Path, factors: RescaleFactors) -> None:
     facts = json.loads(json.dumps(OnnxConverter().describe(artifact)))
     assert facts["opset"]["ai.onnx"] == 23
     assert "prefill again" in facts["metadata"]["longrope.crossing"]
+    assert facts["factors_from"] == {"method": factors.method, **factors.provenance}
+
+
+def test_half_precision_is_cast_at_the_ends_only(
+    checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path
+) -> None:
+    OnnxConverter().convert(Export(checkpoint, factors, "f16"), tmp_path / "onnx", Silent())
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
+    casts = {node.name for node in graph.node if node.op_type == "Cast"}
+    ends = {"rope.cos", "rope.sin", "attention_bias.full.seen", "logits_float32"}
+    wide = {"rope.position_float64", "rope.reduced_angle", "rope.attention_factor_float32"}
+    assert casts == ends | wide
 
 
 def test_an_unknown_weight_type_or_option_is_refused(checkpoint: Checkpoint, factors: RescaleFactors) -> None:

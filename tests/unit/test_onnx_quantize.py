@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.onnx import quantize as module
+from converters.onnx.options import OnnxOptions
 from converters.onnx.quantize import Quantized, dequantize, quantize
+
+QUANTIZERS = get_args(get_type_hints(OnnxOptions)["quantizer"])
 
 
 def matrix(rows: int = 40, columns: int = 96) -> np.ndarray:
@@ -25,14 +30,25 @@ def test_every_value_is_within_half_a_step(bits: int, columns: int) -> None:
     assert np.abs(dequantize(found) - values).mean() < steps.mean() / 3
 
 
-def test_a_row_of_zeros_stays_zero() -> None:
-    assert not dequantize(quantize(np.zeros((2, 64), np.float32), 4)).any()
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_a_row_of_zeros_stays_zero(quantizer: str) -> None:
+    assert not dequantize(quantize(np.zeros((2, 64), np.float32), 4, quantizer)).any()
 
 
-def test_the_search_loses_less_than_rounding_to_nearest() -> None:
-    values = matrix(rows=200)
-    errors = [np.square(dequantize(quantize(values, 4, name)) - values).mean() for name in ("rtn", "search")]
+@pytest.mark.parametrize("quantizer", ["search", "k_quant"])
+@pytest.mark.parametrize("columns", [96, 80])
+def test_other_quantizers_lose_less_than_rounding_to_nearest(quantizer: str, columns: int) -> None:
+    values = matrix(rows=200, columns=columns)
+    errors = [np.square(dequantize(quantize(values, 4, name)) - values).mean() for name in ("rtn", quantizer)]
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_equal_weights_stay_near(quantizer: str, bits: int) -> None:
+    for value in (0.3, -0.3):
+        values = np.full((2, 64), value, np.float32)
+        assert np.abs(dequantize(quantize(values, bits, quantizer)) - values).max() < 0.03
 
 
 def test_slabs_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
