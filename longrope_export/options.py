@@ -169,7 +169,7 @@ def search_options(function: Decorated) -> Decorated:
         click.option("--max-evals", type=click.IntRange(1), help="Budget in evaluations.  [default: the strategy's]"),
         click.option(
             "--strategy",
-            default="evolution",
+            default="auto",
             show_default=True,
             help="auto, cma, dim_mono, dim_piece_mono, evolution, gradient, longrope2, seeds.",
         ),

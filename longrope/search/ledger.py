@@ -30,6 +30,7 @@ class HistoryPoint:
         best: lowest loss over all target windows so far; None before the first full trial.
         losses: mean NLL of each window.
         known: a seed, not searched.
+        gradient: measured with its derivative.
     """
 
     label: str
@@ -40,6 +41,7 @@ class HistoryPoint:
     best: float | None
     losses: tuple[float, ...]
     known: bool
+    gradient: bool = False
 
 
 @dataclass
@@ -148,6 +150,7 @@ class Ledger:
                 best,
                 outcome.losses,
                 trial.known,
+                trial.gradient,
             )
         )
         return outcome

@@ -40,7 +40,7 @@ class SearchOptions:
         InputError: a number is out of range.
     """
 
-    strategy: str = "evolution"
+    strategy: str = "auto"
     max_evals: int | None = None
     seed: int = 0
     num_documents: int = 5

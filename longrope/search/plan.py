@@ -9,8 +9,8 @@ from longrope.search.memory import MemoryPlan, plan_memory, require_memory
 from longrope.search.options import SearchOptions
 from longrope.search.strategies import own_budget
 
-# Strategies that take gradients, which need more memory than forwards.
-WITH_GRADIENTS = ("auto", "gradient")
+# Strategies that take gradients, which need more memory than forwards; `auto` goes without where they do not fit.
+WITH_GRADIENTS, NEED_GRADIENTS = ("auto", "gradient"), ("gradient",)
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,19 @@ class SearchPlan:
         gradient: the same with a derivative; None for strategies without.
         evaluations: budget, in full evaluations.
         tokens: budget, in tokens forwarded.
+        needs_gradient: whether the strategy cannot do without.
     """
 
     forward: MemoryPlan
     gradient: MemoryPlan | None
     evaluations: int
     tokens: int
+    needs_gradient: bool = False
+
+    @property
+    def skips_gradient(self) -> bool:
+        """Whether gradients do not fit and are left out."""
+        return self.gradient is not None and not self.gradient.fits and not self.needs_gradient
 
     def lines(self) -> list[str]:
         """What a person reads."""
@@ -60,11 +67,12 @@ def plan_search(checkpoint: Checkpoint, target_length: int, options: SearchOptio
         gradient=memory(True) if options.strategy in WITH_GRADIENTS else None,
         evaluations=evaluations,
         tokens=evaluations * per_evaluation,
+        needs_gradient=options.strategy in NEED_GRADIENTS,
     )
 
 
 def require_plan(plan: SearchPlan) -> None:
     """Raise MissingRequirementError when even the smallest passes would not fit."""
     require_memory(plan.forward)
-    if plan.gradient:
+    if plan.gradient and plan.needs_gradient:
         require_memory(plan.gradient)

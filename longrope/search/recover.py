@@ -101,7 +101,7 @@ def recover_short(
         factors: the long set, its attention factor and n_hat are kept.
         window: tokens; None for the original window L.
         num_windows: windows measured per candidate.
-        options: budget, seed and machine; the attention factor, n_hat and starting points are set here.
+        options: budget, seed and machine; strategy, attention factor, n_hat and starting points are set here.
         journal_dir, resume, progress: as in `longrope.search.search`.
         stages: name → factors that the model was fine-tuned with; where the search starts, too, and compared.
         held_out: texts to compare on, which the search never sees; None for no comparison.
@@ -111,7 +111,13 @@ def recover_short(
     """
     stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
     options = options or SearchOptions(max_evals=DEFAULT_EVALS)
-    options = replace(options, from_factors=None, short_budget=None, max_evals=options.max_evals or DEFAULT_EVALS)
+    options = replace(
+        options,
+        strategy="evolution",  # short windows are many and cheap: nothing to save by racing
+        from_factors=None,
+        short_budget=None,
+        max_evals=options.max_evals or DEFAULT_EVALS,
+    )
     bound = checkpoint.bind(factors)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))

@@ -177,7 +177,11 @@ def run_search(
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
     check_strategy(options.strategy)
-    require_plan(plan_search(checkpoint, problem.space.target, options))
+    plan = plan_search(checkpoint, problem.space.target, options)
+    require_plan(plan)
+    if plan.skips_gradient:
+        progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
+        problem = replace(problem, gradients=False)
     recipe = Recipe(
         checkpoint.path, checkpoint.name, problem.objective, options.machine, problem.space.default_attention
     )

@@ -1,47 +1,56 @@
 """Measure the search: what the default strategy costs against the paper's, and what every strategy finds.
 
     python -m tests.bench.bench_search --part baseline    the paper's full budget; hours, resumable; docs/results/
-    python -m tests.bench.bench_search                    everything else; runs/bench/search.json
+    python -m tests.bench.bench_search                    everything else
 
-Each figure is printed beside what was asked for. All runs are journalled under runs/bench/journals, so that a bench that
-was stopped goes on where it was.
+Each figure is printed beside what was asked for and kept in docs/results/search.json. All runs are journalled, so that a
+bench that was stopped goes on where it was. Times are CPU seconds of forwards and gradients measured in turn.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import RescaleFactors, attention_factor_formula
 from longrope.files import write_atomically
+from longrope.provenance import provenance
 from longrope.search import Candidate, Machine, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
 from longrope.search.evaluators import Recipe, make_evaluator
 from longrope.search.memory import plan_memory
 from longrope.search.objective import Objective, Window, perplexity
 from longrope.search.strategies import STRATEGIES
-from longrope.search.trial import Job
+from longrope.search.trial import GRADIENT_FORWARDS, Job
 from longrope.text import Corpus, load_corpus
+from tests.bench.figures import RESULTS, ROOT, Figures, say
 
-ROOT = Path(__file__).resolve().parents[2]
+Losses = NDArray[np.float64]
 DEFAULT_MODEL = ROOT / "longrope_export" / "default_model"
-BASELINE = ROOT / "docs" / "results" / "search_baseline.json"
+BASELINE = RESULTS / "search_baseline.json"
 PAPER_EVALS = 1344
-HELD_OUT_WINDOWS = 24
+# Tokens that every search of `scales` and `two-sided` may forward: 1/50 of the paper's at 8x.
+EQUAL_TOKENS = PAPER_EVALS * 5 * 2048 // 50
+# Held-out tokens a candidate is measured on; never fewer windows than MIN_HELD_OUT.
+HELD_OUT_TOKENS, MIN_HELD_OUT = 24 * 2048, 8
+LONG = 131_072
+COST_SEEDS = 5
+SCALES = (2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,29 @@ COST_SETTINGS = tuple(Setting(scale, attention) for scale in (8, 16) for attenti
 
 @dataclass
 class Bench:
-    """The model, its texts, and where results and journals go."""
+    """The model, its texts, where results and journals go, and the rows measured so far.
+
+    Args:
+        model: a checkpoint.
+        out: journals and raw numbers.
+        threads: of torch.
+        settings: of baseline and cost.
+        seeds: of equal and scales.
+        strategies: of scales.
+    """
 
     model: Path
     out: Path
-    threads: int
+    threads: int = 1
     settings: tuple[Setting, ...] = COST_SETTINGS
+    seeds: int = 3
+    strategies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        facts = {"model": self.checkpoint.fingerprint, "threads": self.threads, "held_out_tokens": HELD_OUT_TOKENS}
+        self.figures = Figures("search", facts)
+        self.add = self.figures.add
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -88,11 +114,11 @@ class Bench:
         return scale * self.checkpoint.window
 
     def run(self, setting: Setting, **changes: Any) -> SearchResult:
-        """A journalled search; a stopped one goes on."""
+        """A journalled search; a stopped one goes on, a finished one is only replayed."""
         options = SearchOptions(attention_factor=setting.attention, threads=self.threads, **changes)  # type: ignore[arg-type]
         parts = [setting.name, options.strategy, str(options.max_evals), str(options.seed), str(options.short_budget)]
         name = "-".join([self.checkpoint.fingerprint[:8], *parts])
-        say(f"  {' '.join(parts)}")
+        say(f"    search {' '.join(parts)}")
         return search(
             self.checkpoint,
             self.texts,
@@ -102,34 +128,28 @@ class Bench:
             resume=True,
         )
 
-    def losses(self, candidate: Candidate, length: int) -> list[float]:
-        """Mean NLL of each held-out window."""
-        return [self.scorer.nll(candidate, Window(ids)) for ids in self.held_out.windows(length, HELD_OUT_WINDOWS)]
+    def held_out_windows(self, length: int) -> list[Window]:
+        count = max(MIN_HELD_OUT, HELD_OUT_TOKENS // length)
+        return [Window(ids) for ids in self.held_out.windows(length, count)]
 
-    def held_out_losses(self, factors: RescaleFactors) -> list[float]:
+    def losses(self, candidate: Candidate, length: int) -> Losses:
+        """Mean NLL of each held-out window."""
+        return np.array([self.scorer.nll(candidate, window) for window in self.held_out_windows(length)])
+
+    def held_out_losses(self, factors: RescaleFactors) -> Losses:
         candidate = Candidate(factors.long_factor, factors.n_hat, factors.effective_attention_factor)
         return self.losses(candidate, factors.target)
 
-    def provenance(self) -> dict[str, Any]:
-        import torch
-
-        return {
-            "model_fingerprint": self.checkpoint.fingerprint,
-            "texts_fingerprint": self.texts.fingerprint,
-            "held_out_fingerprint": self.held_out.fingerprint,
-            "held_out_windows": HELD_OUT_WINDOWS,
-            "torch": torch.__version__,
-            "threads": self.threads,
-            "machine": platform.processor() or platform.machine(),
-            "date": time.strftime("%Y-%m-%d"),
-        }
+    def keep(self, part: str, data: Any) -> None:
+        """Raw numbers behind a section's rows, beside the journals."""
+        write_atomically(self.out / f"{part}.json", json.dumps(data, indent=2) + "\n")
 
 
-# -- the parts
+# -- the paper's full budget
 
 
-def baseline(bench: Bench) -> dict[str, Any]:
-    """The paper's evolution with its full budget, at every setting of the cost part; several processes may share them."""
+def baseline(bench: Bench) -> None:
+    """The paper's evolution with its full budget, at every setting; several processes may share them."""
     for setting in bench.settings:
         result = bench.run(setting, strategy="evolution")
         losses = bench.held_out_losses(result.factors)
@@ -139,50 +159,67 @@ def baseline(bench: Bench) -> dict[str, Any]:
             "tokens": result.tokens,
             "measuring_seconds": result.measuring_seconds,
             "search_perplexity": result.perplexity,
-            "held_out_perplexity": perplexity(mean(losses)),
-            "held_out_losses": losses,
+            "held_out_perplexity": perplexity(losses.mean()),
+            "held_out_losses": losses.tolist(),
             "factors": result.factors.to_json(),
-            "provenance": bench.provenance(),
+            "provenance": {
+                "model_fingerprint": bench.checkpoint.fingerprint,
+                "texts_fingerprint": bench.texts.fingerprint,
+                "held_out_fingerprint": bench.held_out.fingerprint,
+                **provenance(threads=bench.threads),
+            },
         }
-        write(BASELINE, found)
-        say(f"baseline {setting.name}: {result.tokens / 1e6:.1f}M tokens, held out {perplexity(mean(losses)):.3f}")
-    return {}
+        write_atomically(BASELINE, json.dumps(found, indent=2) + "\n")
+        say(f"baseline {setting.name}: {result.tokens / 1e6:.1f}M tokens, held out {perplexity(losses.mean()):.3f}")
 
 
-def cost(bench: Bench, seeds: int) -> dict[str, Any]:
-    """Tokens until the default strategy is as good, on held-out documents, as the baseline ends."""
-    found: dict[str, Any] = {}
+# -- cost
+
+
+def cost(bench: Bench) -> None:
+    """Tokens until the default strategy is as good, on held-out documents, as the paper's ends."""
+    found = {}
     for setting in bench.settings:
         ended = read(BASELINE).get(setting.name)
         if ended is None or ended["provenance"]["model_fingerprint"] != bench.checkpoint.fingerprint:
-            say(f"{setting.name}: no baseline of this model; make it with --part baseline")
+            say(f"    {setting.name}: no baseline of this model; make it with --part baseline")
             continue
-        runs = [reach(bench, setting, ended, seed) for seed in range(seeds)]
-        ratios = sorted(run["token_ratio"] for run in runs)
-        found[setting.name] = {"runs": runs, "median": statistics.median(ratios), "worst": ratios[0]}
-        report(f"{setting.name}: baseline tokens over ours, median of {seeds}", ">= 50", statistics.median(ratios))
-        report(f"{setting.name}: the same, worst seed", ">= 20", ratios[0])
-        times = sorted(run["time_ratio"] for run in runs)
-        say(f"{setting.name}: wall time ratio, median {statistics.median(times):.1f}")
-    return found
+        length = bench.target(setting.scale)
+        speed = cpu_seconds_per_token(bench, length)
+        runs = [reach(bench, setting, ended, seed, speed) for seed in range(COST_SEEDS)]
+        found[setting.name] = {"seconds_per_token": speed, "baseline": perplexity(mean(ended)), "runs": runs}
+        bench.keep("cost", {**read(bench.out / "cost.json"), **found})
+        ratios, times = (sorted(run[kind] for run in runs) for kind in ("token_ratio", "time_ratio"))
+        section, median = f"cost {setting.name}", statistics.median(ratios)
+        bench.add(section, "the paper's budget ends at held-out perplexity", "-", f"{perplexity(mean(ended)):.3f}")
+        bench.add(
+            section, "its tokens over auto's to get there, median of 5 seeds", ">= 50", f"{median:.0f}", median >= 50
+        )
+        bench.add(section, "the same, worst seed", ">= 20", f"{ratios[0]:.0f}", ratios[0] >= 20)
+        bench.add(section, "CPU time, the same ratio, median", "-", f"{statistics.median(times):.0f}")
+        bench.add(section, "the same, worst seed", "-", f"{times[0]:.0f}")
 
 
-def reach(bench: Bench, setting: Setting, ended: dict[str, Any], seed: int) -> dict[str, Any]:
-    """One run of the default strategy with 1/20 of the paper's budget: when its best is first good enough."""
+def reach(
+    bench: Bench, setting: Setting, ended: dict[str, Any], seed: int, speed: tuple[float, float]
+) -> dict[str, Any]:
+    """One run of the default strategy with 1/20 of the paper's tokens: when its best is first good enough."""
     result = bench.run(setting, strategy="auto", max_evals=PAPER_EVALS // 20, seed=seed)
-    curve, first = [], math.inf
+    first, curve = math.inf, []
     for tokens, candidate in incumbents(result):
-        attention = candidate.attention_factor or result.factors.effective_attention_factor
-        losses = bench.losses(replace(candidate, attention_factor=attention), result.factors.target)
-        curve.append({"tokens": tokens, "held_out_perplexity": perplexity(mean(losses))})
-        if mean(losses) <= mean(ended["held_out_losses"]):
-            first = min(first, tokens)
-    seconds = result.measuring_seconds * first / result.tokens
+        losses = bench.losses(with_attention(candidate, result.factors), result.factors.target)
+        curve.append({"tokens": tokens, "held_out_perplexity": perplexity(losses.mean())})
+        if losses.mean() <= mean(ended):
+            first = tokens
+            break
+    steps = sum(point.gradient and point.tokens <= first for point in result.history)
+    in_steps = GRADIENT_FORWARDS * result.factors.target * steps
+    seconds = speed[0] * (first - in_steps) + speed[1] * in_steps
     return {
         "seed": seed,
         "tokens": first if math.isfinite(first) else None,
         "token_ratio": ended["tokens"] / first,
-        "time_ratio": ended["measuring_seconds"] / seconds,
+        "time_ratio": ended["tokens"] * speed[0] / seconds,
         "curve": curve,
     }
 
@@ -197,129 +234,162 @@ def incumbents(result: SearchResult) -> list[tuple[int, Candidate]]:
     return found
 
 
-def equal(bench: Bench, seeds: int) -> dict[str, Any]:
-    """Every strategy with a tenth of the paper's budget at 8x: held-out perplexity and paired differences."""
-    setting, found = Setting(8, "formula"), {}
-    losses = {
-        name: np.array(
-            [
-                bench.held_out_losses(bench.run(setting, strategy=name, max_evals=PAPER_EVALS // 10, seed=seed).factors)
-                for seed in range(seeds)
-            ]
-        )
-        for name in sorted(STRATEGIES)
-    }
-    ours = losses["auto"].mean(0)
-    for name, rows in losses.items():
-        difference, error = paired(rows.mean(0), ours)
-        found[name] = {
-            "held_out_perplexities": [perplexity(mean(row)) for row in rows],
-            "median": statistics.median(perplexity(mean(row)) for row in rows),
-            "worse_than_auto": difference,
-            "standard_error": error,
-        }
-        asked = ">= 0" if name != "auto" else "-"
-        report(f"{name} {found[name]['median']:.3f}: nats above auto ± {error:.4f}", asked, difference)
-    return found
+def cpu_seconds_per_token(bench: Bench, length: int, repeats: int = 3) -> tuple[float, float]:
+    """CPU seconds a token of a forward, and of a gradient counted as three forwards; measured in turn."""
+    candidate = Candidate((2.0,) * (bench.checkpoint.rotary_dim // 2))
+    window = Window(bench.texts.windows(length, 1)[0])
+    kinds: dict[str, list[float]] = {"forward": [], "gradient": []}
+    for _ in range(repeats):
+        for kind, measure in (("forward", bench.scorer.nll), ("gradient", bench.scorer.nll_and_gradient)):
+            start = time.process_time()
+            measure(candidate, window)
+            kinds[kind].append(time.process_time() - start)
+    forward, gradient = (statistics.median(kinds[kind]) / length for kind in ("forward", "gradient"))
+    return forward, gradient / GRADIENT_FORWARDS
 
 
-def scales(bench: Bench, seeds: int, evals: int, names: Sequence[str]) -> dict[str, Any]:
-    """Held-out perplexity from 2x to 32x without fine-tuning."""
-    found: dict[str, Any] = {}
-    for scale in (2, 4, 8, 16, 32):
-        setting, target = Setting(scale, "formula"), bench.target(scale)
-        grid = bench.run(setting, strategy="seeds")
-        searched = {"best of the seeds' grid": grid.factors}
-        for name in names:
-            for seed in range(seeds):
+# -- equal budgets
+
+
+def equal(bench: Bench) -> None:
+    """Every strategy with a tenth of the paper's budget at 8x: held-out perplexity and paired differences.
+
+    `dim_mono` is `evolution` without n_hat, and n_hat is not searched here: the two are one run.
+    """
+    setting, losses = Setting(8, "formula"), dict[str, Losses]()
+    for name in sorted(STRATEGIES, key=lambda name: name != "auto"):
+        if name == "dim_mono":
+            continue
+        seeds = 1 if name == "seeds" else bench.seeds
+        options = {"strategy": name, "max_evals": PAPER_EVALS // 10}
+        runs = [bench.run(setting, seed=seed, **options) for seed in range(seeds)]
+        losses[name] = np.array([bench.held_out_losses(run.factors) for run in runs])
+        bench.keep("equal", {name: rows.tolist() for name, rows in losses.items()})
+        label = "evolution (= dim_mono)" if name == "evolution" else name
+        median = statistics.median(perplexity(row.mean()) for row in losses[name])
+        bench.add("equal budget 8x", f"{label}: held-out perplexity, median of {seeds}", "-", f"{median:.3f}")
+        if name != "auto":
+            ours = losses["auto"].mean(0)
+            worse, error = paired(losses[name].mean(0), ours)
+            bench.add("equal budget 8x", f"{label}: nats above auto", ">= 0", f"{worse:.5f} ± {error:.5f}", worse >= 0)
+
+
+def scales(bench: Bench) -> None:
+    """Held-out perplexity from 2x to 32x without fine-tuning, each search with the same tokens."""
+    raw: dict[str, Any] = {}
+    for scale in SCALES:
+        setting, target, section = Setting(scale, "formula"), bench.target(scale), f"{scale}x"
+        evals = max(2, EQUAL_TOKENS // (5 * target))
+        searched = {"best YaRN grid": bench.run(setting, strategy="seeds").factors}
+        for name in bench.strategies:
+            for seed in range(bench.seeds if name == "auto" else 1):
                 searched[f"{name} {seed}"] = bench.run(setting, strategy=name, max_evals=evals, seed=seed).factors
-        windows = bench.held_out.windows(target, HELD_OUT_WINDOWS)
+        windows = [window.ids for window in bench.held_out_windows(target)]
         rows = evaluate_methods(bench.checkpoint, windows, target, searched, machine=Machine(threads=bench.threads))
-        best_known = min(rows[: len(rows) - len(searched) + 1], key=lambda row: row.loss)
-        found[f"{scale}x"] = {"best_known": best_known.name, **{row.name: row.perplexity for row in rows}}
-        for name in names:
-            runs = [row for row in rows if row.name.rsplit(" ", 1)[0] == name]
-            losses = np.mean([row.losses for row in runs], axis=0)
-            gain, error = paired(np.array(best_known.losses), losses)
-            found[f"{scale}x"][f"{name} gain over {best_known.name}"] = {"nats": gain, "standard_error": error}
-            report(f"{scale}x {name}: gain over {best_known.name}, nats ± {error:.4f}", f">= {-error:.4f}", gain)
-    return found
+        known = rows[: len(rows) - len(searched) + 1]
+        best = min(known, key=lambda row: row.loss)
+        raw[section] = {row.name: list(row.losses) for row in rows}
+        bench.keep("scales", raw)
+        for row in known:
+            bench.add(section, f"{row.name}: held-out perplexity", "-", f"{row.perplexity:.3f}")
+        for name in bench.strategies:
+            losses = np.mean([row.losses for row in rows if row.name.rsplit(" ", 1)[0] == name], axis=0)
+            gain, error = paired(best.losses, losses)
+            verdict = "gains" if gain > error else "gains nothing" if gain >= -error else "loses"
+            got = f"{perplexity(losses.mean()):.3f}: {verdict}, {gain:.5f} ± {error:.5f} nats below {best.name}"
+            bench.add(section, f"{name}: held-out perplexity", ">= -error", got, gain >= -error)
 
 
-def two_sided(bench: Bench, evals: int) -> dict[str, Any]:
+def two_sided(bench: Bench) -> None:
     """What a single set with a 1 % short budget costs at the target against one without, which a dual set can afford."""
-    setting = Setting(8, "formula")
-    free = bench.run(setting, strategy="auto", max_evals=evals)
-    capped = bench.run(setting, strategy="auto", max_evals=evals, short_budget=0.01)
-    free_loss, capped_loss = (mean(bench.held_out_losses(result.factors)) for result in (free, capped))
-    length = bench.checkpoint.window
-    short = {
-        "original": mean(bench.losses(Candidate((1.0,) * free.factors.num_pairs, 0, 1.0), length)),
-        **{
-            name: mean(bench.losses(Candidate(f.long_factor, 0, f.effective_attention_factor), length))
-            for name, f in (("single", free.factors), ("capped", capped.factors))
-        },
+    setting, length = Setting(8, "formula"), bench.checkpoint.window
+    evals = EQUAL_TOKENS // (5 * bench.target(8))
+    results = {
+        "single": bench.run(setting, strategy="auto", max_evals=evals),
+        "single, 1 % short budget": bench.run(setting, strategy="auto", max_evals=evals, short_budget=0.01),
     }
-    rise = {name: 100 * math.expm1(short[name] - short["original"]) for name in ("single", "capped")}
-    say(f"perplexity at {length} rises by {rise['single']:.2f} % without a cap, {rise['capped']:.2f} % with 1 %")
-    cost_percent = 100 * math.expm1(capped_loss - free_loss)
-    report("what the cap costs at the target, % of perplexity", "-", cost_percent)
-    front = [{"short": p.short_loss, "target": p.target_loss, "chosen": p.chosen} for p in capped.front]
-    return {"cost_percent": cost_percent, "rise_percent": rise, "short_cap": capped.short_cap, "front": front}
+    targets = {name: bench.held_out_losses(result.factors) for name, result in results.items()}
+    original = bench.losses(Candidate((1.0,) * (bench.checkpoint.rotary_dim // 2), 0, 1.0), length).mean()
+    for name, result in results.items():
+        factors = result.factors
+        short = bench.losses(Candidate(factors.long_factor, 0, factors.effective_attention_factor), length).mean()
+        got = f"{perplexity(targets[name].mean()):.3f}, {100 * math.expm1(short - original):+.2f} % at {length}"
+        bench.add("two-sided 8x", f"{name}: held-out perplexity at the target, and", "-", got)
+    dearer, error = paired(targets["single, 1 % short budget"], targets["single"])
+    got = f"{100 * math.expm1(dearer):.2f} ± {100 * error:.2f} %"
+    bench.add("two-sided 8x", "the cap's cost at the target against dual, perplexity", "-", got)
+    chosen = [point.chosen for point in results["single, 1 % short budget"].front]
+    bench.add(
+        "two-sided 8x", "points on the Pareto front, the chosen one marked", "-", f"{len(chosen)}", sum(chosen) == 1
+    )
 
 
-def workers(bench: Bench) -> dict[str, Any]:
+# -- machines
+
+
+def workers(bench: Bench) -> None:
     """Throughput and equality of one, two and four worker processes."""
     target = bench.target(8)
     objective = Objective(tuple(Window(ids) for ids in bench.texts.windows(target, 4)))
     recipe = Recipe(bench.checkpoint.path, bench.checkpoint.name, objective, Machine(threads=1), 1.0)
-    dim = bench.checkpoint.rotary_dim // 2
-    jobs = [Job(Candidate((1.0 + k / 10,) * dim), window) for k in range(4) for window in range(4)]
-    found, first = {}, None
+    pairs = bench.checkpoint.rotary_dim // 2
+    jobs = [Job(Candidate((1.0 + k / 10,) * pairs), window) for k in range(8) for window in range(4)]
+    first: dict[Job, float] = {}
     for count in (1, 2, 4):
         pool = make_evaluator(recipe, executor="processes", workers=count)
         try:
-            dict(pool.measure([Job(Candidate((9.0 + w,) * dim), 0) for w in range(count)]))  # load the models
+            dict(pool.measure([Job(Candidate((9.0 + w,) * pairs), 0) for w in range(count)]))  # load the models
             start = time.perf_counter()
             measured = {job: m.nll for job, m in pool.measure(jobs)}
             seconds = time.perf_counter() - start
         finally:
             pool.close()
         first = first or measured
-        found[str(count)] = {"tokens_per_second": len(jobs) * target / seconds, "identical": measured == first}
-        report(f"{count} workers: identical results", "True", measured == first)
-        report(f"{count} workers: tokens per second", "-", found[str(count)]["tokens_per_second"])
-    return found
+        same = measured == first
+        bench.add("workers", f"{count} processes: tokens a second", "-", f"{len(jobs) * target / seconds:.0f}")
+        bench.add(
+            "workers", f"{count} processes: results equal to one's, bit for bit", "yes", "yes" if same else "no", same
+        )
 
 
-def longest(bench: Bench) -> dict[str, Any]:
+def longest(bench: Bench) -> None:
     """Time and peak memory of one evaluation at 131,072 tokens, in a process of its own, against the estimate."""
     command = [sys.executable, "-m", "tests.bench.bench_search", "--part", "one-long", "--model", str(bench.model)]
     output = subprocess.run(
         [*command, "--threads", str(bench.threads)], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    measured: dict[str, Any] = json.loads(output.splitlines()[-1])
-    report("131,072 tokens: seconds", "-", measured["seconds"])
-    report("131,072 tokens: peak GiB", f"estimate {measured['estimate_gib']:.2f}", measured["peak_gib"])
-    return measured
+    measured = json.loads(output.splitlines()[-1])
+    ratio = measured["estimate_gib"] / measured["peak_gib"]
+    section = "one evaluation at 131,072 tokens"
+    bench.add(
+        section, "CPU seconds, one thread" if bench.threads == 1 else "CPU seconds", "-", f"{measured['seconds']:.0f}"
+    )
+    bench.add(section, "peak memory, GiB", "-", f"{measured['peak_gib']:.2f}")
+    got = f"{measured['estimate_gib']:.2f} GiB, {ratio:.2f}x the peak"
+    bench.add(section, "the estimate's formula (see Machines above)", "0.8x … 1.6x", got, 0.8 <= ratio <= 1.6)
 
 
-def one_long(bench: Bench) -> dict[str, Any]:
+def one_long(bench: Bench) -> None:
     """The evaluation itself; peak memory is the process's."""
-    length = 131_072
-    ids = np.concatenate([document.ids for document in bench.texts.documents])[:length]
-    plan = plan_memory(bench.checkpoint, length)
-    candidate = Candidate((length / bench.checkpoint.window,) * (bench.checkpoint.rotary_dim // 2))
-    start = time.perf_counter()
+    ids = np.concatenate([document.ids for document in bench.texts.documents])[:LONG]
+    plan = plan_memory(bench.checkpoint, LONG)
+    candidate = Candidate((LONG / bench.checkpoint.window,) * (bench.checkpoint.rotary_dim // 2))
+    start = time.process_time()
     bench.scorer.nll(candidate, Window(ids))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    found = {"seconds": seconds, "peak_gib": peak, "estimate_gib": plan.total / 2**30, "plan": str(plan)}
-    say(json.dumps(found))
-    return found
+    say(json.dumps({"seconds": seconds, "peak_gib": peak, "estimate_gib": plan.total / 2**30, "plan": str(plan)}))
 
 
 # -- helpers
+
+
+def with_attention(candidate: Candidate, factors: RescaleFactors) -> Candidate:
+    """The candidate with the attention factor it was measured with: its own, or the formula's."""
+    if candidate.attention_factor is not None:
+        return candidate
+    formula = attention_factor_formula(factors.length_scale, factors.original)
+    return replace(candidate, attention_factor=formula)
 
 
 def paired(losses: Any, ours: Any) -> tuple[float, float]:
@@ -328,18 +398,9 @@ def paired(losses: Any, ours: Any) -> tuple[float, float]:
     return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
-def mean(losses: Sequence[float]) -> float:
-    return float(np.mean(losses))
-
-
-def say(text: str) -> None:
-    click.echo(text)
-
-
-def report(what: str, asked: str, got: float | bool) -> None:
-    """One line: the figure, what was asked for, what was measured."""
-    value = str(got) if isinstance(got, bool) else f"{got:.4g}"
-    say(f"{what:<64} asked {asked:<16} got {value}")
+def mean(ended: Mapping[str, Any]) -> float:
+    """Held-out loss where a baseline ended."""
+    return float(np.mean(ended["held_out_losses"]))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -347,48 +408,55 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def write(path: Path, data: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(data, indent=2) + "\n")
+SECTIONS: Mapping[str, Callable[[Bench], None]] = {
+    "cost": cost,
+    "workers": workers,
+    "longest": longest,
+    "two-sided": two_sided,
+    "scales": scales,
+    "equal": equal,
+}
+HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long}
 
 
 @click.command()
-@click.option("--part", "parts", multiple=True, help="baseline, cost, equal, scales, two-sided, workers, longest.")
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice([*SECTIONS, *HIDDEN]), help="Default: all but baseline."
+)
 @click.option("--model", type=click.Path(path_type=Path), default=DEFAULT_MODEL / "checkpoint")
-@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "bench")
-@click.option("--seeds", default=3, show_default=True, help="Seeds of equal and scales; cost takes at least 5.")
-@click.option("--evals", default=40, show_default=True, help="Budget of scales and two-sided.")
-@click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", help="Strategies of scales.")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "bench", help="Journals, raw numbers.")
+@click.option("--seeds", default=3, show_default=True, help="Of equal, and of auto in scales; cost takes 5.")
+@click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", show_default=True, help="Of scales.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
+@click.option("--table", is_flag=True, help="Only print the committed results as Markdown.")
 def main(
     parts: Sequence[str],
     model: Path,
     out: Path,
     seeds: int,
-    evals: int,
     strategies: str,
     threads: int,
     names: Sequence[str],
+    table: bool,
 ) -> None:
-    """Run parts of the bench and merge their figures into OUT/search.json."""
+    """Run parts of the bench: rows to the terminal and to docs/results/search.json."""
+    if table:
+        say(markdown(read(RESULTS / "search.json")["rows"]))
+        return
     settings = tuple(setting for setting in COST_SETTINGS if not names or setting.name in names)
-    bench = Bench(model, out, threads, settings)
-    runners: dict[str, Callable[[], dict[str, Any]]] = {
-        "cost": lambda: cost(bench, max(seeds, 5)),
-        "equal": lambda: equal(bench, seeds),
-        "scales": lambda: scales(bench, seeds, evals, strategies.split(",")),
-        "two-sided": lambda: two_sided(bench, evals),
-        "workers": lambda: workers(bench),
-        "longest": lambda: longest(bench),
-    }
-    hidden = {"baseline": lambda: baseline(bench), "one-long": lambda: one_long(bench)}
-    for part in parts or tuple(runners):
-        if part in hidden:
-            hidden[part]()
-            continue
-        say(f"== {part}")
-        found = runners[part]()
-        write(out / "search.json", {**read(out / "search.json"), part: found, "provenance": bench.provenance()})
+    bench = Bench(model, out, threads, settings, seeds, tuple(strategies.split(",")))
+    if set(parts) & HIDDEN.keys():
+        for part in parts:
+            HIDDEN[part](bench)
+        return
+    sys.exit(bench.figures.run({name: partial(section, bench) for name, section in SECTIONS.items()}, parts))
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows as one Markdown table."""
+    lines = ["| | what | asked | measured |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {r['section']} | {r['what']} | {r['asked']} | {r['got']} |" for r in rows)])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
+from longrope.progress import Silent
 from longrope.search import Candidate, Machine, SearchOptions, WindowModel, plan_search, search
 from longrope.search.measure import smaller
-from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, plan_memory, require_memory
+from longrope.search.memory import MIN_PASS, MIN_ROWS, SHARE, MemoryPlan, plan_memory, require_memory
 from longrope.search.objective import PENALTY, Objective, Window
 from longrope.search.trial import Job, Measurement, Trial
 from longrope.search.windows import build_objective, needle_windows
@@ -196,6 +197,22 @@ def test_a_search_that_cannot_fit_is_refused(checkpoint, corpus, monkeypatch):
     monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: 1 << 20)
     with pytest.raises(MissingRequirementError, match="not enough memory"):
         search(checkpoint, corpus, TARGET, options=OPTIONS)
+
+
+def test_auto_goes_without_gradients_where_they_do_not_fit(checkpoint, corpus, monkeypatch):
+    options = replace(OPTIONS, strategy="auto", max_evals=60)
+    plan = plan_search(checkpoint, TARGET, options)
+    between = (plan.forward.total + plan.gradient.total) / 2 / SHARE
+    taken = search(checkpoint, corpus, TARGET, options=options)
+    assert any(point.gradient for point in taken.history)
+    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: int(between))
+    monkeypatch.setattr("longrope.search.memory._ways", lambda window, gradient: [(False, window)])
+    progress = Silent()
+    without = search(checkpoint, corpus, TARGET, options=options, progress=progress)
+    assert not any(point.gradient for point in without.history)
+    assert any("goes without" in warning for warning in progress.warnings)
+    with pytest.raises(MissingRequirementError, match="not enough memory"):
+        search(checkpoint, corpus, TARGET, options=replace(options, strategy="gradient"))
 
 
 # -- windows as a user has them

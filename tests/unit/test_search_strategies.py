@@ -1,5 +1,7 @@
 """Every strategy on objectives that cost nothing: budgets, monotony, reproducibility, and that they minimise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,12 @@ from longrope.errors import InputError
 from longrope.search.objective import Objective, Window
 from longrope.search.space import SearchSpace
 from longrope.search.strategies import STRATEGIES, make_strategy
+from longrope.search.strategies.auto import Mutants
 from longrope.search.strategies.longrope2 import CriticalBreeder
-from longrope.search.strategies.monotone import Monotone
+from longrope.search.strategies.monotone import Monotone, rising
+from longrope.search.strategies.natural import NaturalDescent
 from longrope.search.strategies.problem import Problem
-from longrope.search.trial import Candidate, Outcome
+from longrope.search.trial import Candidate, Outcome, Trial
 
 TARGET = 2048
 WANTED = np.concatenate([np.ones(3), np.geomspace(1.1, 9.0, 8), np.full(5, 9.0)])
@@ -179,6 +183,47 @@ def test_free_numbers_and_candidates():
 
     change = gradient @ (logs(x + nudge) - logs(x - nudge)) / 2
     assert space.pull_back(x, gradient) @ nudge == pytest.approx(change, rel=0.05)
+
+
+def test_rising_is_isotonic_regression():
+    """Against its min-max formula: value i is the largest, over starts, of the smallest weighted mean from there past i."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values, weights = rng.normal(size=9), rng.uniform(0.1, 5, size=9)
+        means = [
+            [np.average(values[a : b + 1], weights=weights[a : b + 1]) if a <= b else 0.0 for b in range(9)]
+            for a in range(9)
+        ]
+        expected = [max(min(means[a][b] for b in range(i, 9)) for a in range(i + 1)) for i in range(9)]
+        np.testing.assert_allclose(rising(values, weights), expected)
+    np.testing.assert_array_equal(rising(np.array([3.0, 1.0, 2.0])), [2.0, 2.0, 2.0])
+
+
+def test_mutants_rise_near_their_parent_and_move_everything_searched():
+    problem = make_problem(search_attention=True)
+    problem = replace(problem, space=replace(problem.space, n_hats=(0, 4, 8)))
+    mutants, parent = Mutants(problem), problem.seeds[2].candidate
+    drawn = [mutants.draw(parent) for _ in range(200)]
+    distances = np.array([np.abs(np.log(m.factors) - np.log(parent.factors)).max() for m in drawn])
+    assert all(0 < distance < 0.8 for distance in distances)
+    assert {m.n_hat for m in drawn} == {0, 4, 8}
+    assert np.std([m.attention_factor for m in drawn]) == pytest.approx(0.035, rel=0.3)
+    single = [np.count_nonzero(np.abs(np.log(m.factors) - np.log(parent.factors)) > 0.02) for m in drawn]
+    assert min(single) <= 1
+    assert max(single) >= 5
+
+
+def test_natural_steps_ignore_noisy_pairs_and_follow_steady_ones():
+    problem, rng = make_problem(), np.random.default_rng(0)
+    descent = NaturalDescent(problem.space, problem.space.candidate(np.geomspace(1.5, 6.0, 16)), TARGET)
+    start = np.log(descent.candidate.factors)
+    for _ in range(12):
+        gradient = np.concatenate([rng.normal(size=8), np.full(8, 0.02) + 0.005 * rng.normal(size=8), [0.0]])
+        descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
+    moved = np.abs(np.log(descent.candidate.factors) - start)
+    assert moved[9:].min() > 0.15
+    assert moved[:6].max() < 0.1
+    descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), np.inf, (np.inf,), None))
 
 
 def test_names():

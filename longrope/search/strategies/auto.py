@@ -1,136 +1,140 @@
-"""`auto`: gradient steps from screened starts, confirmed on all windows, then mutations that race each other.
+"""`auto`: the best of known methods and YaRN ramps, then natural-gradient steps and racing mutants in turn.
 
-    starts ──1 window──► best 2 ──a few steps──► best 1 ──steps, confirmed now and then──► mutations, racing ──► best
+    known methods, ramps ──1 window──► best few ──race──► best so far ──► gradient steps ──all windows──► best so far
+                                                               ▲                                             │
+                                                               └──── race ◄──── mutants, as many tokens ◄────┘
 
-Gradients find the region with few tokens and are noisy; a population is slow and robust. So the larger part of the budget
-goes to steps, and what is left to mutations of the confirmed best. A mutant is measured window by window and stopped as
-soon as it is behind the best on the same windows.
-
-A budget too small for gradient steps to average out their noise is spent on a tournament instead: the starts and a grid of
-YaRN ramps, the better half of which goes on to the next window.
+Gradients settle the slow pairs in a few steps, on fresh windows. In the fast pairs losses are rugged, in much the same way
+on every text: gradients point nowhere there, and a single window ranks candidates well. So mutants are measured window by
+window, and stopped as soon as they are behind the best on the same windows. The two take turns until the budget is spent; a
+search that is stopped early has found what there was to find by then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 
+import numpy as np
+
 from longrope.search.space import Seed
-from longrope.search.strategies.evolution import Breeder
-from longrope.search.strategies.gradient import Descent, WindowOrder, descend, screened, starting_points
+from longrope.search.strategies.evolution import ATTENTION_BOUNDS
+from longrope.search.strategies.gradient import WindowOrder
+from longrope.search.strategies.monotone import rising
+from longrope.search.strategies.natural import descend
 from longrope.search.strategies.problem import Problem, Purse
-from longrope.search.strategies.seeds import yarn_grid
 from longrope.search.trial import Candidate, Outcome, Plan, Trial
 
 # Budget in full evaluations if none is given.
-OWN_BUDGET = 48
-# With fewer steps than this to take, a tournament.
-ENOUGH_STEPS = 12
-# Runs that compete, and their steps before one is chosen.
-RUNS, TRIAL_STEPS = 2, 6
-# Share of the budget for gradient steps, and steps between confirmations.
-STEP_SHARE, CONFIRM_EVERY = 0.75, 8
+OWN_BUDGET = 32
+# YaRN ramps (turns in L from which pairs keep their frequency, and up to which they are interpolated) beside YaRN's own.
+RAMPS = ((16, 1), (8, 1), (32, 0.5), (16, 0.5), (8, 0.5), (64, 1), (4, 0.5), (16, 0.25))
+# Starts that are measured on more than one window.
+FINALISTS = 3
+# Gradient steps at a time; they may cost at most this share of what is left.
+STEPS, STEP_SHARE = 10, 0.4
+# Height of a mutation, standard deviation in ln λ, and its widths along the pairs, in sixteenths of their number.
+HEIGHT, WIDTHS = 0.15, (0.5, 1.0, 2.0)
+# The same height for ln attention, and the probability of a new n_hat.
+ATTENTION_HEIGHT, N_HAT_PROBABILITY = 0.03, 0.3
 
 Outcomes = Generator[Sequence[Trial], Sequence[Outcome], Outcome]
 
 
 def auto(problem: Problem) -> Plan:
     """See the module's docstring."""
-    purse = problem.purse(OWN_BUDGET)
-    full = problem.tokens(problem.objective.ranking_windows)
-    if STEP_SHARE * purse.left - full < ENOUGH_STEPS * problem.step_tokens:
-        yield from tournament(problem, purse)
-        return
-    starts = yield from screened(problem, purse)
-    purse.pay(full)
-    (best,) = yield [problem.known(starts[0])]
-    for_steps = Purse(int(STEP_SHARE * purse.left))
-    purse.left -= for_steps.left
-    order = WindowOrder(problem)
-    descent = yield from best_run(problem, starts[:RUNS], order, for_steps)
-    best = yield from follow(problem, descent, order, for_steps, best)
-    purse.left += for_steps.left
-    yield from race_mutants(problem, best, purse)
+    purse, mutants, order = problem.purse(OWN_BUDGET), Mutants(problem), WindowOrder(problem)
+    best = yield from screen(problem, purse)
+    turn = STEPS * problem.step_tokens
+    while purse.left >= problem.objective.tokens:
+        if problem.gradients and turn + problem.objective.tokens <= STEP_SHARE * purse.left:
+            purse.pay(turn + problem.objective.tokens)
+            mean = yield from descend(problem, best.candidate, order, STEPS)
+            (outcome,) = yield [problem.full(mean, "gradient mean")]
+            best = min(best, outcome, key=lambda o: o.loss)
+        until = max(0, purse.left - turn)
+        while purse.left > until and purse.left >= problem.objective.tokens:
+            best = yield from race(problem, Seed("mutant", mutants.draw(best.candidate)), best, purse)
 
 
-def tournament(problem: Problem, purse: Purse) -> Plan:
-    """All starts on the first window, the better half of them on the next, and so on; the last one on all."""
-    windows = problem.objective.ranking_windows
-    full = problem.tokens(windows)
-    first = problem.tokens(windows[:1])
-    room = max(1, (purse.left - full) // (2 * first) if len(windows) > 1 else purse.left // full)
-    players = list(entrants(problem))[:room]
-    for count in range(1, len(windows)):
-        price = len(players) * problem.tokens(windows[count - 1 : count])
-        if len(players) == 1 or purse.left - price < problem.tokens(windows[count:]):
-            break
-        purse.pay(price)
-        outcomes = yield [Trial(p.candidate, windows[:count], p.name) for p in players]
-        ranked = sorted(range(len(players)), key=lambda i: outcomes[i].loss)
-        players = [players[i] for i in ranked[: -(-len(players) // 2)]]
-    yield [problem.known(player) for player in players[: max(1, purse.left // full)]]
+def screen(problem: Problem, purse: Purse) -> Outcomes:
+    """The best of the starts: all of them on the first window, a few on more."""
+    first, full = stages(problem)[0], problem.objective.tokens
+    price = problem.tokens(first)
+    more = full - price
+    starts = list(starting_points(problem))[: max(1, (purse.left - more) // price)]
+    purse.pay(price * len(starts))
+    outcomes = yield [Trial(start.candidate, first, start.name, known=not more) for start in starts]
+    ranked = sorted(range(len(starts)), key=lambda i: outcomes[i].loss)
+    if not more:
+        return outcomes[ranked[0]]
+    purse.pay(more)
+    (best,) = yield [problem.known(starts[ranked[0]])]
+    for index in ranked[1:FINALISTS]:
+        if purse.left >= full:
+            best = yield from race(problem, starts[index], best, purse, known=True)
+    return best
 
 
-def entrants(problem: Problem) -> Iterator[Seed]:
-    """Starts first, so that a small field has the known methods in it, then YaRN's ramps."""
+def starting_points(problem: Problem) -> Iterator[Seed]:
+    """What was given, YaRN, NTK and PI, then other ramps, each once: the first ones are for the smallest budgets."""
+    ramps = (Seed(f"YaRN {fast:g}/{slow:g}", problem.space.yarn(fast, slow)) for fast, slow in RAMPS)
     seen: set[Candidate] = set()
-    for seed in (*starting_points(problem), *yarn_grid(problem.space)):
+    for seed in (*reversed(problem.seeds), *ramps):
         if seed.candidate not in seen:
             seen.add(seed.candidate)
             yield seed
 
 
-def best_run(
-    problem: Problem, starts: Sequence[Seed], order: WindowOrder, purse: Purse
-) -> Generator[Sequence[Trial], Sequence[Outcome], Descent]:
-    """A few steps from each start; the run whose mean is best on two windows."""
-    windows = problem.objective.target_windows[:2]
-    step = problem.step_tokens
-    if purse.left < 2 * len(starts) * (TRIAL_STEPS * step + problem.tokens(windows)):
-        starts = starts[:1]
-    total = TRIAL_STEPS + (purse.left // step - len(starts) * TRIAL_STEPS)
-    runs = []
-    for start in starts:
-        purse.pay(TRIAL_STEPS * step)
-        begun = Descent.start(problem, start.candidate)
-        runs.append((yield from descend(begun, problem, order, TRIAL_STEPS, total=total)))
-    if len(runs) == 1:
-        return runs[0]
-    purse.pay(problem.tokens(windows) * len(runs))
-    outcomes = yield [Trial(run.mean(), windows, "gradient mean") for run in runs]
-    return runs[min(range(len(runs)), key=lambda i: outcomes[i].loss)]
+def stages(problem: Problem) -> list[tuple[int, ...]]:
+    """Growing sets of windows: a target window more each time, the whole short side, if there is one, from the first on."""
+    target, short = problem.objective.target_windows, problem.objective.short_windows
+    return [(*target[:count], *short) for count in range(1, len(target) + 1)]
 
 
-def follow(problem: Problem, descent: Descent, order: WindowOrder, purse: Purse, best: Outcome) -> Outcomes:
-    """Take steps until the purse is empty, confirming the mean of the tail on all windows now and then."""
-    done = TRIAL_STEPS
-    cost = CONFIRM_EVERY * problem.step_tokens + problem.tokens(problem.objective.ranking_windows)
-    total = done + purse.left // cost * CONFIRM_EVERY
-    while purse.pay(cost):
-        descent = yield from descend(descent, problem, order, CONFIRM_EVERY, done=done, total=total)
-        done += CONFIRM_EVERY
-        (confirmed,) = yield [problem.full(descent.mean(), "gradient mean")]
-        best = min(best, confirmed, key=lambda outcome: outcome.loss)
-    return best
-
-
-def race_mutants(problem: Problem, best: Outcome, purse: Purse) -> Plan:
-    """Mutations of the best, one after the other, each stopped as soon as it is behind."""
-    breeder = Breeder(problem.space, problem.rng(), probability=1.5 / problem.space.num_pairs)
-    while purse.left >= problem.tokens(best.trial.windows):
-        outcome = yield from race(problem, breeder.mutation([best.candidate]), best, purse)
-        if outcome is not None and outcome.loss < best.loss:
-            best = outcome
-
-
-def race(
-    problem: Problem, candidate: Candidate, best: Outcome, purse: Purse
-) -> Generator[Sequence[Trial], Sequence[Outcome], Outcome | None]:
-    """Measure a candidate window by window against the best's same windows; None when it was stopped."""
-    windows = best.trial.windows
-    outcome = None
-    for count in range(1, len(windows) + 1):
-        purse.pay(problem.tokens(windows[count - 1 : count]))
-        (outcome,) = yield [Trial(candidate, windows[:count], "mutation")]
-        if outcome.loss > problem.objective.loss(windows[:count], best.losses[:count]):
-            return None
+def race(problem: Problem, start: Seed, best: Outcome, purse: Purse, *, known: bool = False) -> Outcomes:
+    """Measure a candidate on more and more windows until it is behind; the better of it and the best so far."""
+    on_best = dict(zip(best.trial.windows, best.losses, strict=True))
+    paid = 0
+    for windows in stages(problem):
+        purse.pay(problem.tokens(windows) - paid)
+        paid = problem.tokens(windows)
+        last = windows == best.trial.windows
+        (outcome,) = yield [Trial(start.candidate, windows, start.name, known=known and last)]
+        if outcome.loss >= problem.objective.loss(windows, [on_best[w] for w in windows]):
+            return best
     return outcome
+
+
+class Mutants:
+    """Draws candidates near another: a smooth bump on ln λ, on one pair or on several.
+
+    Args:
+        problem: space and random seed.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._space, self._rng = problem.space, problem.rng()
+        # A pair slower than half a radian in L turns so little that its factor hardly matters.
+        slowest = math.log(2 * self._space.original) / math.log(self._space.rope_theta) * self._space.num_pairs
+        self._last = min(self._space.num_pairs - 1.0, slowest)
+
+    def draw(self, parent: Candidate) -> Candidate:
+        """One mutant of `parent`."""
+        pairs = self._space.num_pairs
+        width = self._rng.choice(WIDTHS) * pairs / 16
+        from_centre = np.arange(pairs) - self._rng.uniform(0.0, self._last)
+        bump = HEIGHT * self._rng.normal() * np.exp(-0.5 * (from_centre / width) ** 2)
+        logs = rising(np.log(self._space.multipliers(parent)) + bump)
+        multipliers = np.exp(np.clip(logs, 0.0, math.log(self._space.upper)))
+        return self._space.candidate(multipliers, self._n_hat(parent), self._attention(parent))
+
+    def _n_hat(self, parent: Candidate) -> int:
+        moves = len(self._space.n_hats) > 1 and self._rng.random() < N_HAT_PROBABILITY
+        return int(self._rng.choice(self._space.n_hats)) if moves else parent.n_hat
+
+    def _attention(self, parent: Candidate) -> float | None:
+        if not self._space.search_attention:
+            return parent.attention_factor
+        moved = self._space.attention(parent) * math.exp(ATTENTION_HEIGHT * self._rng.normal())
+        return round(float(np.clip(moved, *ATTENTION_BOUNDS)), 4)

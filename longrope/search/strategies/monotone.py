@@ -1,4 +1,4 @@
-"""Multipliers that rise by construction, as free numbers: what gradient steps and CMA-ES move in.
+"""Multipliers that rise: by construction, as free numbers, for Adam and CMA-ES, and by projection.
 
     ln μ_i = Σ_{j ≤ i} κ · softplus(x_j)         x ∈ R^(d/2), any values
     ln attention = ln start + x_last              when the attention factor is searched
@@ -63,3 +63,16 @@ class Monotone:
 
     def _logs(self, x: Float64) -> Float64:
         return np.asarray(np.cumsum(KAPPA * np.logaddexp(0.0, x[: self.space.num_pairs])))
+
+
+def rising(values: Float64, weights: Float64 | None = None) -> Float64:
+    """The non-decreasing sequence nearest to `values` in weighted squares (isotonic regression, pool adjacent violators)."""
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, np.ones_like(values) if weights is None else weights, strict=True):
+        pool = (float(value), float(weight), 1)
+        while pools and pools[-1][0] > pool[0]:
+            last = pools.pop()
+            total = last[1] + pool[1]
+            pool = ((last[0] * last[1] + pool[0] * pool[1]) / total, total, last[2] + pool[2])
+        pools.append(pool)
+    return np.repeat([value for value, _, _ in pools], [count for _, _, count in pools])

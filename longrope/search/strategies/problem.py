@@ -36,6 +36,7 @@ class Problem:
         seeds: the known methods and whatever the user gave to start from.
         max_evals: budget, in full evaluations' worth of tokens; None for the strategy's own.
         seed: of every random draw.
+        gradients: whether the machine has the memory for derivatives.
     """
 
     space: SearchSpace
@@ -43,6 +44,7 @@ class Problem:
     seeds: tuple[Seed, ...]
     max_evals: int | None = None
     seed: int = 0
+    gradients: bool = True
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)

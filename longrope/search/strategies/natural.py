@@ -1,0 +1,86 @@
+"""Natural-gradient steps in ln μ: far along pairs whose gradient is steady, hardly at all along those where it is noise.
+
+    u ← rising(u − c / T · m / (v + ε²))        m running mean of the gradient, v its mean square, T tokens of a window
+
+By the theory of maximum likelihood T times the variance of a window's gradient is the Fisher information of a token, and so
+about the curvature of the loss: the diagonal of it is the preconditioner. What competes is the mean of the last half of the
+iterates. Sources: Amari, Natural Gradient Works Efficiently in Learning (1998); averaging: Polyak and Juditsky (1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+
+import numpy as np
+
+from longrope.search.space import SearchSpace
+from longrope.search.strategies.gradient import WindowOrder
+from longrope.search.strategies.monotone import rising
+from longrope.search.strategies.problem import Problem
+from longrope.search.trial import Candidate, Float64, Outcome, Trial
+
+# c, how fast m forgets, ε in nats, and the longest step in ln μ.
+RATE, MEMORY, FLOOR, LONGEST = 4.0, 0.8, 1e-3, 0.15
+# Standard deviations beyond which a gradient is cut: those of fast pairs have heavy tails.
+OUTLIER = 4.0
+
+
+def descend(
+    problem: Problem, start: Candidate, order: WindowOrder, steps: int
+) -> Generator[Sequence[Trial], Sequence[Outcome], Candidate]:
+    """So many steps from a candidate, each on another window; the mean of the last half of them."""
+    descent = NaturalDescent(problem.space, start, problem.objective.windows[problem.gradient_windows[0]].counted)
+    for _ in range(steps):
+        (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
+        descent.step(outcome)
+    return descent.mean()
+
+
+class NaturalDescent:
+    """The state of a descent.
+
+    Args:
+        space: bounds, and whether the attention factor moves.
+        start: where it begins.
+        tokens: counted in one window, T.
+    """
+
+    def __init__(self, space: SearchSpace, start: Candidate, tokens: int) -> None:
+        self._space, self._n_hat, self._rate = space, start.n_hat, RATE / tokens
+        u = np.log(space.multipliers(start))
+        self._u = np.append(u, math.log(space.attention(start))) if space.search_attention else u
+        self._mean, self._squares = np.zeros_like(self._u), np.zeros_like(self._u)
+        self._count = 0
+        self._trail = [self._u]
+
+    @property
+    def candidate(self) -> Candidate:
+        return self._decode(self._u)
+
+    def step(self, outcome: Outcome) -> None:
+        """Move by one measured gradient; a failed measurement moves nothing."""
+        if outcome.gradient is None or not np.isfinite(outcome.gradient).all():
+            return
+        slope = outcome.gradient[: len(self._u)]
+        if self._count >= 3:
+            limit = OUTLIER * np.sqrt(self._squares / self._count)
+            slope = np.clip(slope, -limit, limit)
+        self._count += 1
+        self._mean = MEMORY * self._mean + (1 - MEMORY) * slope
+        self._squares = self._squares + slope**2
+        mean, square = self._mean / (1 - MEMORY**self._count), self._squares / self._count
+        u = self._u - np.clip(self._rate * mean / (square + FLOOR**2), -LONGEST, LONGEST)
+        pairs = self._space.num_pairs
+        u[:pairs] = np.clip(rising(u[:pairs], square[:pairs] + 1e-8), 0.0, math.log(self._space.upper))
+        self._u = u
+        self._trail.append(u)
+
+    def mean(self) -> Candidate:
+        """The mean of the last half of the iterates."""
+        return self._decode(np.mean(self._trail[-max(1, round(len(self._trail) / 2)) :], axis=0))
+
+    def _decode(self, u: Float64) -> Candidate:
+        pairs = self._space.num_pairs
+        attention = round(math.exp(u[-1]), 6) if self._space.search_attention else None
+        return self._space.candidate(np.exp(u[:pairs]), self._n_hat, attention)
