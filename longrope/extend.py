@@ -239,7 +239,7 @@ def _recovered(
     """The same with a short set, compared with what stages were trained with."""
     factors = done.factors.as_single()
     short_options = dataclasses.replace(
-        options.search, max_evals=options.short_evals, n_hat=factors.n_hat, start_from=(), strategy="evolution"
+        options.search, max_evals=options.short_evals, n_hat=factors.n_hat, start_from=()
     )
     trained = {stage.name: stage.factors for stage in done.stages if stage.training is not None}
     recovery = recover_short(
