@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import RescaleFactors, read_authors_csv
 
 WINDOW = 64
 TARGET = 256
@@ -32,6 +32,9 @@ PICO_BUDGET = (
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The authors' files lie beside the repository on development machines; tests that use them are skipped elsewhere.
 PUBLISHED_FACTORS = REPOSITORY.parent / "shared" / "data" / "published_factors"
+needs_published_factors = pytest.mark.skipif(
+    not PUBLISHED_FACTORS.is_dir(), reason="the authors' files are not beside this repository"
+)
 
 SENTENCES = (
     "The captain of the small ship had not slept since the storm, and nobody dared to ask him why.",
@@ -135,6 +138,12 @@ def pico_folder(path: Path, model_type: str = "llama", seed: int = 0, **changes:
 
 def pico_checkpoint(path: Path, model_type: str = "llama", **changes: Any) -> Checkpoint:
     return open_checkpoint(pico_folder(path, model_type, **changes))
+
+
+def published_llama2_factors() -> RescaleFactors:
+    """The authors' sets for LLaMA2: 4096 → 2,097,152 tokens, and 8192 as the short one."""
+    short, long = (read_authors_csv(PUBLISHED_FACTORS / f"{name}_la2_256k.csv") for name in ("8k", "2048k"))
+    return RescaleFactors(short, long, target_length=2_097_152)
 
 
 def pico_factors(rotary_dim: int = 16, *, dual: bool = True, target: int = TARGET, **changes: Any) -> RescaleFactors:

@@ -38,7 +38,6 @@ from longrope.scoring import LogitSource, compare_windows
 from tests import common
 from tests.bench.costs import Cost, cpu_seconds, of_command, of_work, ratio, seconds, taking_turns
 from tests.bench.figures import ROOT, SMOLLM2, Figures, smollm2
-from tests.integration.test_gguf_export import PUBLISHED
 from tests.integration.test_gguf_faults import BROKEN, CATALOGUE, rewrite
 
 ROOM = ROOT / "runs" / "bench" / "gguf"
@@ -281,8 +280,7 @@ def published(bench: Bench) -> None:
     """The authors' LLaMA2 factors through a file and back."""
     folder = Path(tempfile.mkdtemp(dir=ROOM))
     model = common.pico_checkpoint(folder / "m", head_dim=128, max_position_embeddings=4096)
-    sets = json.loads(PUBLISHED.read_text())
-    factors = model.bind(RescaleFactors(sets["8k_la2_256k"], sets["2048k_la2_256k"], target_length=2_097_152))
+    factors = model.bind(common.published_llama2_factors())
     GgufConverter().convert(Export(model, factors, "f16"), folder / "a.gguf", Silent())
     back = GgufConverter().read_factors(folder / "a.gguf")
     same = back is not None and all(

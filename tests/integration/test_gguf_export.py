@@ -26,7 +26,6 @@ from longrope.scoring import WindowScore, compare_windows
 from tests import common
 
 WINDOW, TARGET = 256, 1024
-PUBLISHED = Path(__file__).parents[1] / "golden" / "gguf" / "published_factors.json"
 
 
 def checkpoint(path: Path, model_type: str = "llama", **changes: Any) -> Checkpoint:
@@ -100,10 +99,10 @@ def test_factors_come_back_as_float32(tmp_path: Path, dual: bool) -> None:
     assert GgufConverter().recorded_factors(path) == factors
 
 
+@common.needs_published_factors
 def test_published_llama2_factors_are_bit_exact(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", head_dim=128, max_position_embeddings=4096)
-    sets = json.loads(PUBLISHED.read_text())
-    published = RescaleFactors(sets["8k_la2_256k"], sets["2048k_la2_256k"], target_length=2_097_152)
+    published = common.published_llama2_factors()
     path = export(model, model.bind(published), "f16", tmp_path / "a.gguf")
     found = GgufConverter().read_factors(path)
     assert found is not None

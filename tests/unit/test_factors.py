@@ -12,7 +12,7 @@ import pytest
 
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors, attention_factor_formula, read_authors_csv
-from tests.common import PUBLISHED_FACTORS, pico_factors
+from tests.common import PUBLISHED_FACTORS, needs_published_factors, pico_factors
 
 # -- validation: what was expected and what was got
 
@@ -260,7 +260,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.skipif(not PUBLISHED_FACTORS.is_dir(), reason="the authors' files are not beside this repository")
+@needs_published_factors
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_factors_are_taken_as_they_are(name: str) -> None:
     scale, beyond = PUBLISHED[name]
