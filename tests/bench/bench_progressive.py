@@ -107,6 +107,16 @@ class Bench:
 
     run: Path
     out: Path
+    max_length: int = TARGET
+    note: str = ""
+
+    @property
+    def lengths(self) -> list[int]:
+        return [length for length in LENGTHS if length <= self.max_length]
+
+    def samples(self, wanted: Mapping[int, int]) -> dict[int, int]:
+        """Prompts per length and depth, of the lengths that are measured."""
+        return {length: count for length, count in wanted.items() if length <= self.max_length}
 
     @cached_property
     def cells(self) -> Cells:
@@ -225,9 +235,18 @@ class Report:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.figures = Figures("progressive", {"held_out": HELD_OUT.name, "tokens": len(bench.text)})
-        self.table: dict[str, dict[int, float]] = {}
+        self.figures = Figures(
+            "progressive", {"held_out": HELD_OUT.name, "tokens": len(bench.text), "note": bench.note}
+        )
         self.maps: dict[str, list[RetrievalRow]] = {}
+
+    def table(self) -> dict[str, dict[int, float]]:
+        """Perplexity of the peers, by name and length."""
+        bench = self.bench
+        return {
+            name: {length: bench.perplexity(bench.original, candidate, length) for length in bench.lengths}
+            for name, candidate in bench.peers.items()
+        }
 
     def why(self) -> None:
         """What fails first without training: a larger attention factor alone brings pass keys back."""
@@ -242,16 +261,16 @@ class Report:
 
     def peers(self) -> None:
         """Perplexity of the original model under no scaling and the known methods at 512×."""
-        for name, candidate in self.bench.peers.items():
-            self.table[name] = {n: self.bench.perplexity(self.bench.original, candidate, n) for n in LENGTHS}
-            for length, value in self.table[name].items():
+        for name, row in self.table().items():
+            for length, value in row.items():
                 self.figures.add("peers", f"{name}, perplexity at {length:,}", "measured", f"{value:.2f}")
 
     def peer_passkeys(self) -> None:
         """Where the known methods find a pass key."""
         for name, candidate in self.bench.peers.items():
-            rows = self.maps[name] = self.bench.passkeys(self.bench.original, candidate, PEER_SAMPLES)
-            for length in PEER_SAMPLES:
+            samples = self.bench.samples(PEER_SAMPLES)
+            rows = self.maps[name] = self.bench.passkeys(self.bench.original, candidate, samples)
+            for length in samples:
                 share, count = accuracy(rows, length)
                 what = f"{name}, pass key at {length:,} ({count} prompts)"
                 self.figures.add("peer_passkeys", what, "measured", f"{share:.0%}")
@@ -260,32 +279,31 @@ class Report:
     def ours(self) -> None:
         """Perplexity of the extended model, against the peers and against itself."""
         bench, long, short = self.bench, self.bench.candidate("long"), self.bench.candidate("short")
-        single = {length: bench.perplexity(bench.ours, long, length) for length in LENGTHS}
-        if not self.table:
-            self.table = {
-                name: {n: bench.perplexity(bench.original, c, n) for n in LENGTHS} for name, c in bench.peers.items()
-            }
-        before = self.table[ORIGINAL][WINDOW]
+        single = {length: bench.perplexity(bench.ours, long, length) for length in bench.lengths}
+        table = self.table()
+        before = table[ORIGINAL][WINDOW]
         dual = bench.perplexity(bench.ours, short, WINDOW)
         for label, value, percent in (("dual", dual, 1.0), ("single", single[WINDOW], 3.0)):
             change = 100 * (value / before - 1)
             what = f"ours ({label}), perplexity at {WINDOW} against the original's {before:.2f}"
             self.figures.add("ours", what, f"≤ +{percent:g} %", f"{value:.2f} ({change:+.2f} %)", change <= percent)
-        for length in LENGTHS[1:]:
-            name, best = min(((n, row[length]) for n, row in self.table.items()), key=lambda item: item[1])
+        for length in bench.lengths[1:]:
+            name, best = min(((n, row[length]) for n, row in table.items()), key=lambda item: item[1])
             what = f"ours, perplexity at {length:,}"
             self.figures.add("ours", what, f"< {best:.2f} ({name})", f"{single[length]:.2f}", single[length] < best)
+        if TARGET not in single:
+            return
         what = f"ours, perplexity at {TARGET:,} against {TRAINED:,} on the same text"
         asked, got = f"≤ {single[TRAINED]:.2f}", f"{single[TARGET]:.2f}"
         self.figures.add("ours", what, asked, got, single[TARGET] <= single[TRAINED])
 
     def passkeys(self) -> None:
         """Where the extended model finds a pass key."""
-        bench = self.bench
+        bench, samples = self.bench, self.bench.samples(SAMPLES)
         short = bench.passkeys(bench.ours, bench.candidate("short"), {WINDOW: SAMPLES[WINDOW]})
-        longer = {length: count for length, count in SAMPLES.items() if length > WINDOW}
+        longer = {length: count for length, count in samples.items() if length > WINDOW}
         rows = [*short, *bench.passkeys(bench.ours, bench.candidate("long"), longer)]
-        for length in SAMPLES:
+        for length in samples:
             share, count = accuracy(rows, length)
             what = f"ours, pass key at {length:,} ({count} prompts)"
             self.figures.add("passkeys", what, "≥ 90 %", f"{share:.0%}", share >= 0.9)
@@ -306,12 +324,14 @@ class Report:
 @click.option("--run", type=click.Path(path_type=Path), default=ROOT / "runs" / "progressive", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "bench" / "progressive")
 @click.option("--part", "parts", multiple=True, help="Sections to measure.  [default: all]")
+@click.option("--max-length", type=click.IntRange(WINDOW), default=TARGET, show_default=True, help="Longest length.")
+@click.option("--note", default="", help="What the provenance is to say of the run.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
-def main(run: Path, out: Path, parts: tuple[str, ...], threads: int | None) -> None:
+def main(run: Path, out: Path, parts: tuple[str, ...], max_length: int, note: str, threads: int | None) -> None:
     """Measure, and write docs/results/progressive.json."""
     if threads:
         torch.set_num_threads(threads)
-    report = Report(Bench(run, out))
+    report = Report(Bench(run, out, max_length, note))
     raise SystemExit(report.figures.run(report.sections, parts))
 
 
