@@ -169,3 +169,9 @@ def test_a_missing_part_and_a_wrong_one(tmp_path: Path) -> None:
 def test_sizes_that_are_none(tmp_path: Path, size: str) -> None:
     model = checkpoint(tmp_path / "m")
     refused(InputError, "split_max_size", model, factors_for(model), options={"split_max_size": size})
+
+
+@pytest.mark.parametrize("threads", [-1, "two"])
+def test_threads_that_are_none(tmp_path: Path, threads: Any) -> None:
+    model = checkpoint(tmp_path / "m")
+    refused(InputError, "threads", model, factors_for(model), options={"threads": threads})

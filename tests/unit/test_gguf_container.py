@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -47,6 +50,42 @@ def sample(path: Path) -> Path:
     contents = [Content(TensorInfo(name, data.shape, F32), lambda data=data: (data,)) for name, data in arrays.items()]
     write_gguf(path, VALUES, contents)
     return path
+
+
+def many(count: int, rows: int = 7) -> list[Content]:
+    """Tensors of odd sizes, each in blocks of one row."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((rows, 1 + index % 5), dtype=np.float32) for index in range(count)]
+    return [
+        Content(TensorInfo(f"t{i}", data.shape, F32), lambda data=data: iter(data)) for i, data in enumerate(arrays)
+    ]
+
+
+def test_threads_write_the_same_bytes_and_tell_all_of_them(tmp_path: Path) -> None:
+    contents = many(200)
+    told: list[int] = []
+    write_gguf(tmp_path / "one.gguf", VALUES, contents)
+    write_gguf(tmp_path / "four.gguf", VALUES, contents, told.append, threads=4)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "four.gguf").read_bytes()
+    assert sum(told) == sum(content.info.nbytes for content in contents)
+
+
+def test_a_tensor_that_fails_stops_the_others(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def failing() -> Any:
+        raise InputError("this one")
+
+    def slow(index: int) -> Any:
+        made.append(index)
+        time.sleep(0.01)
+        return iter(())
+
+    info = TensorInfo("t", (1,), F32)
+    contents = [Content(info, failing), *(Content(info, partial(slow, index)) for index in range(200))]
+    with pytest.raises(InputError, match="this one"):
+        write_gguf(tmp_path / "a.gguf", VALUES, contents, threads=2)
+    assert len(made) < 100
 
 
 def test_reads_what_it_wrote(tmp_path: Path) -> None:
