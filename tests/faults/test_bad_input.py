@@ -315,7 +315,9 @@ def test_ctrl_c_during_a_search_is_130_and_resumable(room: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.splitlines()[-1] == "Interrupted. A run started by `extend` or `search` goes on with --resume."
+    assert (
+        err.splitlines()[-1] == "Interrupted. A run started by `extend`, `search` or `finetune` goes on with --resume."
+    )
     assert "Traceback" not in err
     assert not (room / "out").exists()
     resumed = run_cli(*long, "--resume")
