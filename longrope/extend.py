@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.finetune.options import TrainOptions
-from longrope.finetune.parallel import Parallel
-from longrope.finetune.progressive import StageResult, run_stages
 from longrope.finetune.stages import StagePlan
 from longrope.progress import Progress
 from longrope.search import (
@@ -32,6 +30,9 @@ from longrope.search import (
 )
 from longrope.search.objective import perplexity
 from longrope.text import Corpus, load_corpus
+
+if TYPE_CHECKING:
+    from longrope.finetune.progressive import StageResult
 
 SEARCHED = "searched"
 SEARCHED_SHORT = "searched, short set"
@@ -209,6 +210,9 @@ def _staged(
     progress: Progress,
 ) -> Extension:
     """Factors and model at the end of all stages."""
+    from longrope.finetune.parallel import Parallel  # training's libraries are loaded when there is something to train
+    from longrope.finetune.progressive import run_stages
+
     progression = run_stages(
         checkpoint,
         plan,

@@ -20,6 +20,7 @@ PACKAGES = (
     "llama-cpp-python",
     "onnx",
     "onnxruntime",
+    "peft",
 )
 
 

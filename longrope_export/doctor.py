@@ -18,6 +18,7 @@ EXTRAS = {
     "gguf": ("gguf", "llama_cpp"),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "report": ("matplotlib",),
+    "train": ("peft",),
     "ray": ("ray",),
 }
 

@@ -28,10 +28,6 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
-from longrope.finetune.cost import measure_rates
-from longrope.finetune.model import require_extras
-from longrope.finetune.plan import DecoderShape
-from longrope.finetune.progressive import check_texts, plan_lines, plan_stages
 from longrope.finetune.stages import StagePlan
 from longrope.modeling import set_threads
 from longrope.progress import Progress
@@ -178,6 +174,10 @@ def extend_plan_lines(request: ExtendRequest) -> list[str]:
 
 def stage_plan_lines(checkpoint: Checkpoint, stages: StagePlan, options: ExtendOptions) -> list[str]:
     """A plan of stages with tokens, memory and time on this device."""
+    from longrope.finetune.cost import measure_rates
+    from longrope.finetune.plan import DecoderShape
+    from longrope.finetune.progressive import plan_lines, plan_stages
+
     set_threads(options.training.threads)
     rates = measure_rates(DecoderShape.of(checkpoint.config), options.training.dtype, options.training.device)
     return plan_lines(stages, plan_stages(checkpoint, stages, options.search, options.training, rates))
@@ -240,6 +240,9 @@ def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus
         raise InputError(
             "extend runs in one process; with torchrun, run search, finetune and recover one after the other"
         )
+    from longrope.finetune.model import require_extras
+    from longrope.finetune.progressive import check_texts
+
     require_extras(options.training)
     check_texts(checkpoint, options.stages, corpus, lambda paths: load_corpus(paths, checkpoint.encode))
 

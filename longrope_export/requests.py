@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longrope.errors import InputError
 from longrope.extend import ExtendOptions
@@ -11,9 +11,11 @@ from longrope.factors import N_HAT_CHOICES, RescaleFactors
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.presets import read_plan
 from longrope.search import SearchOptions
-from longrope_export.finetuning import FinetuneRequest
 from longrope_export.models import open_model
 from longrope_export.pipeline import ExtendRequest
+
+if TYPE_CHECKING:
+    from longrope_export.finetuning import FinetuneRequest
 
 SEARCH_ARGUMENTS = (
     "strategy",
@@ -97,6 +99,8 @@ def finetune_request(
     *, model: str, texts: tuple[Path, ...], output: Path, factors: Path | None, length: int | None, **arguments: Any
 ) -> FinetuneRequest:
     """The request of `finetune`."""
+    from longrope_export.finetuning import FinetuneRequest
+
     return FinetuneRequest(
         model,
         texts,

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import linear_cross_entropy
 
 from longrope.errors import UnsupportedError
 from longrope.finetune.batch import IGNORED, PackedBatch
@@ -61,7 +59,7 @@ class TrainingLoss(nn.Module):
         bias = None if getattr(head, "bias", None) is None else head.bias.to(self.dtype)
 
         def nll(hidden_ND: Tensor, labels_N: Tensor, reduction: str) -> Tensor:
-            losses: Tensor = linear_cross_entropy(
+            losses: Tensor = nn.functional.linear_cross_entropy(
                 hidden_ND,
                 head_weight,
                 labels_N,
@@ -82,7 +80,7 @@ class TrainingLoss(nn.Module):
         return total
 
 
-def chunking(vocab_size: int) -> LinearCrossEntropyOptions:
+def chunking(vocab_size: int) -> nn.LinearCrossEntropyOptions:
     """Chunks large enough that the head's gradient is not moved more often than it is computed."""
     rows = 1 << (LOGITS_AT_ONCE // vocab_size).bit_length() - 1 if vocab_size < LOGITS_AT_ONCE else MIN_ROWS
-    return LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=min(max(rows, MIN_ROWS), MAX_ROWS))
+    return nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=min(max(rows, MIN_ROWS), MAX_ROWS))

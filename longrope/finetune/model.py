@@ -117,7 +117,11 @@ class TrainedModel:
 
 
 def require_extras(options: TrainOptions) -> None:
-    """Raise MissingRequirementError for a library that an option needs and that is not installed."""
+    """Raise MissingRequirementError for a library that an option needs and that is not installed, or a torch too old."""
+    if not hasattr(nn, "LinearCrossEntropyOptions"):
+        raise MissingRequirementError(
+            f"training needs torch 2.13 or newer (linear_cross_entropy), found {torch.__version__}: pip install -U torch"
+        )
     needed = {
         "peft": (options.lora_rank is not None, "LoRA needs peft: pip install 'longrope-export[train]'"),
         "bitsandbytes": (options.optimizer == "adamw8bit", "adamw8bit needs bitsandbytes: pip install bitsandbytes"),
