@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,14 @@ class Steps:
 @click.option("--length", type=int, required=True)
 @click.option("--steps", type=int, default=2)
 @click.option("--recompute/--keep", default=True, help="Activation checkpointing.")
+@click.option("--layers", type=int, default=None, help="Only the first layers of the model.")
 @click.option("--threads", type=int, default=1)
-def main(engine: str, model: str, length: int, steps: int, recompute: bool, threads: int) -> None:
+def main(engine: str, model: str, length: int, steps: int, recompute: bool, layers: int | None, threads: int) -> None:
     """Train a few steps and print what they took."""
     torch.set_num_threads(threads)
     checkpoint = open_model(model)
+    if layers is not None:
+        checkpoint = replace(checkpoint, config={**checkpoint.config, "num_hidden_layers": layers})
     _ = checkpoint.weight_files  # a GGUF file is unpacked now, not while memory is watched
     factors = ntk_factors(checkpoint, max(length, 2 * checkpoint.window))
     rows = training_rows(checkpoint, length, steps)
