@@ -15,7 +15,6 @@ import numpy as np
 
 from tests.common import pico_tokenizer
 
-EXPORTERS = ("ours", "torch.onnx")
 LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16, "num_attention_heads": 32}
 
 
