@@ -96,7 +96,7 @@ class Bench:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return open_checkpoint(self.model)
+        return replace(open_checkpoint(self.model), name=self.model.parent.name)  # results name no folder of a machine
 
     @cached_property
     def texts(self) -> Corpus:
