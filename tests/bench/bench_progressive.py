@@ -1,15 +1,15 @@
 """Measure progressive extension: the default model, 256 → fine-tuned to 16,384 → 131,072 tokens without further training.
 
-    RUN_DIR of `extend default --stages …` ──► hf/ (weights), factors.json (both sets) ─┐
-    original model × none, PI, NTK, YaRN at 512× ───────────────────────────────────────┼─► cells ─► docs/results/
-    held-out novel ─► windows of 256 … 131,072 tokens; filler for pass keys ────────────┘
+    default model ──stages of progressive/plan.toml──► weights, factors (both sets) ─┐
+    original model × none, PI, NTK, YaRN at 512× ────────────────────────────────────┼─► cells ─► docs/results/
+    held-out novel ─► windows of 256 … 131,072 tokens; filler for pass keys ─────────┘
 
-    longrope-export extend default --target-length 128k --stages tests/bench/progressive/plan.toml -o runs/progressive …
     python -m tests.bench.bench_progressive                             everything
-    python -m tests.bench.bench_progressive --part why --part peers     what needs no run
+    python -m tests.bench.bench_progressive --part why --part peers     what needs no training
 
-A window of 131,072 tokens takes minutes, so every measured cell is kept in `--out`/cells.json and never measured again for
-the same weights, factors and text; a stopped bench goes on where it was.
+The default model's training texts come from the packages that carry them. Stages go on from their checkpoints; a window of
+131,072 tokens takes minutes, so every measured cell is kept in `--out`/cells.json and never measured again for the same
+weights, factors and text: a stopped bench goes on where it was.
 """
 
 from __future__ import annotations
@@ -30,16 +30,22 @@ from torch import Tensor
 
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError
 from longrope.factors import RescaleFactors
-from longrope.files import write_atomically
+from longrope.files import staged, write_atomically
+from longrope.finetune.options import TrainOptions
+from longrope.finetune.parallel import Parallel
+from longrope.finetune.presets import read_plan
+from longrope.finetune.progressive import Progression, run_stages
 from longrope.modeling import RescaledRotary, TorchSource, build_model, head_logits, hidden_states, replace_rotary
+from longrope.progress import Silent
 from longrope.retrieval import RetrievalRow
+from longrope.search import SearchOptions
 from longrope.search.methods import known_candidates
 from longrope.search.trial import Candidate
 from longrope.search.windows import encode_plain
-from longrope.text import TokenIds, load_corpus
+from longrope.text import Corpus, TokenIds, load_corpus
 from longrope_export import default_model, plots
+from longrope_export.default_model import texts as default_texts
 from longrope_export.models import DEFAULT, open_model
 from tests.bench.figures import RESULTS, ROOT, Figures, say
 
@@ -47,6 +53,7 @@ WINDOW, TRAINED, TARGET = 256, 16_384, 131_072
 # Tokens scored at each length; the two longest come from one pass, as the text's first half and the whole of it.
 SCORED = {256: 32_768, 1024: 32_768, 4096: 65_536, 16_384: 131_072}
 LENGTHS = (*SCORED, TARGET // 2, TARGET)
+PLAN = Path(__file__).with_name("progressive") / "plan.toml"
 HELD_OUT = default_model.TEST_TEXTS / "northangerabbey.txt"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Prompts per length and depth: a prompt of 131,072 tokens takes as long as a window.
@@ -105,8 +112,8 @@ class Model:
 class Bench:
     """The held-out text, the models, and what was measured."""
 
-    run: Path
     out: Path
+    texts: Path
     max_length: int = TARGET
     note: str = ""
 
@@ -127,14 +134,34 @@ class Bench:
         return Model(open_model(DEFAULT))
 
     @cached_property
+    def progression(self) -> Progression:
+        """The plan's stages, each trained once and then opened."""
+        checkpoint, folder = self.original.checkpoint, self.out / "stages"
+
+        def load_texts(paths: Sequence[Path]) -> Corpus:
+            return load_corpus(paths, checkpoint.encode)
+
+        return run_stages(
+            checkpoint,
+            read_plan(str(PLAN), WINDOW, TARGET),
+            load_texts([training_texts(self.texts)]),
+            folder,
+            search_options=SearchOptions(),
+            train_options=TrainOptions(threads=torch.get_num_threads()),
+            load_texts=load_texts,
+            resume=folder.exists(),
+            parallel=Parallel.single("cpu"),
+            progress=Said(),
+        )
+
+    @cached_property
     def ours(self) -> Model:
-        if not (self.run / "hf").is_dir():
-            raise InputError(f"{self.run}: expected a finished run; see the top of {Path(__file__).name}")
-        return Model(open_model(str(self.run / "hf")))
+        return Model(self.progression.checkpoint)
 
     @cached_property
     def factors(self) -> RescaleFactors:
-        return RescaleFactors.load(self.run / "factors.json")
+        """Both sets, at 131,072 tokens."""
+        return self.progression.factors
 
     @cached_property
     def text(self) -> TokenIds:
@@ -217,6 +244,26 @@ class Bench:
                 key = self.key("passkey", model, candidate, length, depth, count)
                 rows.append(RetrievalRow(**self.cells.get(key, measure)))
         return rows
+
+
+class Said(Silent):
+    """Stages and warnings as lines of the bench."""
+
+    def line(self, text: str) -> None:
+        say(f"  {text}")
+
+    def warn(self, text: str) -> None:
+        say(f"  warning: {text}")
+
+
+def training_texts(cache: Path) -> Path:
+    """A folder of the texts that the default model was trained on, out of the packages in `cache`."""
+    folder = cache / "train"
+    if not folder.is_dir():
+        with staged(folder) as room:
+            for document in default_texts.load_corpus(cache).train:
+                (room / f"{document.name}.txt").write_text(document.text, encoding="utf-8")
+    return folder
 
 
 def accuracy(rows: Sequence[RetrievalRow], length: int) -> tuple[float, int]:
@@ -321,17 +368,17 @@ class Report:
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path), default=ROOT / "runs" / "progressive", show_default=True)
+@click.option("--texts", type=click.Path(path_type=Path), default=ROOT / "runs" / "texts", help="Cache of packages.")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs" / "bench" / "progressive")
 @click.option("--part", "parts", multiple=True, help="Sections to measure.  [default: all]")
 @click.option("--max-length", type=click.IntRange(WINDOW), default=TARGET, show_default=True, help="Longest length.")
 @click.option("--note", default="", help="What the provenance is to say of the run.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
-def main(run: Path, out: Path, parts: tuple[str, ...], max_length: int, note: str, threads: int | None) -> None:
+def main(texts: Path, out: Path, parts: tuple[str, ...], max_length: int, note: str, threads: int | None) -> None:
     """Measure, and write docs/results/progressive.json."""
     if threads:
         torch.set_num_threads(threads)
-    report = Report(Bench(run, out, max_length, note))
+    report = Report(Bench(out, texts, max_length, note))
     raise SystemExit(report.figures.run(report.sections, parts))
 
 

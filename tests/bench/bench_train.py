@@ -250,9 +250,7 @@ def real(bench: Bench) -> None:
     corpus = load_corpus([default_model.SEARCH_TEXTS], checkpoint.encode)
     factors = searched(bench, corpus)
     before = held_out(bench, checkpoint, factors, "before")
-    stage = Stage(
-        WINDOW, steps=bench.steps, learning_rate=2e-4, warmup=3, batch=1, sequence_length=bench.row
-    )
+    stage = Stage(WINDOW, steps=bench.steps, learning_rate=2e-4, warmup=3, batch=1, sequence_length=bench.row)
     options = TrainOptions(dtype="bfloat16", lora_rank=16, threads=bench.threads, save_every=2)
     folder = bench.out / f"smollm2-{bench.steps}x{bench.row}"
     training = finetune(checkpoint, factors, stage, corpus, folder, options=options, resume=folder.exists())
