@@ -219,6 +219,11 @@ def training_options(function: Decorated) -> Decorated:
             show_default=True,
             help="adamw8bit needs bitsandbytes.",
         ),
+        click.option(
+            "--lora-layers",
+            type=click.IntRange(1),
+            help="With --lora: adapters in the last layers only, all else frozen; cheaper.  [default: all]",
+        ),
         click.option("--lora-alpha", type=click.IntRange(1), help="Adapters' scale times the rank.  [default: 2 RANK]"),
         click.option(
             "--lora", "lora_rank", type=click.IntRange(1), metavar="RANK", help="Train adapters, norms and embeddings."

@@ -35,6 +35,7 @@ SEARCH_ARGUMENTS = (
 STAGE_ARGUMENTS = ("steps", "learning_rate", "schedule", "warmup", "batch", "short_share", "retrieval_share")
 TRAIN_ARGUMENTS = (
     "lora_rank",
+    "lora_layers",
     "lora_alpha",
     "optimizer",
     "weight_decay",

@@ -90,7 +90,8 @@ def _memory(
         document=stage.row_length,
         devices=world_size,
         sequence_size=options.sequence_size,
-        trained=_trained_share(shape, options.lora_rank),
+        trained=_trained_share(shape, options),
+        backward_layers=options.lora_layers,
         compute_bytes=DTYPES[options.dtype].itemsize,
         optimizer_bytes=2 if options.optimizer == "adamw8bit" else 8,
         recompute=checkpointing,
@@ -101,12 +102,13 @@ def _memory(
     return TrainingMemory(parts, checkpointing, free)
 
 
-def _trained_share(shape: DecoderShape, lora_rank: int | None) -> float:
-    """Part of the parameters that is trained: all, or adapters on every layer's matrices, norms and embedding."""
-    if lora_rank is None:
+def _trained_share(shape: DecoderShape, options: TrainOptions) -> float:
+    """Part of the parameters that is trained: all, or adapters; with the embedding where every layer has some."""
+    if options.lora_rank is None:
         return 1.0
     widths = 6 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * shape.mlp
-    return (lora_rank * shape.layers * widths + shape.vocab * shape.hidden) / shape.parameters
+    embedding = 0 if options.lora_layers else shape.vocab * shape.hidden
+    return (options.lora_rank * (options.lora_layers or shape.layers) * widths + embedding) / shape.parameters
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,10 @@ def measure_rates(shape: DecoderShape, dtype: str, device: str, *, size: int = 1
     )
 
 
-def training_seconds(shape: DecoderShape, length: int, rates: Rates) -> float:
-    """Wall time of a forward and backward of one document of `length` tokens; a forward is a third of it."""
-    matrix = model_flops(shape, [1]) * length  # a token alone attends to nothing that counts
-    attention = model_flops(shape, [length]) - matrix
+def training_seconds(shape: DecoderShape, length: int, rates: Rates, backward_layers: int | None = None) -> float:
+    """Wall time of a forward and backward of one document of `length` tokens; of all layers, a forward is a third of it."""
+    matrix = model_flops(shape, [1], backward_layers) * length  # a token alone attends to nothing that counts
+    attention = model_flops(shape, [length], backward_layers) - matrix
     return matrix / (EFFICIENCY * rates.matrix) + attention / rates.attention
 
 
@@ -170,9 +172,11 @@ def stage_cost(
     memory = plan_memory(checkpoint, stage, options, world_size=world_size)
     rows, short = stage.steps * stage.batch, min(checkpoint.window, stage.row_length)
     long_rows, short_documents = rows * (1 - stage.short_share), rows * stage.short_share * stage.row_length / short
-    seconds = long_rows * training_seconds(shape, stage.row_length, rates)
-    seconds += short_documents * training_seconds(shape, short, rates)
-    flops = long_rows * model_flops(shape, [stage.row_length]) + short_documents * model_flops(shape, [short])
+    layers = options.lora_layers
+    seconds = long_rows * training_seconds(shape, stage.row_length, rates, layers)
+    seconds += short_documents * training_seconds(shape, short, rates, layers)
+    flops = long_rows * model_flops(shape, [stage.row_length], layers)
+    flops += short_documents * model_flops(shape, [short], layers)
     again = 4 / 3 if memory.checkpointing else 1.0
     return StageCost(stage.tokens, flops, again * seconds / world_size, memory)
 

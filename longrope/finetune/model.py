@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from longrope.checkpoint import Checkpoint, safetensors_header
-from longrope.errors import LongRopeError, MissingRequirementError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import staged
 from longrope.finetune.attention import NAME, use_document_attention
@@ -133,7 +133,10 @@ def require_extras(options: TrainOptions) -> None:
 
 
 def _with_lora(model: Any, options: TrainOptions) -> Any:
-    """Adapters on all linear layers but the head; norms and embeddings in full. None: everything is trained."""
+    """Adapters on all linear layers but the head, or on the last ones'; norms and embeddings in full.
+
+    None: everything is trained.
+    """
     model.requires_grad_(options.lora_rank is None)
     if options.lora_rank is None:
         return None
@@ -141,12 +144,34 @@ def _with_lora(model: Any, options: TrainOptions) -> Any:
 
     torch.manual_seed(options.seed)
     alpha = options.lora_alpha or 2 * options.lora_rank
-    config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    frozen = _frozen_below(model, options.lora_layers)
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings() and not name.startswith(frozen)
+    ]
+    in_full = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in TRAINED_IN_FULL) and not name.startswith(frozen)
+    ]
+    config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     adapter = get_peft_model(model, config)
-    for name, parameter in model.named_parameters():
-        if any(part in name for part in TRAINED_IN_FULL) and "lora_" not in name:
-            parameter.requires_grad_(True)
+    for parameter in in_full:
+        parameter.requires_grad_(True)
     return adapter
+
+
+def _frozen_below(model: Any, layers: int | None) -> tuple[str, ...]:
+    """Prefixes of the names that stay frozen when only the last `layers` are trained."""
+    if layers is None:
+        return ()
+    decoder = model.get_decoder()
+    count, path = len(decoder.layers), next(name for name, module in model.named_modules() if module is decoder.layers)
+    if layers > count:
+        raise InputError(f"lora_layers: expected at most the model's {count} layers, got {layers}")
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    return (f"{embedding}.", *(f"{path}.{number}." for number in range(count - layers)))
 
 
 def _use_liger(model: Any) -> None:

@@ -23,6 +23,8 @@ class TrainOptions:
         threads: torch's threads; None for its own choice.
         seed: of rows, LoRA's start and dropout.
         lora_rank: train adapters of this rank, with norms and embeddings in full, merged at the end; None trains everything.
+        lora_layers: adapters in the last so many layers only; all below, and the embedding, stay as they are, and
+            backward ends there: less time and memory. None for all layers.
         lora_alpha: adapters are scaled by lora_alpha / lora_rank; None for twice the rank.
         optimizer: `adamw`, or `adamw8bit` (bitsandbytes).
         weight_decay: of matrices.
@@ -44,6 +46,7 @@ class TrainOptions:
     threads: int | None = None
     seed: int = 0
     lora_rank: int | None = None
+    lora_layers: int | None = None
     lora_alpha: int | None = None
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: float = 0.0
@@ -59,10 +62,12 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.dtype == "float16" or self.dtype not in DTYPES:
             raise InputError(f"training dtype: expected float32 or bfloat16, got {self.dtype!r}")
-        for name in ("threads", "lora_rank", "pass_tokens", "save_every", "sequence_size"):
+        for name in ("threads", "lora_rank", "lora_layers", "pass_tokens", "save_every", "sequence_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected a number above 0, got {value}")
+        if self.lora_layers is not None and self.lora_rank is None:
+            raise InputError("lora_layers: expected a lora_rank beside it, got none; full training trains every layer")
         if not self.max_grad_norm > 0:
             raise InputError(f"max_grad_norm: expected a number above 0, got {self.max_grad_norm}")
         if self.seed < 0:
@@ -70,4 +75,7 @@ class TrainOptions:
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON. The machine does not."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in MACHINE_ONLY}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in MACHINE_ONLY}
+        if self.lora_layers is None:
+            del values["lora_layers"]  # runs from before there was a choice can be resumed
+        return values

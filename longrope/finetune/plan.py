@@ -140,6 +140,7 @@ class TrainingSetting:
         weight_shards: devices that a copy of the weights lies on; None for all.
         document: tokens of the documents packed in a row; None for one as long as the row.
         trained: share of the parameters that is trained (LoRA).
+        backward_layers: the last so many, below which nothing is trained and backward ends; None for all.
         compute_bytes, master_bytes: of a number that is computed with, and of one that the optimizer keeps.
         optimizer_bytes: state for each trained parameter.
         recompute: activation checkpointing.
@@ -154,6 +155,7 @@ class TrainingSetting:
     weight_shards: int | None = None
     document: int | None = None
     trained: float = 1.0
+    backward_layers: int | None = None
     compute_bytes: int = 2
     master_bytes: int = 4
     optimizer_bytes: int = 8
@@ -222,14 +224,16 @@ def plan_step(shape: DecoderShape, setting: TrainingSetting, device: Device) -> 
     )
 
 
-def model_flops(shape: DecoderShape, lengths: Iterable[int]) -> float:
+def model_flops(shape: DecoderShape, lengths: Iterable[int], backward_layers: int | None = None) -> float:
     """FLOPs that training on these documents needs, nothing computed twice: three forwards. What model-FLOPs use counts.
 
     Args:
         shape: the model.
         lengths: tokens of each document; attention stays inside.
+        backward_layers: as in `TrainingSetting`; a backward is two forwards of these.
     """
-    return 3 * sum(_linear_flops(shape, n) + _attention_flops(shape, n) for n in lengths)
+    times = 1 + 2 * _backward_share(shape, backward_layers)
+    return times * sum(_linear_flops(shape, n) + _attention_flops(shape, n) for n in lengths)
 
 
 def step_flops(shape: DecoderShape, setting: TrainingSetting) -> float:
@@ -239,7 +243,13 @@ def step_flops(shape: DecoderShape, setting: TrainingSetting) -> float:
     linear = _linear_flops(shape, setting.length)
     attention = documents * _attention_flops(shape, document)
     again = linear - 2 * shape.vocab * shape.hidden * setting.length + attention if setting.recompute else 0.0
-    return linear * (2 + setting.trained) + attention * 3.5 + again
+    backward = linear * (1 + setting.trained) + 2.5 * attention + again
+    return linear + attention + _backward_share(shape, setting.backward_layers) * backward
+
+
+def _backward_share(shape: DecoderShape, backward_layers: int | None) -> float:
+    """Part of the layers that backward goes through."""
+    return (backward_layers or shape.layers) / shape.layers
 
 
 def _linear_flops(shape: DecoderShape, tokens: float) -> float:
@@ -263,7 +273,7 @@ def _memory(shape: DecoderShape, setting: TrainingSetting) -> dict[str, float]:
         "optimizer": setting.optimizer_bytes * trained / shards,
         "gathered weights": c * (2 * shape.layer_parameters + shape.end_parameters) if shards > 1 else 0.0,
         "gradients on their way": (c + 4) * shape.layer_parameters * setting.trained if shards > 1 else 0.0,
-        "kept activations": 0.0 if setting.offload else here * kept * shape.layers,
+        "kept activations": 0.0 if setting.offload else here * kept * (setting.backward_layers or shape.layers),
         "one layer": here * _layer_bytes(shape, c, backward=True),
         "sequence exchange": 2 * here * _exchanged(shape, setting) * c if setting.sequence_size > 1 else 0.0,
         "loss": _loss_bytes(shape, setting, here),

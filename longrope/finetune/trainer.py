@@ -242,7 +242,12 @@ class _Run:
         if self.peak is None:
             return None
         lengths = [length for batch in batches for length in batch.lengths]
-        return model_flops(self.shape, lengths) / self.parallel.sequence_size / seconds / self.peak
+        return (
+            model_flops(self.shape, lengths, self.options.lora_layers)
+            / self.parallel.sequence_size
+            / seconds
+            / self.peak
+        )
 
     def _tell(self, record: StepRecord, log: TrainingLog | None, task: Task) -> None:
         if log is not None:

@@ -50,7 +50,7 @@ LENGTHS = ((1024, 3), (2048, 2), (4096, 2), (8192, 2))
 SHALLOW, SHALLOW_LENGTHS = 3, (4096,)
 MIB = 1 << 20
 # The fine-tuning of a real model.
-WINDOW, STEPS = 12_288, 24
+WINDOW, STEPS, LAYERS = 12_288, 24, 10
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Bench:
     lengths: tuple[tuple[int, int], ...] = LENGTHS
     steps: int = STEPS
     row: int = WINDOW
+    layers: int = LAYERS
 
     @cached_property
     def cells(self) -> Cells:
@@ -251,11 +252,13 @@ def real(bench: Bench) -> None:
     factors = searched(bench, corpus)
     before = held_out(bench, checkpoint, factors, "before")
     stage = Stage(WINDOW, steps=bench.steps, learning_rate=2e-4, warmup=3, batch=1, sequence_length=bench.row)
-    options = TrainOptions(dtype="bfloat16", lora_rank=16, threads=bench.threads, save_every=2)
-    folder = bench.out / f"smollm2-{bench.steps}x{bench.row}"
+    options = TrainOptions(
+        dtype="bfloat16", lora_rank=16, lora_layers=bench.layers, threads=bench.threads, save_every=2
+    )
+    folder = bench.out / f"smollm2-{bench.steps}x{bench.row}-{bench.layers}"
     training = finetune(checkpoint, factors, stage, corpus, folder, options=options, resume=folder.exists())
-    after = held_out(bench, training.checkpoint, factors, f"{bench.steps} steps of {bench.row}")
-    what = f"SmolLM2 at {WINDOW}, {bench.steps} steps of {bench.row} tokens: held-out loss"
+    after = held_out(bench, training.checkpoint, factors, f"{bench.steps} steps of {bench.row}, {bench.layers} layers")
+    what = f"SmolLM2 at {WINDOW}, {bench.steps} steps of {bench.row} tokens, last {bench.layers} layers: held-out loss"
     bench.figures.add("smollm2", what, "lower", f"{before:.4f} → {after:.4f} nats a token", after < before)
 
 
@@ -299,6 +302,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 @click.option("--length", "lengths", multiple=True, type=int, help="Steps that are measured; all by default.")
 @click.option("--steps", type=int, default=STEPS, help="Of the fine-tuning of SmolLM2.")
 @click.option("--row", type=int, default=WINDOW, help="Tokens of its rows.")
+@click.option("--layers", type=int, default=LAYERS, help="The last ones that are tuned; 30 takes twice the time.")
 def main(
     only: tuple[str, ...],
     out: Path,
@@ -307,13 +311,14 @@ def main(
     lengths: tuple[int, ...],
     steps: int,
     row: int,
+    layers: int,
 ) -> None:
     """Measure training."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     figures = Figures("train", facts={"threads": threads}, **({"folder": results} if results else {}))
     chosen = tuple(item for item in LENGTHS if not lengths or item[0] in lengths)
-    bench = Bench(out, threads, figures, chosen, steps, row)
+    bench = Bench(out, threads, figures, chosen, steps, row, layers)
     sys.exit(figures.run({name: lambda name=name: SECTIONS[name](bench) for name in SECTIONS}, only))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from longrope.checkpoint import Checkpoint, open_folder, safetensors_header
 from longrope.errors import InputError, MissingRequirementError
@@ -205,6 +206,34 @@ def test_lora_merged_is_lora(tmp_path: Path, corpus: Corpus, tied: bool) -> None
     assert merged.loss(batch).item() == pytest.approx(adapted, rel=1e-6)
     weights = safetensors_header(tmp_path / "merged" / "model.safetensors")
     assert weights.keys() == safetensors_header(checkpoint.weight_files[0]).keys()
+
+
+def test_lora_of_the_last_layers_leaves_all_below_alone(
+    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+) -> None:
+    options = TrainOptions(threads=1, lora_rank=4, lora_layers=1)
+    model = TrainedModel(pico, dual, options, Parallel.single()).model
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(".layers.1." in name or name.endswith("model.norm.weight") for name in names)
+    assert sum("lora_A" in name for name in names) == 7
+    training = finetune(pico, dual, STAGE, corpus, tmp_path / "run", options=options)
+    before, after = load_file(pico.weight_files[0]), load_file(training.checkpoint.weight_files[0])
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed
+    assert all(name.startswith(("model.layers.1.", "model.norm")) for name in changed)
+    batch = training_rows(pico, corpus, mixture_of(STAGE, dual, options)).row(0)
+    was, now = (
+        TrainedModel(checkpoint, dual, TrainOptions(threads=1), Parallel.single()).loss(batch).item()
+        for checkpoint in (pico, training.checkpoint)
+    )
+    assert now < was
+
+
+def test_lora_of_more_layers_than_there_are_is_refused(pico: Checkpoint, dual: RescaleFactors) -> None:
+    with pytest.raises(InputError, match="at most the model's 2 layers, got 3"):
+        TrainedModel(pico, dual, TrainOptions(lora_rank=4, lora_layers=3), Parallel.single())
+    with pytest.raises(InputError, match="lora_rank"):
+        TrainOptions(lora_layers=1)
 
 
 def test_lora_resumes(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_copies_of_weights_cost_memory() -> None:
 
 
 def test_less_is_kept_by_each_saving() -> None:
-    savings = {"optimizer_bytes": 2, "trained": 0.02, "offload": True}
+    savings = {"optimizer_bytes": 2, "trained": 0.02, "offload": True, "backward_layers": 4}
     full = plan_step(LLAMA2_7B, FULL, A100).total_memory
     assert all(plan_step(LLAMA2_7B, replace(FULL, **{n: v}), A100).total_memory < full for n, v in savings.items())
     losses = {"fused_loss": False, "recompute": False}
@@ -90,6 +90,9 @@ def test_flops_of_a_step_are_those_of_the_model_and_what_is_computed_again() -> 
     setting = TrainingSetting(1024, recompute=False)
     assert step_flops(LLAMA2_7B, setting) / model_flops(LLAMA2_7B, [1024]) == pytest.approx(1, rel=0.02)
     assert step_flops(LLAMA2_7B, TrainingSetting(1024)) > 1.3 * step_flops(LLAMA2_7B, setting)
+    half = step_flops(LLAMA2_7B, replace(setting, backward_layers=16))
+    assert half / model_flops(LLAMA2_7B, [1024], 16) == pytest.approx(1, rel=0.02)
+    assert half / step_flops(LLAMA2_7B, setting) == pytest.approx(2 / 3, rel=0.02)
     packed = replace(setting, length=8192, document=1024)
     assert step_flops(LLAMA2_7B, packed) == pytest.approx(8 * step_flops(LLAMA2_7B, setting))
 
