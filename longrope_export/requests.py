@@ -32,7 +32,16 @@ SEARCH_ARGUMENTS = (
     "workers",
 )
 
-STAGE_ARGUMENTS = ("steps", "learning_rate", "schedule", "warmup", "batch", "short_share", "retrieval_share")
+STAGE_ARGUMENTS = (
+    "steps",
+    "learning_rate",
+    "schedule",
+    "warmup",
+    "batch",
+    "short_share",
+    "retrieval_share",
+    "answer_share",
+)
 TRAIN_ARGUMENTS = (
     "lora_rank",
     "lora_layers",

@@ -141,6 +141,7 @@ def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> 
         short_length=factors.original,
         short_share=stage.short_share,
         retrieval_share=stage.retrieval_share,
+        answer_share=stage.answer_share,
         seed=options.seed,
     )
 

@@ -30,6 +30,7 @@ from longrope_export import options
     "--short-share", type=options.SHARE, default=0.0, help="Rows of short sequences, which train the short set."
 )
 @click.option("--retrieval-share", type=options.SHARE, default=0.0, help="Rows of pass keys hidden in the texts.")
+@click.option("--answer-share", type=options.SHARE, default="10%", help="Of their loss that the answers make.")
 @options.factor_sets
 @options.train_dtype("--dtype")
 @options.training_options
