@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_activation_checkpointing_and_small_passes_change_nothing(
 
 RESUMED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from longrope.checkpoint import open_folder
 from longrope.factors import RescaleFactors
@@ -206,6 +208,13 @@ def test_lora_merged_is_lora(tmp_path: Path, corpus: Corpus, tied: bool) -> None
     assert merged.loss(batch).item() == pytest.approx(adapted, rel=1e-6)
     weights = safetensors_header(tmp_path / "merged" / "model.safetensors")
     assert weights.keys() == safetensors_header(checkpoint.weight_files[0]).keys()
+
+
+def test_a_stage_says_how_much_an_answer_weighs(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus) -> None:
+    stage = replace(STAGE, retrieval_share=0.6, answer_share=0.4)
+    row = training_rows(pico, corpus, mixture_of(stage, dual, TrainOptions())).row(0)
+    text, answers = row.weights[row.weights == 1].sum(), row.weights[row.weights > 1].sum()
+    assert answers / (text + answers) == pytest.approx(0.4, abs=1e-3)
 
 
 def test_lora_of_the_last_layers_leaves_all_below_alone(

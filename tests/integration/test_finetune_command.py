@@ -142,7 +142,7 @@ def test_torchrun_gives_the_curve_of_one_process(
     pico: Checkpoint, single_file: Path, texts: Path, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
     """Mixed windows, so that ranks whose positions start beyond L must not guess the set."""
-    mixed = ("--short-share", "30%", "--retrieval-share", "20%", "--answer-share", "40%", "--text", texts, "--factors", single_file)
+    mixed = ("--short-share", "30%", "--retrieval-share", "20%", "--text", texts, "--factors", single_file)
     assert run_cli("finetune", pico.path, *mixed, *FAST, "-o", tmp_path / "one").code == 0
     program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "longrope_export")
     arguments = ("finetune", pico.path, *mixed, *FAST, "-o", tmp_path / "two", *extra)
