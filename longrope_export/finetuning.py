@@ -36,6 +36,7 @@ class FinetuneRequest:
 
     Args:
         stage: arguments of `Stage`; `length` and `sequence_length` follow from the factors and `length`.
+        teacher: the model before extension, for `distil_short`; None for `model`.
         length: tokens of a training row; None for the factors' target.
     """
 
@@ -45,6 +46,7 @@ class FinetuneRequest:
     stage: dict[str, Any]
     options: TrainOptions
     factors: Path | None = None
+    teacher: str | None = None
     length: int | None = None
     factor_sets: str = "auto"
     resume: bool = False
@@ -79,6 +81,7 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
             options=replace(request.options, device=str(parallel.device)),
             resume=request.resume,
             overwrite=request.overwrite,
+            teacher=open_model(request.teacher) if request.teacher else None,
             parallel=parallel,
             progress=told,
         )

@@ -39,6 +39,7 @@ STAGE_ARGUMENTS = (
     "warmup",
     "batch",
     "short_share",
+    "distil_short",
     "retrieval_share",
     "answer_share",
 )

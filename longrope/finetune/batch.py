@@ -5,6 +5,7 @@ ids          │   0   5 6 7   0   │   0   8 9   0   │
 labels       │   5   6 7 0  -100 │   8   9 0  -100 │      the next token of the same sequence
 positions    │   0   1 2 3   4   │   0   1 2   3   │
 sets         │   long            │   short         │      told for every sequence, by its own length
+taught       │   no              │   yes           │      the next token's distribution is a teacher's
 cu_seqlens   0                   5                 9
 """
 
@@ -23,7 +24,7 @@ from longrope.finetune.rotary import LONG, SHORT
 from longrope.text import TokenIds
 
 IGNORED = -100
-TENSORS = ("ids", "labels", "weights", "positions", "sets")
+TENSORS = ("ids", "labels", "weights", "positions", "sets", "taught")
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class TrainingSequence:
         ids: [n] tokens, bookends included.
         factor_set: `SHORT` or `LONG`.
         weights: [n] how much each token counts when it is predicted; None for 1 each. The first is never predicted.
+        taught: a teacher's distribution is learned where there is one, not the text's next token.
     """
 
     ids: TokenIds
     factor_set: int = LONG
     weights: NDArray[np.float32] | None = None
+    taught: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,6 +57,7 @@ class PackedBatch:
         weights: [1, T] float32, at each token how much its prediction counts; 0 where nothing is predicted.
         positions: [1, T] from 0 in every sequence.
         sets: [1, T] factor set of the token's sequence, `SHORT` or `LONG`.
+        taught: [1, T] bool, at each token whether a teacher says what comes next. Such tokens count 1.
         cu_seqlens: where sequences start, and T.
     """
 
@@ -62,6 +66,7 @@ class PackedBatch:
     weights: Tensor
     positions: Tensor
     sets: Tensor
+    taught: Tensor
     cu_seqlens: tuple[int, ...]
 
     @property
@@ -101,6 +106,7 @@ def pack(sequences: Sequence[TrainingSequence], length: int | None = None) -> Pa
         weights=_row([_weights(sequence) for sequence in sequences]),
         positions=_row([np.arange(len(sequence)) for sequence in sequences]),
         sets=_row([np.full(len(sequence), sequence.factor_set) for sequence in sequences]),
+        taught=_row([sequence.taught & (_labels(sequence) != IGNORED) for sequence in sequences]),
         cu_seqlens=tuple(accumulate(map(len, sequences), initial=0)),
     )
 

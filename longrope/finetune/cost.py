@@ -95,6 +95,7 @@ def _memory(
         compute_bytes=DTYPES[options.dtype].itemsize,
         optimizer_bytes=2 if options.optimizer == "adamw8bit" else 8,
         recompute=checkpointing,
+        teacher=stage.distil_short,
     )
     parts = dict(plan_step(shape, setting, A100).memory)  # memory is the same on any device, but for the runtime's own
     if not options.device.startswith("cuda"):
@@ -175,6 +176,8 @@ def stage_cost(
     layers = options.lora_layers
     seconds = long_rows * training_seconds(shape, stage.row_length, rates, layers)
     seconds += short_documents * training_seconds(shape, short, rates, layers)
+    if stage.distil_short:
+        seconds += short_documents * training_seconds(shape, short, rates) / 3  # the teacher's forward
     flops = long_rows * model_flops(shape, [stage.row_length], layers)
     flops += short_documents * model_flops(shape, [short], layers)
     again = 4 / 3 if memory.checkpointing else 1.0

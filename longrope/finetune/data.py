@@ -13,7 +13,7 @@ Source: LongRoPE (arXiv 2402.13753) for bookended chunks, LongRoPE2 (arXiv 2502.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -46,6 +46,7 @@ class Mixture:
         short_share: part of the rows that hold short sequences; above 0, training is mixed.
         retrieval_share: part of the rows that hold pass keys.
         answer_share: part of a retrieval sequence's loss that its answer makes; by count it would be nearly nothing.
+        distil_short: sequences of short rows are for a teacher, every other one under the long set.
         seed: of the order, the cuts, the keys.
     """
 
@@ -54,6 +55,7 @@ class Mixture:
     short_share: float = 0.0
     retrieval_share: float = 0.0
     answer_share: float = 0.1
+    distil_short: bool = False
     seed: int = 0
 
     @property
@@ -141,7 +143,8 @@ class TrainingRows:
         while rank >= len(plan := self._plan(kind, epoch)):
             rank -= len(plan)
             epoch += 1
-        return pack([self._sequence(piece) for piece in plan[rank]], self.mixture.row_length)
+        make = self._taught if kind == "short" and self.mixture.distil_short else self._sequence
+        return pack([make(piece) for piece in plan[rank]], self.mixture.row_length)
 
     def _place(self, number: int) -> tuple[Kind, int]:
         """What kind row `number` is, and how many of its kind come before it."""
@@ -201,6 +204,12 @@ class TrainingRows:
         if self.bookends.end is not None and piece.stop < document.size:
             weights[-1] = 0
         return TrainingSequence(ids, self.mixture.factor_set(ids.size), weights)
+
+    def _taught(self, piece: Piece) -> TrainingSequence:
+        """The same for a teacher. Both sets learn from it in turn: a single export has only the long one."""
+        sequence = self._sequence(piece)
+        turn = piece.document + piece.start // max(len(sequence), 1)
+        return replace(sequence, factor_set=sequence.factor_set if turn % 2 else LONG, taught=True)
 
     # -- retrieval
 

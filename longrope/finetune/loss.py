@@ -1,6 +1,7 @@
 """Next-token loss of packed rows, with the head fused into it: logits exist for one chunk of rows at a time.
 
-    ids ──decoder──► hidden [N, D] ──chunks──► logits [n, V] ──► Σ weight · NLL
+    ids ──decoder──► hidden [N, D] ──chunks──► logits [n, V] ──► Σ weight · NLL          (of taught tokens: to a teacher's
+                                                                                          distribution, see `teacher`)
 
 The head and the loss are one call of torch's linear_cross_entropy with chunking (without its `options` it holds all
 logits). Gradients of tokens that count once are made in the forward, so the fused loss costs no arithmetic more than the
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from longrope.errors import UnsupportedError
 from longrope.finetune.batch import IGNORED, PackedBatch
 from longrope.finetune.rotary import SequenceRotary
+from longrope.finetune.teacher import Lesson, taught_loss
 
 # Logits held at a time: 32M numbers, 128 MB in float32. With fewer rows the head's gradient would be moved too often.
 LOGITS_AT_ONCE = 1 << 25
@@ -39,8 +41,11 @@ class TrainingLoss(nn.Module):
             raise UnsupportedError("training: this model caps its logits (final_logit_softcapping)")
         self.model, self.rotary, self.dtype = model, rotary, dtype
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Σ weight · NLL over the batch's tokens, nats, float32; divide by the step's total weight yourself."""
+    def forward(self, batch: PackedBatch, lesson: Lesson | None = None) -> Tensor:
+        """Σ weight · NLL over the batch's tokens, nats, float32; divide by the step's total weight yourself.
+
+        With a lesson, taught tokens' loss is the cross-entropy to the teacher's distribution.
+        """
         self.rotary.assign(batch.sets)
         hidden_BTD = self.model.get_decoder()(
             input_ids=batch.ids,
@@ -48,9 +53,14 @@ class TrainingLoss(nn.Module):
             cu_seqlens=batch.cu_seqlens,
             use_cache=False,
         ).last_hidden_state
-        return self._head_loss(hidden_BTD.flatten(0, 1), batch.labels.flatten(), batch.weights.flatten())
+        labels_N, taught_N = batch.labels.flatten(), batch.taught.flatten()
+        if lesson is not None:
+            labels_N = labels_N.masked_fill(taught_N, IGNORED)
+        return self._head_loss(hidden_BTD.flatten(0, 1), labels_N, batch.weights.flatten(), taught_N, lesson)
 
-    def _head_loss(self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+    def _head_loss(
+        self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor, taught_N: Tensor, lesson: Lesson | None
+    ) -> Tensor:
         head = self.model.get_output_embeddings()
         scaling = getattr(self.model.config, "logits_scaling", None)
         if scaling is not None:
@@ -70,6 +80,9 @@ class TrainingLoss(nn.Module):
             )
             return losses.float()
 
+        def logits(hidden_ND: Tensor) -> Tensor:
+            return nn.functional.linear(hidden_ND, head_weight, bias)
+
         weighted_N = (weights_N != 1) & (labels_N != IGNORED)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND = hidden_ND.to(self.dtype)
@@ -77,10 +90,17 @@ class TrainingLoss(nn.Module):
             if weighted_N.any():
                 losses_n = nll(hidden_ND[weighted_N], labels_N[weighted_N], "none")
                 total = total + (losses_n * weights_N[weighted_N]).sum()
+            if lesson is not None:
+                total = total + taught_loss(hidden_ND[taught_N], logits, lesson, chunk_rows(head_weight.shape[0]))
         return total
 
 
 def chunking(vocab_size: int) -> nn.LinearCrossEntropyOptions:
-    """Chunks large enough that the head's gradient is not moved more often than it is computed."""
+    """torch's options for chunks of `chunk_rows`."""
+    return nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=chunk_rows(vocab_size))
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of a chunk, enough that the head's gradient is not moved more often than it is computed."""
     rows = 1 << (LOGITS_AT_ONCE // vocab_size).bit_length() - 1 if vocab_size < LOGITS_AT_ONCE else MIN_ROWS
-    return nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=min(max(rows, MIN_ROWS), MAX_ROWS))
+    return min(max(rows, MIN_ROWS), MAX_ROWS)

@@ -75,7 +75,4 @@ class TrainOptions:
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON. The machine does not."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in MACHINE_ONLY}
-        if self.lora_layers is None:
-            del values["lora_layers"]  # runs from before there was a choice can be resumed
-        return values
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in MACHINE_ONLY}

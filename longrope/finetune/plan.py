@@ -3,7 +3,7 @@
 For each device, with N devices over which weights lie, S of which share a sequence, t = T/S tokens of it here, c and m bytes
 of a number that is computed with and that is kept:
 
-    weights        m P / N                            P parameters
+    weights        m P / N                            P parameters; as much again for a teacher
     gradients      m P_t / N                          P_t of them trained
     optimizer      o P_t / N                          o = 8 for AdamW, 2 for its 8-bit form
     gathered       c (2 P_layer + P_ends)             FSDP2: this layer, the next, embedding and head        (N > 1)
@@ -146,6 +146,7 @@ class TrainingSetting:
         recompute: activation checkpointing.
         fused_loss: logits in chunks.
         offload: kept activations lie in the host's memory.
+        teacher: a frozen copy of the model beside it.
     """
 
     length: int
@@ -162,6 +163,7 @@ class TrainingSetting:
     recompute: bool = True
     fused_loss: bool = True
     offload: bool = False
+    teacher: bool = False
 
     @property
     def shards(self) -> int:
@@ -270,6 +272,7 @@ def _memory(shape: DecoderShape, setting: TrainingSetting) -> dict[str, float]:
     parts = {
         "weights": m * parameters / shards,
         "gradients": m * trained / shards,
+        "teacher": m * parameters / shards if setting.teacher else 0.0,
         "optimizer": setting.optimizer_bytes * trained / shards,
         "gathered weights": c * (2 * shape.layer_parameters + shape.end_parameters) if shards > 1 else 0.0,
         "gradients on their way": (c + 4) * shape.layer_parameters * setting.trained if shards > 1 else 0.0,

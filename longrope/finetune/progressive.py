@@ -113,6 +113,7 @@ def run_stages(
         LongRopeError: what `search` and `finetune` raise, or factors that do not fit a stage.
     """
     results: list[StageResult] = []
+    original = checkpoint
     for number, stage in enumerate(plan.stages, start=1):
         here = folder / f"{number}-{stage.length}"
         progress.line(f"Stage {number} of {len(plan.stages)}: {describe(stage)}.")
@@ -137,6 +138,7 @@ def run_stages(
                 here / "training",
                 options=train_options,
                 resume=resume,
+                teacher=original,
                 parallel=parallel,
                 progress=progress,
             )
@@ -242,11 +244,9 @@ def describe(stage: Stage) -> str:
     origin = {SEARCH: "searched factors", RESCALE: "rescaled factors"}.get(stage.factors, f"factors of {stage.factors}")
     if not stage.steps:
         return f"{stage.length} tokens, {origin}, no training"
-    shares = "".join(
-        f", {100 * share:g} % {name}"
-        for name, share in (("short", stage.short_share), ("retrieval", stage.retrieval_share))
-        if share
-    )
+    short = "short, taught" if stage.distil_short else "short"
+    named = ((short, stage.short_share), ("retrieval", stage.retrieval_share))
+    shares = "".join(f", {100 * share:g} % {name}" for name, share in named if share)
     return (
         f"{stage.length} tokens, {origin}, {stage.steps} steps of {stage.batch} rows of {stage.row_length}, "
         f"{stage.learning_rate:g} {stage.schedule}{shares}"

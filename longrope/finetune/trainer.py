@@ -37,6 +37,7 @@ from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
 from longrope.finetune.plan import DecoderShape, model_flops
 from longrope.finetune.stages import Stage
+from longrope.finetune.teacher import Lesson, Teacher
 from longrope.journal import differences
 from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent, Task
@@ -84,6 +85,7 @@ def finetune(
     options: TrainOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    teacher: Checkpoint | None = None,
     parallel: Parallel | None = None,
     progress: Progress | None = None,
 ) -> Training:
@@ -100,6 +102,8 @@ def finetune(
         options: optimizer, precision, machine.
         resume: go on with the run in `folder`; a finished one is returned as it is.
         overwrite: replace the run in `folder`.
+        teacher: the model before extension, for a stage with `distil_short`; None takes `checkpoint`, which is that in a
+            first stage.
         parallel: this process among all; None for one process.
         progress: where a bar and warnings go.
 
@@ -115,11 +119,15 @@ def finetune(
     if stage.batch % parallel.data_size:
         raise InputError(f"batch: expected a multiple of the {parallel.data_size} processes, got {stage.batch}")
     rows = training_rows(checkpoint, corpus, mixture_of(stage, bound, options))
+    source = (teacher or checkpoint) if stage.distil_short else None
+    _check_teacher(source, checkpoint)
     if parallel.is_main:
-        _open_run(folder, _header(checkpoint, bound, stage, corpus, options), resume=resume, overwrite=overwrite)
+        _open_run(
+            folder, _header(checkpoint, source, bound, stage, corpus, options), resume=resume, overwrite=overwrite
+        )
     parallel.barrier()
     if not (folder / MODEL).is_dir():
-        _Run(checkpoint, bound, stage, rows, folder, options, parallel, progress).train()
+        _Run(checkpoint, source, bound, stage, rows, folder, options, parallel, progress).train()
     trained = open_folder(folder / MODEL, f"{checkpoint.name}, trained")
     return Training(trained, bound, tuple(read_log(folder / LOG_NAME)))
 
@@ -134,6 +142,16 @@ def training_factors(factors: RescaleFactors, stage: Stage) -> RescaleFactors:
     return factors
 
 
+def _check_teacher(teacher: Checkpoint | None, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless the teacher reads the same tokens."""
+    sizes = ("vocab_size", "num_attention_heads")
+    if teacher is not None and any(teacher.config.get(name) != checkpoint.config.get(name) for name in sizes):
+        raise InputError(
+            f"{teacher.name} cannot teach {checkpoint.name}: expected the same model before extension, got vocab_size "
+            f"{teacher.config.get('vocab_size')} for {checkpoint.config.get('vocab_size')}"
+        )
+
+
 def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> Mixture:
     """What a stage's rows are made of."""
     return Mixture(
@@ -142,6 +160,7 @@ def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> 
         short_share=stage.short_share,
         retrieval_share=stage.retrieval_share,
         answer_share=stage.answer_share,
+        distil_short=stage.distil_short,
         seed=options.seed,
     )
 
@@ -152,6 +171,7 @@ class _Run:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        teacher: Checkpoint | None,
         factors: RescaleFactors,
         stage: Stage,
         rows: TrainingRows,
@@ -169,6 +189,9 @@ class _Run:
             progress.warn(f"training may run out of memory: {memory}")
         recompute = parallel.anywhere(memory.checkpointing)  # free memory differs, what processes do together may not
         self.trained = TrainedModel(checkpoint, factors, options, parallel, checkpointing=recompute)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = Teacher(teacher, factors, parallel, self.trained.compute)
         self.optimizer = make_optimizer(self.trained, stage, options)
         name = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
         self.scheduler = get_scheduler(name, self.optimizer, stage.warmup, stage.steps)
@@ -200,7 +223,7 @@ class _Run:
         summed = torch.zeros((), dtype=torch.float32, device=self.parallel.device)
         for batch in batches:
             with self._precision():
-                loss = self.trained.loss(batch) / weight
+                loss = self.trained.loss(batch, self._lesson(batch)) / weight
             loss.backward()
             summed += loss.detach()
         norm = self.parallel.clip_grad_norm(self.trained.loss, self.options.max_grad_norm)
@@ -222,6 +245,13 @@ class _Run:
             tokens_per_second=round(tokens / seconds, 1),
             flops_use=self._flops_use(batches, seconds),
         )
+
+    def _lesson(self, batch: PackedBatch) -> Lesson | None:
+        """The teacher's part in a pass. Where one process has taught tokens, all ask, for they share its weights."""
+        if self.teacher is None or not self.parallel.anywhere(bool(batch.taught.any())):
+            return None
+        lesson: Lesson = self.teacher(batch)
+        return lesson
 
     def _batches(self) -> Iterator[PackedBatch]:
         """The passes of this process in the coming step; processes that share sequences get the same ones."""
@@ -299,13 +329,19 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _header(
-    checkpoint: Checkpoint, factors: RescaleFactors, stage: Stage, corpus: Corpus, options: TrainOptions
+    checkpoint: Checkpoint,
+    teacher: Checkpoint | None,
+    factors: RescaleFactors,
+    stage: Stage,
+    corpus: Corpus,
+    options: TrainOptions,
 ) -> dict[str, Any]:
     """What decides the result; a resumed run must have the same."""
     plain = replace(factors, provenance={})
     return {
         "version": 1,
         "model": checkpoint.fingerprint,
+        **({"teacher": teacher.fingerprint} if teacher else {}),
         "text": corpus.fingerprint,
         "factors": plain.to_json(),
         "stage": stage.to_json(),
@@ -317,7 +353,7 @@ def _open_run(folder: Path, header: Mapping[str, Any], *, resume: bool, overwrit
     """Make the folder, or check that the run in it is this one."""
     file = folder / RUN_NAME
     if resume and file.is_file():
-        changed = differences(_read(file), json.loads(json.dumps(header)))
+        changed = differences(_with_defaults(_read(file)), json.loads(json.dumps(header)))
         if changed:
             raise InputError(f"{folder}: cannot resume, the run has changed: {'; '.join(changed)}; start a new one")
         remove_partial(folder)
@@ -328,6 +364,12 @@ def _open_run(folder: Path, header: Mapping[str, Any], *, resume: bool, overwrit
             raise InputError(f"{folder}: expected a training run to overwrite, found no {RUN_NAME}")
         shutil.rmtree(folder)
     write_atomically(file, json.dumps(header, indent=2) + "\n")
+
+
+def _with_defaults(header: dict[str, Any]) -> dict[str, Any]:
+    """A header with the choices that there were not yet when it was written, as they were made then."""
+    stage, options = Stage(header["stage"]["length"]).to_json(), TrainOptions().settings()
+    return header | {"stage": {**stage, **header["stage"]}, "options": {**options, **header["options"]}}
 
 
 def _read(file: Path) -> Any:

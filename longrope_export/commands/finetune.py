@@ -29,6 +29,8 @@ from longrope_export import options
 @click.option(
     "--short-share", type=options.SHARE, default=0.0, help="Rows of short sequences, which train the short set."
 )
+@click.option("--distil-short", is_flag=True, help="They learn from the model before extension, not from the text.")
+@click.option("--teacher", metavar="MODEL", help="That model, where MODEL has been trained before.  [default: MODEL]")
 @click.option("--retrieval-share", type=options.SHARE, default=0.0, help="Rows of pass keys hidden in the texts.")
 @click.option("--answer-share", type=options.SHARE, default="10%", help="Of their loss that the answers make.")
 @options.factor_sets

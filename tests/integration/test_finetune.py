@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -208,6 +209,20 @@ def test_lora_merged_is_lora(tmp_path: Path, corpus: Corpus, tied: bool) -> None
     assert merged.loss(batch).item() == pytest.approx(adapted, rel=1e-6)
     weights = safetensors_header(tmp_path / "merged" / "model.safetensors")
     assert weights.keys() == safetensors_header(checkpoint.weight_files[0]).keys()
+
+
+def test_a_run_from_before_an_option_was_there_is_resumed(
+    trained: Path, pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "old")
+    file = tmp_path / "old" / "training.json"
+    header = json.loads(file.read_text())
+    del header["stage"]["distil_short"], header["options"]["lora_layers"]
+    file.write_text(json.dumps(header))
+    finetune(pico, dual, STAGE, corpus, tmp_path / "old", options=ONE_THREAD, resume=True)
+    taught = replace(STAGE, distil_short=True)
+    with pytest.raises(InputError, match=r"stage.distil_short was false, is true; teacher"):
+        finetune(pico, dual, taught, corpus, tmp_path / "old", options=ONE_THREAD, resume=True)
 
 
 def test_a_stage_says_how_much_an_answer_weighs(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus) -> None:
