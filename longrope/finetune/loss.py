@@ -5,7 +5,8 @@
 
 The head and the loss are one call of torch's linear_cross_entropy with chunking (without its `options` it holds all
 logits). Gradients of tokens that count once are made in the forward, so the fused loss costs no arithmetic more than the
-plain one; the few that count more, answers of pass keys, go through the head by themselves.
+plain one; the few that count more, answers of pass keys, go through the head by themselves. In bfloat16 torch also *sums* in
+bfloat16, a percent off; there every token's loss is asked for and summed here, and the head is computed again in backward.
 """
 
 from __future__ import annotations
@@ -83,13 +84,18 @@ class TrainingLoss(nn.Module):
         def logits(hidden_ND: Tensor) -> Tensor:
             return nn.functional.linear(hidden_ND, head_weight, bias)
 
-        weighted_N = (weights_N != 1) & (labels_N != IGNORED)
+        def weighted(hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+            return (nll(hidden_ND, labels_N, "none") * weights_N).sum()
+
+        alone_N = (weights_N != 1) & (labels_N != IGNORED)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND = hidden_ND.to(self.dtype)
-            total = nll(hidden_ND, labels_N.masked_fill(weighted_N, IGNORED), "sum")
-            if weighted_N.any():
-                losses_n = nll(hidden_ND[weighted_N], labels_N[weighted_N], "none")
-                total = total + (losses_n * weights_N[weighted_N]).sum()
+            if self.dtype != torch.float32:
+                total = weighted(hidden_ND, labels_N, weights_N)
+            else:
+                total = nll(hidden_ND, labels_N.masked_fill(alone_N, IGNORED), "sum")
+                if alone_N.any():
+                    total = total + weighted(hidden_ND[alone_N], labels_N[alone_N], weights_N[alone_N])
             if lesson is not None:
                 total = total + taught_loss(hidden_ND[taught_N], logits, lesson, chunk_rows(head_weight.shape[0]))
         return total
