@@ -168,8 +168,18 @@ def compare_integer(bench: Bench, section: str, length: int, regime: FactorSet) 
         bench.add(section, f"{name} {where}: ppl (reference {score.ppl_reference:.4f})", "–", f"{score.ppl:.4f}")
 
 
-def opened(bench: Bench, factors: RescaleFactors, outtype: str = "f32") -> LogitSource:
-    return OnnxSource(bench.export(factors, outtype), factors, threads=1)
+def opened(bench: Bench, factors: RescaleFactors, outtype: str = "f32", **options: str) -> LogitSource:
+    return OnnxSource(bench.export(factors, outtype, **options), factors, threads=1)
+
+
+def quantizers(bench: Bench) -> None:
+    """How ranges are chosen in int4: what each way loses, and that the slower ones lose less."""
+    sources = {name: opened(bench, bench.single, "int4", quantizer=name) for name in ("rtn", "search", "k_quant")}
+    scores = scored(bench, bench.single, sources, SHORT_TOKENS, "short")
+    for name, score in scores.items():
+        asked, passed = ("–", True) if name == "rtn" else ("< rtn", score.kl_mean < scores["rtn"].kl_mean)
+        bench.add("quantizers", f"int4 {name}: KL", asked, f"{score.kl_mean:.2g}", passed)
+        bench.add("quantizers", f"int4 {name}: Δppl", "–", f"{score.ppl_delta_percent:+.2f} %")
 
 
 def compare_dual(bench: Bench, section: str, length: int, regime: FactorSet) -> None:
@@ -447,6 +457,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "speed": speed,
     "speed-long": speed_long,
     "fidelity": fidelity,
+    "quantizers": quantizers,
     "fidelity-long": fidelity_long,
     "fidelity-long-exact": fidelity_long_exact,
     "fidelity-long-integer": fidelity_long_integer,
