@@ -64,7 +64,8 @@ class TrainedModel:
             _use_liger(self.model)
         self._adapter = _with_lora(self.model, options)
         if checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # version 6 drops the old name
+            getattr(self.model, new if hasattr(self.model, new) else old)({"use_reentrant": False})
         self.model.train()
         compute = DTYPES[options.dtype]
         self.loss = TrainingLoss(self.model, rotary, compute)
