@@ -64,7 +64,8 @@ class TrainedModel:
             _use_liger(self.model)
         self._adapter = _with_lora(self.model, options)
         if checkpointing:
-            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # version 6 drops the old name
+            # transformers 6 drops the old name
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
             getattr(self.model, new if hasattr(self.model, new) else old)({"use_reentrant": False})
         self.model.train()
         compute = DTYPES[options.dtype]
