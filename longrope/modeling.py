@@ -112,6 +112,14 @@ def build_model(
     return model
 
 
+def use_fastest_attention(model: Any, device: str, dtype: str) -> None:
+    """flash-attention where it is installed, on a GPU, in 16 bits; elsewhere the model's own choice, mostly torch's SDPA."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if device.startswith("cuda") and DTYPES[dtype].itemsize == 2 and is_flash_attn_2_available():
+        model.set_attn_implementation("flash_attention_2")
+
+
 def set_threads(threads: int | None) -> None:
     """Use so many threads in torch; None leaves its own choice."""
     if threads is not None:

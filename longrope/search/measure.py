@@ -23,7 +23,15 @@ from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
-from longrope.modeling import DTYPES, RescaledRotary, build_model, head_logits, hidden_states, replace_rotary
+from longrope.modeling import (
+    DTYPES,
+    RescaledRotary,
+    build_model,
+    head_logits,
+    hidden_states,
+    replace_rotary,
+    use_fastest_attention,
+)
 from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, is_out_of_memory, plan_memory
 from longrope.search.objective import Window
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
@@ -67,6 +75,7 @@ class WindowModel:
         if machine.threads:
             torch.set_num_threads(machine.threads)
         self.model: Any = build_model(checkpoint, dtype=machine.dtype, device=machine.device)
+        use_fastest_attention(self.model, machine.device, machine.dtype)
         self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
         replace_rotary(self.model, self.rotary)
         self.default_attention = default_attention

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from longrope.modeling import (
     replace_rotary,
     rotary_module,
     searching_rotary,
+    use_fastest_attention,
 )
 from tests.common import TARGET, WINDOW, pico_checkpoint
 
@@ -313,3 +315,22 @@ def test_models_without_exactly_one_rotary_are_refused(count: int) -> None:
         model.get_submodule(f"block{index}").add_module("rotary_emb", torch.nn.Identity())
     with pytest.raises(UnsupportedError, match=f"expected one rotary embedding in Module, found {count}"):
         rotary_module(model)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "expected"),
+    [
+        ("cuda:1", "bfloat16", True, ["flash_attention_2"]),
+        ("cuda", "float16", True, ["flash_attention_2"]),
+        ("cuda", "float32", True, []),
+        ("cuda", "bfloat16", False, []),
+        ("cpu", "bfloat16", True, []),
+    ],
+)
+def test_flash_attention_serves_on_a_gpu_in_16_bits(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, installed: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: installed)
+    chosen: list[str] = []
+    use_fastest_attention(SimpleNamespace(set_attn_implementation=chosen.append), device, dtype)
+    assert chosen == expected
