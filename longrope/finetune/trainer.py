@@ -44,6 +44,8 @@ from longrope.progress import Progress, Silent, Task
 from longrope.text import Corpus
 
 RUN_NAME, CHECKPOINTS, MODEL = "training.json", "checkpoints", "model"
+# Where a stage's factors and texts came from; what they say is compared when a run is resumed, not where they lie.
+ORIGINS = ("factors", "texts")
 
 
 @dataclass(frozen=True)
@@ -344,7 +346,7 @@ def _header(
         **({"teacher": teacher.fingerprint} if teacher else {}),
         "text": corpus.fingerprint,
         "factors": plain.to_json(),
-        "stage": stage.to_json(),
+        "stage": {name: value for name, value in stage.to_json().items() if name not in ORIGINS},
         "options": options.settings(),
     }
 
@@ -367,9 +369,10 @@ def _open_run(folder: Path, header: Mapping[str, Any], *, resume: bool, overwrit
 
 
 def _with_defaults(header: dict[str, Any]) -> dict[str, Any]:
-    """A header with the choices that there were not yet when it was written, as they were made then."""
-    stage, options = Stage(header["stage"]["length"]).to_json(), TrainOptions().settings()
-    return header | {"stage": {**stage, **header["stage"]}, "options": {**options, **header["options"]}}
+    """A header as one of this version: choices that there were not yet are those that were made then."""
+    stage = {**Stage(header["stage"]["length"]).to_json(), **header["stage"]}
+    stage = {name: value for name, value in stage.items() if name not in ORIGINS}
+    return header | {"stage": stage, "options": {**TrainOptions().settings(), **header["options"]}}
 
 
 def _read(file: Path) -> Any:

@@ -218,6 +218,7 @@ def test_a_run_from_before_an_option_was_there_is_resumed(
     file = tmp_path / "old" / "training.json"
     header = json.loads(file.read_text())
     del header["stage"]["distil_short"], header["options"]["lora_layers"]
+    header["stage"]["factors"] = "elsewhere/factors.json"  # the same ones: they are in the header
     file.write_text(json.dumps(header))
     finetune(pico, dual, STAGE, corpus, tmp_path / "old", options=ONE_THREAD, resume=True)
     taught = replace(STAGE, distil_short=True)
