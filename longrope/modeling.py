@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,11 +113,15 @@ def build_model(
 
 
 def use_fastest_attention(model: Any, device: str, dtype: str) -> None:
-    """flash-attention where it is installed, on a GPU, in 16 bits; elsewhere the model's own choice, mostly torch's SDPA."""
+    """flash-attention where it is installed, on a GPU, in 16 bits; elsewhere the model's own choice, mostly torch's SDPA.
+
+    A model or a GPU that flash-attention does not serve keeps its own choice, too.
+    """
     from transformers.utils import is_flash_attn_2_available
 
     if device.startswith("cuda") and DTYPES[dtype].itemsize == 2 and is_flash_attn_2_available():
-        model.set_attn_implementation("flash_attention_2")
+        with suppress(ImportError, ValueError):  # how transformers refuses an old GPU and a model without the kernel
+            model.set_attn_implementation("flash_attention_2")
 
 
 def set_threads(threads: int | None) -> None:

@@ -334,3 +334,16 @@ def test_flash_attention_serves_on_a_gpu_in_16_bits(
     chosen: list[str] = []
     use_fastest_attention(SimpleNamespace(set_attn_implementation=chosen.append), device, dtype)
     assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    "refusal", [ImportError("needs a GPU of version 8 or later"), ValueError("does not support it")]
+)
+def test_a_model_or_a_gpu_without_flash_attention_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    def refuse(name: str) -> None:
+        raise refusal
+
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    use_fastest_attention(SimpleNamespace(set_attn_implementation=refuse), "cuda", "float16")
