@@ -137,9 +137,10 @@ def finetune(
 def training_factors(factors: RescaleFactors, stage: Stage) -> RescaleFactors:
     """The factors that a stage trains: in mixed training the short set of single factors is the original RoPE.
 
-    Its cos and sin keep the long set's attention factor, as every runtime applies it; training makes up for that.
+    Its cos and sin keep the long set's attention factor, as every runtime applies it; training makes up for that. Where a
+    teacher has the short sequences, single factors stay single: the one set learns them.
     """
-    if stage.short_share and factors.factor_sets == "single":
+    if stage.short_share and factors.factor_sets == "single" and not stage.distil_short:
         return replace(factors, short_factor=(1.0,) * factors.num_pairs)
     return factors
 
