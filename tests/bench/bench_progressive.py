@@ -41,6 +41,7 @@ from longrope.progress import Silent
 from longrope.retrieval import RetrievalRow
 from longrope.search import SearchOptions
 from longrope.search.methods import known_candidates
+from longrope.search.recover import DEFAULT_EVALS, Recovery, recover_short
 from longrope.search.trial import Candidate
 from longrope.search.windows import encode_plain
 from longrope.text import Corpus, TokenIds, load_corpus
@@ -159,9 +160,24 @@ class Bench:
         return Model(self.progression.checkpoint)
 
     @cached_property
+    def recovery(self) -> Recovery:
+        """A short set beside the long one: searched on the texts of searches, compared on those of tests."""
+        checkpoint, journal = self.progression.checkpoint, self.out / "recovery"
+        return recover_short(
+            checkpoint,
+            load_corpus([default_model.SEARCH_TEXTS], checkpoint.encode),
+            self.progression.factors.as_single(),
+            options=SearchOptions(max_evals=DEFAULT_EVALS, threads=torch.get_num_threads()),
+            journal_dir=journal,
+            resume=journal.exists(),
+            stages=self.progression.trained_with,
+            held_out=load_corpus([default_model.TEST_TEXTS], checkpoint.encode),
+        )
+
+    @cached_property
     def factors(self) -> RescaleFactors:
         """Both sets, at 131,072 tokens."""
-        return self.progression.factors
+        return self.recovery.factors
 
     @cached_property
     def text(self) -> TokenIds:
@@ -344,6 +360,13 @@ class Report:
         asked, got = f"≤ {single[TRAINED]:.2f}", f"{single[TARGET]:.2f}"
         self.figures.add("ours", what, asked, got, single[TARGET] <= single[TRAINED])
 
+    def recovery(self) -> None:
+        """Which short set is best on held-out text, under the trained weights."""
+        found = self.bench.recovery
+        for score in found.comparison:
+            what = f"short set, held-out perplexity at {WINDOW}: {score.name}"
+            self.figures.add("recovery", what, "measured", f"{score.perplexity:.2f}")
+
     def passkeys(self) -> None:
         """Where the extended model finds a pass key."""
         bench, samples = self.bench, self.bench.samples(SAMPLES)
@@ -363,6 +386,7 @@ class Report:
             "peers": self.peers,
             "peer_passkeys": self.peer_passkeys,
             "ours": self.ours,
+            "recovery": self.recovery,
             "passkeys": self.passkeys,
         }
 
