@@ -2,6 +2,7 @@
 
     python -m tests.bench.bench_search --part baseline    the paper's full budget; hours, resumable; docs/results/
     python -m tests.bench.bench_search                    everything else
+    python -m tests.bench.bench_search --quick            every line of it with next to no budget, results beside the journals
 
 Each figure is printed beside what was asked for and kept in docs/results/search.json. All runs are journalled, so that a
 bench that was stopped goes on where it was. Times are CPU seconds of forwards and gradients measured in turn.
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,34 @@ from tests.bench.figures import RESULTS, ROOT, Figures, say
 
 Losses = NDArray[np.float64]
 DEFAULT_MODEL = ROOT / "longrope_export" / "default_model"
-BASELINE = RESULTS / "search_baseline.json"
-PAPER_EVALS = 1344
-# Tokens that every search of `scales` and `two-sided` may forward: 1/50 of the paper's at 8x.
-EQUAL_TOKENS = PAPER_EVALS * 5 * 2048 // 50
-# Held-out tokens a candidate is measured on; never fewer windows than MIN_HELD_OUT.
-HELD_OUT_TOKENS, MIN_HELD_OUT = 24 * 2048, 8
-LONG = 131_072
-COST_SEEDS = 5
-SCALES = (2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Args:
+        paper_evals: the paper's budget.
+        held_out_tokens, min_held_out: a candidate is measured on so many held-out tokens, never on fewer windows.
+        long: tokens of the one long evaluation.
+        cost_seeds: of the default strategy in `cost`.
+        scales: of `scales`.
+    """
+
+    paper_evals: int = 1344
+    held_out_tokens: int = 24 * 2048
+    min_held_out: int = 8
+    long: int = 131_072
+    cost_seeds: int = 5
+    scales: tuple[int, ...] = (2, 4, 8, 16, 32)
+
+    @property
+    def equal_tokens(self) -> int:
+        """Tokens that every search of `scales` and `two-sided` may forward: 1/50 of the paper's at 8x."""
+        return self.paper_evals * 5 * 2048 // 50
+
+
+QUICK = Size(paper_evals=60, held_out_tokens=2 * 2048, min_held_out=2, long=4096, cost_seeds=2, scales=(2, 4))
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class Bench:
         settings: of baseline and cost.
         seeds: of equal and scales.
         strategies: of scales.
+        size: how much is measured.
     """
 
     model: Path
@@ -87,12 +108,18 @@ class Bench:
     settings: tuple[Setting, ...] = COST_SETTINGS
     seeds: int = 3
     strategies: tuple[str, ...] = ()
+    size: Size = Size()
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)
-        facts = {"model": self.checkpoint.fingerprint, "threads": self.threads, "held_out_tokens": HELD_OUT_TOKENS}
-        self.figures = Figures("search", facts)
+        facts = {"model": self.checkpoint.fingerprint, "threads": self.threads, **asdict(self.size)}
+        self.results = self.out if self.size == QUICK else RESULTS
+        self.figures = Figures("search", facts, self.results)
         self.add = self.figures.add
+
+    @property
+    def baselines(self) -> Path:
+        return self.results / "search_baseline.json"
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -129,7 +156,7 @@ class Bench:
         )
 
     def held_out_windows(self, length: int) -> list[Window]:
-        count = max(MIN_HELD_OUT, HELD_OUT_TOKENS // length)
+        count = max(self.size.min_held_out, self.size.held_out_tokens // length)
         return [Window(ids) for ids in self.held_out.windows(length, count)]
 
     def losses(self, candidate: Candidate, length: int) -> Losses:
@@ -151,9 +178,9 @@ class Bench:
 def baseline(bench: Bench) -> None:
     """The paper's evolution with its full budget, at every setting; several processes may share them."""
     for setting in bench.settings:
-        result = bench.run(setting, strategy="evolution")
+        result = bench.run(setting, strategy="evolution", max_evals=bench.size.paper_evals)
         losses = bench.held_out_losses(result.factors)
-        found = read(BASELINE)
+        found = read(bench.baselines)
         found[setting.name] = {
             "evaluations": result.evaluations,
             "tokens": result.tokens,
@@ -169,7 +196,7 @@ def baseline(bench: Bench) -> None:
                 **provenance(threads=bench.threads),
             },
         }
-        write_atomically(BASELINE, json.dumps(found, indent=2) + "\n")
+        write_atomically(bench.baselines, json.dumps(found, indent=2) + "\n")
         say(f"baseline {setting.name}: {result.tokens / 1e6:.1f}M tokens, held out {perplexity(losses.mean()):.3f}")
 
 
@@ -180,20 +207,24 @@ def cost(bench: Bench) -> None:
     """Tokens until the default strategy is as good, on held-out documents, as the paper's ends."""
     found = {}
     for setting in bench.settings:
-        ended = read(BASELINE).get(setting.name)
+        ended = read(bench.baselines).get(setting.name)
         if ended is None or ended["provenance"]["model_fingerprint"] != bench.checkpoint.fingerprint:
             say(f"    {setting.name}: no baseline of this model; make it with --part baseline")
             continue
         length = bench.target(setting.scale)
         speed = cpu_seconds_per_token(bench, length)
-        runs = [reach(bench, setting, ended, seed, speed) for seed in range(COST_SEEDS)]
+        runs = [reach(bench, setting, ended, seed, speed) for seed in range(bench.size.cost_seeds)]
         found[setting.name] = {"seconds_per_token": speed, "baseline": perplexity(mean(ended)), "runs": runs}
         bench.keep("cost", {**read(bench.out / "cost.json"), **found})
         ratios, times = (sorted(run[kind] for run in runs) for kind in ("token_ratio", "time_ratio"))
         section, median = f"cost {setting.name}", statistics.median(ratios)
         bench.add(section, "the paper's budget ends at held-out perplexity", "-", f"{perplexity(mean(ended)):.3f}")
         bench.add(
-            section, "its tokens over auto's to get there, median of 5 seeds", ">= 50", f"{median:.0f}", median >= 50
+            section,
+            f"its tokens over auto's to get there, median of {len(runs)} seeds",
+            ">= 50",
+            f"{median:.0f}",
+            median >= 50,
         )
         bench.add(section, "the same, worst seed", ">= 20", f"{ratios[0]:.0f}", ratios[0] >= 20)
         bench.add(section, "CPU time, the same ratio, median", "-", f"{statistics.median(times):.0f}")
@@ -204,7 +235,7 @@ def reach(
     bench: Bench, setting: Setting, ended: dict[str, Any], seed: int, speed: tuple[float, float]
 ) -> dict[str, Any]:
     """One run of the default strategy with 1/20 of the paper's tokens: when its best is first good enough."""
-    result = bench.run(setting, strategy="auto", max_evals=PAPER_EVALS // 20, seed=seed)
+    result = bench.run(setting, strategy="auto", max_evals=bench.size.paper_evals // 20, seed=seed)
     first, curve = math.inf, []
     for tokens, candidate in incumbents(result):
         losses = bench.losses(with_attention(candidate, result.factors), result.factors.target)
@@ -261,7 +292,7 @@ def equal(bench: Bench) -> None:
         if name == "dim_mono":
             continue
         seeds = 1 if name == "seeds" else bench.seeds
-        options = {"strategy": name, "max_evals": PAPER_EVALS // 10}
+        options = {"strategy": name, "max_evals": bench.size.paper_evals // 10}
         runs = [bench.run(setting, seed=seed, **options) for seed in range(seeds)]
         losses[name] = np.array([bench.held_out_losses(run.factors) for run in runs])
         bench.keep("equal", {name: rows.tolist() for name, rows in losses.items()})
@@ -277,9 +308,9 @@ def equal(bench: Bench) -> None:
 def scales(bench: Bench) -> None:
     """Held-out perplexity from 2x to 32x without fine-tuning, each search with the same tokens."""
     raw: dict[str, Any] = {}
-    for scale in SCALES:
+    for scale in bench.size.scales:
         setting, target, section = Setting(scale, "formula"), bench.target(scale), f"{scale}x"
-        evals = max(2, EQUAL_TOKENS // (5 * target))
+        evals = max(2, bench.size.equal_tokens // (5 * target))
         searched = {"best YaRN grid": bench.run(setting, strategy="seeds").factors}
         for name in bench.strategies:
             for seed in range(bench.seeds if name == "auto" else 1):
@@ -303,7 +334,7 @@ def scales(bench: Bench) -> None:
 def two_sided(bench: Bench) -> None:
     """What a single set with a 1 % short budget costs at the target against one without, which a dual set can afford."""
     setting, length = Setting(8, "formula"), bench.checkpoint.window
-    evals = EQUAL_TOKENS // (5 * bench.target(8))
+    evals = bench.size.equal_tokens // (5 * bench.target(8))
     results = {
         "single": bench.run(setting, strategy="auto", max_evals=evals),
         "single, 1 % short budget": bench.run(setting, strategy="auto", max_evals=evals, short_budget=0.01),
@@ -355,12 +386,11 @@ def workers(bench: Bench) -> None:
 def longest(bench: Bench) -> None:
     """Time and peak memory of one evaluation at 131,072 tokens, in a process of its own, against the estimate."""
     command = [sys.executable, "-m", "tests.bench.bench_search", "--part", "one-long", "--model", str(bench.model)]
-    output = subprocess.run(
-        [*command, "--threads", str(bench.threads)], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
+    command += ["--threads", str(bench.threads), *(["--quick"] if bench.size == QUICK else [])]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     measured = json.loads(output.splitlines()[-1])
     ratio = measured["estimate_gib"] / measured["peak_gib"]
-    section = "one evaluation at 131,072 tokens"
+    section = f"one evaluation at {bench.size.long:,} tokens"
     bench.add(
         section, "CPU seconds, one thread" if bench.threads == 1 else "CPU seconds", "-", f"{measured['seconds']:.0f}"
     )
@@ -371,9 +401,9 @@ def longest(bench: Bench) -> None:
 
 def one_long(bench: Bench) -> None:
     """The evaluation itself; peak memory is the process's."""
-    ids = np.concatenate([document.ids for document in bench.texts.documents])[:LONG]
-    plan = plan_memory(bench.checkpoint, LONG)
-    candidate = Candidate((LONG / bench.checkpoint.window,) * (bench.checkpoint.rotary_dim // 2))
+    ids = np.concatenate([document.ids for document in bench.texts.documents])[: bench.size.long]
+    plan = plan_memory(bench.checkpoint, bench.size.long)
+    candidate = Candidate((bench.size.long / bench.checkpoint.window,) * (bench.checkpoint.rotary_dim // 2))
     start = time.process_time()
     bench.scorer.nll(candidate, Window(ids))
     seconds = time.process_time() - start
@@ -429,6 +459,7 @@ HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long
 @click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", show_default=True, help="Of scales.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
+@click.option("--quick", is_flag=True, help="Next to no budget: shows that everything runs, measures nothing.")
 @click.option("--table", is_flag=True, help="Only print the committed results as Markdown.")
 def main(
     parts: Sequence[str],
@@ -438,6 +469,7 @@ def main(
     strategies: str,
     threads: int,
     names: Sequence[str],
+    quick: bool,
     table: bool,
 ) -> None:
     """Run parts of the bench: rows to the terminal and to docs/results/search.json."""
@@ -445,7 +477,8 @@ def main(
         say(markdown(read(RESULTS / "search.json")["rows"]))
         return
     settings = tuple(setting for setting in COST_SETTINGS if not names or setting.name in names)
-    bench = Bench(model, out, threads, settings, seeds, tuple(strategies.split(",")))
+    size = QUICK if quick else Size()
+    bench = Bench(model, out / "quick" if quick else out, threads, settings, seeds, tuple(strategies.split(",")), size)
     if set(parts) & HIDDEN.keys():
         for part in parts:
             HIDDEN[part](bench)

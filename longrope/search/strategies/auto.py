@@ -1,13 +1,16 @@
-"""`auto`: the best of known methods and YaRN ramps, then natural-gradient steps and racing mutants in turn.
+"""`auto`: the best of known methods and YaRN ramps, then natural-gradient steps, then racing mutants.
 
-    known methods, ramps ──1 window──► best few ──race──► best so far ──► gradient steps ──all windows──► best so far
-                                                               ▲                                             │
-                                                               └──── race ◄──── mutants, as many tokens ◄────┘
+    known methods, ramps ──1 window──► best few ──race──► best so far
+                                                              │
+    ┌─────────────────────────────────────────────────────────┘
+    └──► ten gradient steps ──► mean of the last half of all ──all windows──► best so far ──race──► mutants
+              ▲                                                   │
+              └───────────────── goes on where it was ◄───────────┘
 
-Gradients settle the slow pairs in a few steps, on fresh windows. In the fast pairs losses are rugged, in much the same way
-on every text: gradients point nowhere there, and a single window ranks candidates well. So mutants are measured window by
-window, and stopped as soon as they are behind the best on the same windows. The two take turns until the budget is spent; a
-search that is stopped early has found what there was to find by then.
+Gradients settle the slow pairs, each on a fresh window. Their noise is what limits them, so it is one descent that goes on,
+whose mean takes in more windows with every turn, not many that start anew. In the fast pairs losses are rugged and gradients
+point nowhere: those are for mutants, which are measured window by window, and stopped as soon as they are behind the best on
+the same windows.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from longrope.search.space import Seed
 from longrope.search.strategies.evolution import ATTENTION_BOUNDS
 from longrope.search.strategies.gradient import WindowOrder
 from longrope.search.strategies.monotone import rising
-from longrope.search.strategies.natural import descend
+from longrope.search.strategies.natural import NaturalDescent
 from longrope.search.strategies.problem import Problem, Purse
 from longrope.search.trial import Candidate, Outcome, Plan, Trial
 
@@ -31,8 +34,8 @@ OWN_BUDGET = 32
 RAMPS = ((16, 1), (8, 1), (32, 0.5), (16, 0.5), (8, 0.5), (64, 1), (4, 0.5), (16, 0.25))
 # Starts that are measured on more than one window.
 FINALISTS = 3
-# Gradient steps at a time; they may cost at most this share of what is left.
-STEPS, STEP_SHARE = 10, 0.4
+# Gradient steps between two confirmations; they may cost this share of what screening left.
+STEPS, STEP_SHARE = 10, 0.75
 # Height of a mutation, standard deviation in ln λ, and its widths along the pairs, in sixteenths of their number.
 HEIGHT, WIDTHS = 0.15, (0.5, 1.0, 2.0)
 # The same height for ln attention, and the probability of a new n_hat.
@@ -43,18 +46,29 @@ Outcomes = Generator[Sequence[Trial], Sequence[Outcome], Outcome]
 
 def auto(problem: Problem) -> Plan:
     """See the module's docstring."""
-    purse, mutants, order = problem.purse(OWN_BUDGET), Mutants(problem), WindowOrder(problem)
+    purse, mutants = problem.purse(OWN_BUDGET), Mutants(problem)
     best = yield from screen(problem, purse)
-    turn = STEPS * problem.step_tokens
+    if problem.gradients:
+        best = yield from descend(problem, best, purse)
     while purse.left >= problem.objective.tokens:
-        if problem.gradients and turn + problem.objective.tokens <= STEP_SHARE * purse.left:
-            purse.pay(turn + problem.objective.tokens)
-            mean = yield from descend(problem, best.candidate, order, STEPS)
-            (outcome,) = yield [problem.full(mean, "gradient mean")]
-            best = min(best, outcome, key=lambda o: o.loss)
-        until = max(0, purse.left - turn)
-        while purse.left > until and purse.left >= problem.objective.tokens:
-            best = yield from race(problem, Seed("mutant", mutants.draw(best.candidate)), best, purse)
+        best = yield from race(problem, Seed("mutant", mutants.draw(best.candidate)), best, purse)
+
+
+def descend(problem: Problem, best: Outcome, purse: Purse) -> Outcomes:
+    """Gradient steps from the best so far, whose mean competes after every turn."""
+    order = WindowOrder(problem)
+    descent = NaturalDescent(
+        problem.space, best.candidate, problem.objective.windows[problem.gradient_windows[0]].counted
+    )
+    turn, kept = STEPS * problem.step_tokens + problem.objective.tokens, (1 - STEP_SHARE) * purse.left
+    while purse.left - turn >= kept:
+        purse.pay(turn)
+        for _ in range(STEPS):
+            (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
+            descent.step(outcome)
+        (outcome,) = yield [problem.full(descent.mean(), "gradient mean")]
+        best = min(best, outcome, key=lambda o: o.loss)
+    return best
 
 
 def screen(problem: Problem, purse: Purse) -> Outcomes:

@@ -10,31 +10,17 @@ iterates. Sources: Amari, Natural Gradient Works Efficiently in Learning (1998);
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from longrope.search.space import SearchSpace
-from longrope.search.strategies.gradient import WindowOrder
 from longrope.search.strategies.monotone import rising
-from longrope.search.strategies.problem import Problem
-from longrope.search.trial import Candidate, Float64, Outcome, Trial
+from longrope.search.trial import Candidate, Float64, Outcome
 
 # c, how fast m forgets, ε in nats, and the longest step in ln μ.
 RATE, MEMORY, FLOOR, LONGEST = 4.0, 0.8, 1e-3, 0.15
 # Standard deviations beyond which a gradient is cut: those of fast pairs have heavy tails.
 OUTLIER = 4.0
-
-
-def descend(
-    problem: Problem, start: Candidate, order: WindowOrder, steps: int
-) -> Generator[Sequence[Trial], Sequence[Outcome], Candidate]:
-    """So many steps from a candidate, each on another window; the mean of the last half of them."""
-    descent = NaturalDescent(problem.space, start, problem.objective.windows[problem.gradient_windows[0]].counted)
-    for _ in range(steps):
-        (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
-        descent.step(outcome)
-    return descent.mean()
 
 
 class NaturalDescent:
