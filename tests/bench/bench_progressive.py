@@ -56,7 +56,7 @@ SCORED = {256: 32_768, 1024: 32_768, 4096: 65_536, 16_384: 131_072}
 LENGTHS = (*SCORED, TARGET // 2, TARGET)
 PLAN = Path(__file__).with_name("progressive") / "plan.toml"
 HELD_OUT = default_model.TEST_TEXTS / "northangerabbey.txt"
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DEPTHS, FAR_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0)  # the latter beyond what was trained on
 # Prompts per length and depth: a prompt of 131,072 tokens takes as long as a window.
 SAMPLES = {256: 4, 1024: 4, 4096: 4, 16_384: 2, 65_536: 1, 131_072: 1}
 PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1}
@@ -236,13 +236,11 @@ class Bench:
 
     # -- pass keys
 
-    def passkeys(
-        self, model: Model, candidate: Candidate, samples: Mapping[int, int], depths: Sequence[float] = DEPTHS
-    ) -> list[RetrievalRow]:
+    def passkeys(self, model: Model, candidate: Candidate, samples: Mapping[int, int]) -> list[RetrievalRow]:
         """One row a length and depth."""
         rows = []
         for length, count in samples.items():
-            for depth in sorted(depths, reverse=True):
+            for depth in DEPTHS if length <= TRAINED else FAR_DEPTHS:
 
                 def measure(length: int = length, depth: float = depth, count: int = count) -> dict[str, Any]:
                     model.use(candidate)
