@@ -55,6 +55,7 @@ class Size:
         long: tokens of the one long evaluation.
         cost_seeds: of the default strategy in `cost`.
         scales: of `scales`.
+        candidates: that `workers` measures, on four windows each.
     """
 
     paper_evals: int = 1344
@@ -63,6 +64,7 @@ class Size:
     long: int = 131_072
     cost_seeds: int = 5
     scales: tuple[int, ...] = (2, 4, 8, 16, 32)
+    candidates: int = 8
 
     @property
     def equal_tokens(self) -> int:
@@ -70,7 +72,9 @@ class Size:
         return self.paper_evals * 5 * 2048 // 50
 
 
-QUICK = Size(paper_evals=60, held_out_tokens=2 * 2048, min_held_out=2, long=4096, cost_seeds=2, scales=(2, 4))
+QUICK = Size(
+    paper_evals=60, held_out_tokens=2 * 2048, min_held_out=2, long=4096, cost_seeds=2, scales=(2, 4), candidates=1
+)
 
 
 @dataclass(frozen=True)
@@ -364,7 +368,9 @@ def workers(bench: Bench) -> None:
     objective = Objective(tuple(Window(ids) for ids in bench.texts.windows(target, 4)))
     recipe = Recipe(bench.checkpoint.path, bench.checkpoint.name, objective, Machine(threads=1), 1.0)
     pairs = bench.checkpoint.rotary_dim // 2
-    jobs = [Job(Candidate((1.0 + k / 10,) * pairs), window) for k in range(8) for window in range(4)]
+    jobs = [
+        Job(Candidate((1.0 + k / 10,) * pairs), window) for k in range(bench.size.candidates) for window in range(4)
+    ]
     first: dict[Job, float] = {}
     for count in (1, 2, 4):
         pool = make_evaluator(recipe, executor="processes", workers=count)
