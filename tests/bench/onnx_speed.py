@@ -27,11 +27,12 @@ READY = "ready"
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to be timed: a folder with model.onnx, or of a torch model with its factors.json beside it."""
+    """Something to be timed: a folder with model.onnx, or of a torch model, with its factors.json and its attention."""
 
     name: str
     path: Path
     factors: Path | None = None
+    attention: str = "sdpa"
     last_only: bool = False
 
 
@@ -110,6 +111,7 @@ def _worker(contender: Contender, threads: int) -> Iterator[_Worker]:
     request = {
         "path": str(contender.path),
         "factors": str(contender.factors) if contender.factors else None,
+        "attention": contender.attention,
         "last_only": contender.last_only,
         "threads": threads,
     }
@@ -161,8 +163,8 @@ def onnx_forward(path: Path, threads: int, last_only: bool) -> Callable[[int], N
     return forward
 
 
-def torch_forward(path: Path, factors: Path, threads: int) -> Callable[[int], None]:
-    """transformers, not compiled, in float32 with the attention it chooses."""
+def torch_forward(path: Path, factors: Path, attention: str, threads: int) -> Callable[[int], None]:
+    """transformers, not compiled, in float32."""
     import torch
 
     from longrope.checkpoint import open_checkpoint
@@ -171,6 +173,7 @@ def torch_forward(path: Path, factors: Path, threads: int) -> Callable[[int], No
 
     torch.set_num_threads(threads)
     model = build_model(open_checkpoint(path), RescaleFactors.load(factors))
+    model.set_attn_implementation(attention)
     state: dict[str, Any] = {"cache": None, "length": 0}
 
     @torch.inference_mode()
@@ -189,7 +192,7 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     path, threads = Path(request["path"]), request["threads"]
     forward = (
-        torch_forward(path, Path(request["factors"]), threads)
+        torch_forward(path, Path(request["factors"]), request["attention"], threads)
         if request["factors"]
         else onnx_forward(path, threads, request["last_only"])
     )
