@@ -208,7 +208,7 @@ class TrainingRows:
     def _taught(self, piece: Piece) -> TrainingSequence:
         """The same for a teacher. Both sets learn from it in turn: a single export has only the long one."""
         sequence = self._sequence(piece)
-        turn = piece.document + piece.start // max(len(sequence), 1)
+        turn = piece.document + piece.start // len(sequence)
         return replace(sequence, factor_set=sequence.factor_set if turn % 2 else LONG, taught=True)
 
     # -- retrieval

@@ -146,13 +146,13 @@ def training_factors(factors: RescaleFactors, stage: Stage) -> RescaleFactors:
 
 
 def _check_teacher(teacher: Checkpoint | None, checkpoint: Checkpoint) -> None:
-    """Raise InputError unless the teacher reads the same tokens."""
-    sizes = ("vocab_size", "num_attention_heads")
-    if teacher is not None and any(teacher.config.get(name) != checkpoint.config.get(name) for name in sizes):
-        raise InputError(
-            f"{teacher.name} cannot teach {checkpoint.name}: expected the same model before extension, got vocab_size "
-            f"{teacher.config.get('vocab_size')} for {checkpoint.config.get('vocab_size')}"
-        )
+    """Raise InputError unless the teacher reads the same tokens with the same heads."""
+    for name in ("vocab_size", "num_attention_heads"):
+        if teacher is not None and (got := teacher.config.get(name)) != (expected := checkpoint.config.get(name)):
+            raise InputError(
+                f"{teacher.name} cannot teach {checkpoint.name}: expected the same model before extension, with {name} "
+                f"{expected}, got {got}"
+            )
 
 
 def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> Mixture:

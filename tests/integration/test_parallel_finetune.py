@@ -62,10 +62,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_processes_give_the_model_that_one_gives(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
     """Full training with weights in parts and sequences in parts, LoRA with weights in parts, a teacher with both."""
     full = Job(pico.path, texts, tmp_path / "full", {})
-    stage = replace(
-        STAGE, distil_short=True, learning_rate=1e-4
-    )  # nothing to learn yet: AdamW's first steps are rounding's
-    taught = replace(full, folder=tmp_path / "taught", stage=stage)
+    taught = replace(full, folder=tmp_path / "taught", stage=replace(STAGE, distil_short=True))
     lora = replace(full, folder=tmp_path / "lora", options={"lora_rank": 4})
     together = {
         "full": replace(full, folder=tmp_path / "full-2", sequence_size=2),
