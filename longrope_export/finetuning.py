@@ -64,6 +64,8 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
         LongRopeError: the output exists, the factors do not fit, texts are too short, or the machine lacks something.
     """
     refuse_existing(request.output, overwrite=request.overwrite)
+    if request.teacher and not request.stage.get("distil_short"):
+        raise InputError(f"--teacher {request.teacher}: expected --distil-short beside it, got rows without a teacher")
     checkpoint, factors = _opened(request)
     stage = request.stage_for(factors)
     converter = registry.converter("hf")

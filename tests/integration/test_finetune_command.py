@@ -101,6 +101,7 @@ def test_a_plan_tells_tokens_memory_and_time(pico: Checkpoint, single_file: Path
         (("--sequence-size", "2"), 2, "expected a divisor of the number of processes"),
         (("--text", "missing"), 2, "no such file"),
         (("--short-share", "60%", "--retrieval-share", "50%"), 2, "short_share: expected room for text"),
+        (("--teacher", "default"), 2, "--teacher default: expected --distil-short beside it"),
         (("--factor-sets", "dual"), 4, "short_factor equals long_factor"),
         (("--warmup", "9"), 2, "at most the 3 steps"),
     ],
