@@ -87,11 +87,17 @@ def python_environment(runtime: Runtime) -> Path:
     python = room / "bin" / "python"
     if not (room / ".complete").is_file():
         _run([sys.executable, "-m", "venv", str(room)], UnavailableError)
-        own = next(room.glob("lib/python*/site-packages"))
-        (own / "parent.pth").write_text("\n".join(site.getsitepackages()))
+        _see_ours(room)
         _run([str(python), "-m", "pip", "install", "-q", *runtime.packages], UnavailableError)
         (room / ".complete").touch()
+    _see_ours(room)
     return python
+
+
+def _see_ours(room: Path) -> None:
+    """Let an environment see the packages of the running interpreter, whichever it was made by."""
+    own = next(room.glob("lib/python*/site-packages"))
+    (own / "parent.pth").write_text("\n".join(site.getsitepackages()))
 
 
 def _node_environment(runtime: Runtime) -> Path:
