@@ -276,6 +276,7 @@ def training_texts(cache: Path) -> Path:
     folder = cache / "train"
     if not folder.is_dir():
         with staged(folder) as room:
+            room.mkdir()
             for document in default_texts.load_corpus(cache).train:
                 (room / f"{document.name}.txt").write_text(document.text, encoding="utf-8")
     return folder
