@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -26,6 +27,7 @@ from converters.onnx import OnnxConverter
 from converters.onnx.crossing import RefillingDecoder
 from converters.onnx.readback import OnnxFile
 from converters.onnx.rope_eval import RopePart
+from converters.onnx.rope_graph import INV_FREQ, LONG
 from converters.onnx.runtime import OnnxSource
 from converters.onnx.simulate import round_weights
 from longrope import rope
@@ -131,6 +133,53 @@ def fidelity_long_exact(bench: Bench) -> None:
     worst = scores["transformers"].max_logit_diff
     what = "transformers' own float32 angles: largest logit difference to the same"
     bench.add("fidelity-long-exact", what, "–", f"{worst:.2g}")
+
+
+def fidelity_long_rounding(bench: Bench) -> None:
+    """The same graph turned by transformers' float32 angles: what agreeing with its logits costs in exactness."""
+    own = build_model(bench.checkpoint, bench.single)
+    inv_freq = own.get_decoder().rotary_emb.inv_freq.double().numpy()
+    with tempfile.TemporaryDirectory(dir=ROOM) as room:
+        folder = Path(shutil.copytree(bench.export(bench.single), Path(room) / "export"))
+        turn_in_float32(folder / "model.onnx", inv_freq)
+        source = OnnxSource(folder, bench.single, threads=1)
+        score = scored(bench, bench.single, {"f32": source}, LONG_TOKENS, "long")["f32"]
+    position = np.arange(LONG_TOKENS)[:, None]
+    exact = position * (
+        rope.inv_freq(bench.checkpoint.rope_theta, bench.checkpoint.rotary_dim) / bench.single.long_factor
+    )
+    rounded = position.astype(np.float32) * inv_freq.astype(np.float32)
+    what = f"f32 single, {LONG_TOKENS} of {bench.checkpoint.window}, angles rounded as transformers'"
+    bench.add("fidelity-long-rounding", f"{what}: largest logit difference", "–", f"{score.max_logit_diff:.2g}")
+    error = float(np.abs(rounded - exact).max())
+    bench.add("fidelity-long-rounding", f"{what}: largest error of an angle, rad", "–", f"{error:.2g}")
+
+
+def turn_in_float32(path: Path, inv_freq: NDArray[np.float64]) -> None:
+    """Make a graph round frequencies and angles to float32, as transformers does.
+
+    Args:
+        path: model.onnx of a `single` export; its external data stays as it is.
+        inv_freq: [d/2], transformers' rescaled frequencies.
+    """
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    initializers = {value.name: value for value in graph.initializer}
+    for name, values in ((INV_FREQ, inv_freq), (LONG, np.ones_like(inv_freq))):
+        initializers[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+    (index,) = [index for index, node in enumerate(graph.node) if node.name == "rope.scaled_angle"]
+    angle = graph.node[index]
+    rounded = [f"{name}.float32" for name in angle.input]
+    casts = [
+        onnx.helper.make_node("Cast", [name], [new], to=onnx.TensorProto.FLOAT)
+        for name, new in zip(angle.input, rounded, strict=True)
+    ]
+    product = onnx.helper.make_node("Mul", rounded, ["rope.angle.float32"])
+    back = onnx.helper.make_node("Cast", ["rope.angle.float32"], list(angle.output), to=onnx.TensorProto.DOUBLE)
+    graph.node.remove(angle)
+    for node in reversed([*casts, product, back]):
+        graph.node.insert(index, node)
+    onnx.save(model, path)
 
 
 def fidelity_long_integer(bench: Bench) -> None:
@@ -462,6 +511,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "quantizers": quantizers,
     "fidelity-long": fidelity_long,
     "fidelity-long-exact": fidelity_long_exact,
+    "fidelity-long-rounding": fidelity_long_rounding,
     "fidelity-long-integer": fidelity_long_integer,
     "fidelity-long-dual": fidelity_long_dual,
     "cost": cost,
