@@ -57,7 +57,7 @@ LENGTHS = (*SCORED, TARGET // 2, TARGET)
 PLAN = Path(__file__).with_name("progressive") / "plan.toml"
 HELD_OUT = default_model.TEST_TEXTS / "northangerabbey.txt"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FAR_DEPTHS = (0.5,)  # beyond the rows that were trained on, where a prompt takes minutes
+FAR_DEPTHS = {65_536: (0.0, 0.5, 1.0), 131_072: (0.5,)}  # beyond the trained rows a prompt takes minutes
 # Prompts per length and depth: a prompt of 131,072 tokens takes as long as a window.
 SAMPLES = {256: 4, 1024: 4, 4096: 4, 16_384: 2, 65_536: 1, 131_072: 1}
 PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1}
@@ -241,7 +241,7 @@ class Bench:
         """One row a length and depth."""
         rows = []
         for length, count in samples.items():
-            for depth in DEPTHS if length <= TRAINED else FAR_DEPTHS:
+            for depth in FAR_DEPTHS.get(length, DEPTHS):
 
                 def measure(length: int = length, depth: float = depth, count: int = count) -> dict[str, Any]:
                     model.use(candidate)
