@@ -27,7 +27,7 @@ from converters.onnx import OnnxConverter
 from converters.onnx.crossing import RefillingDecoder
 from converters.onnx.readback import OnnxFile
 from converters.onnx.rope_eval import RopePart
-from converters.onnx.rope_graph import INV_FREQ, LONG
+from converters.onnx.rope_graph import INV_FREQ, LONG, SHORT
 from converters.onnx.runtime import OnnxSource
 from converters.onnx.simulate import round_weights
 from longrope import rope
@@ -41,7 +41,7 @@ from tests.bench.onnx_exporters import cost_of, large_llama
 from tests.bench.onnx_runtimes import RUNTIMES, UnavailableError, generate, python_environment
 from tests.bench.onnx_speed import Contender, Course, Times, race
 from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
-from tests.integration.test_onnx_faults import FAULTS
+from tests.integration.test_onnx_faults import FAULTS, initializer, node, on_graph
 from tests.integration.test_onnx_parity import CHANGES, TESTED
 
 ROOM = Path("runs") / "bench" / "onnx"
@@ -141,7 +141,7 @@ def fidelity_long_rounding(bench: Bench) -> None:
     inv_freq = own.get_decoder().rotary_emb.inv_freq.double().numpy()
     with tempfile.TemporaryDirectory(dir=ROOM) as room:
         folder = Path(shutil.copytree(bench.export(bench.single), Path(room) / "export"))
-        turn_in_float32(folder / "model.onnx", inv_freq)
+        on_graph(angles_in_float32(inv_freq))(folder)
         source = OnnxSource(folder, bench.single, threads=1)
         score = scored(bench, bench.single, {"f32": source}, LONG_TOKENS, "long")["f32"]
     position = np.arange(LONG_TOKENS)[:, None]
@@ -155,31 +155,20 @@ def fidelity_long_rounding(bench: Bench) -> None:
     bench.add("fidelity-long-rounding", f"{what}: largest error of an angle, rad", "–", f"{error:.2g}")
 
 
-def turn_in_float32(path: Path, inv_freq: NDArray[np.float64]) -> None:
-    """Make a graph round frequencies and angles to float32, as transformers does.
+def angles_in_float32(inv_freq: NDArray[np.float64]) -> Callable[[onnx.GraphProto], None]:
+    """A change of a `single` graph: frequencies, as transformers rescales them ([d/2]), and angles rounded to float32."""
 
-    Args:
-        path: model.onnx of a `single` export; its external data stays as it is.
-        inv_freq: [d/2], transformers' rescaled frequencies.
-    """
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    initializers = {value.name: value for value in graph.initializer}
-    for name, values in ((INV_FREQ, inv_freq), (LONG, np.ones_like(inv_freq))):
-        initializers[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
-    (index,) = [index for index, node in enumerate(graph.node) if node.name == "rope.scaled_angle"]
-    angle = graph.node[index]
-    rounded = [f"{name}.float32" for name in angle.input]
-    casts = [
-        onnx.helper.make_node("Cast", [name], [new], to=onnx.TensorProto.FLOAT)
-        for name, new in zip(angle.input, rounded, strict=True)
-    ]
-    product = onnx.helper.make_node("Mul", rounded, ["rope.angle.float32"])
-    back = onnx.helper.make_node("Cast", ["rope.angle.float32"], list(angle.output), to=onnx.TensorProto.DOUBLE)
-    graph.node.remove(angle)
-    for node in reversed([*casts, product, back]):
-        graph.node.insert(index, node)
-    onnx.save(model, path)
+    def change(graph: onnx.GraphProto) -> None:
+        ones = np.ones_like(inv_freq)
+        for name, values in ((INV_FREQ, inv_freq), (LONG, ones), (SHORT, ones)):
+            initializer(graph, name).CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+        node(graph, "rope.position_float64").attribute[0].i = onnx.TensorProto.FLOAT
+        angle = node(graph, "rope.scaled_angle")
+        back = onnx.helper.make_node("Cast", ["rope.angle_float32"], list(angle.output), to=onnx.TensorProto.DOUBLE)
+        angle.output[0] = "rope.angle_float32"
+        graph.node.insert(list(graph.node).index(angle) + 1, back)
+
+    return change
 
 
 def fidelity_long_integer(bench: Bench) -> None:
