@@ -355,6 +355,7 @@ def test_doctor_finds_everything_that_setup_installs() -> None:
     for what in ("torch", "transformers", "extra gguf", "extra onnx", "extra report"):
         assert findings[what]["state"] == "ok", findings[what]
     assert set(findings["torch"]) == {"what", "state", "detail", "required"}
+    assert "GiB free on cpu" in findings["memory"]["detail"]
 
 
 # -- patch
