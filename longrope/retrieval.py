@@ -111,6 +111,19 @@ def hide(
     return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
 
+def with_decoys(encode: Encode, filler_ids: TokenIds, count: int, rng: np.random.Generator) -> TokenIds:
+    """Filler in which `count` other numbers of one to five digits are told at random places, cut to its old length.
+
+    A copying head that looks for what followed the last digit finds it after every such digit of the text. How many there
+    are grows with the text, so they stand for one that is much longer.
+    """
+    pieces = np.split(filler_ids, np.sort(rng.integers(0, filler_ids.size + 1, count)))
+    numbers = [rng.integers(10 ** (digits - 1), 10**digits) for digits in rng.integers(1, 6, count)]
+    told = [np.array(encode(f" {number}"), dtype=np.int64) for number in numbers]
+    mixed = [part for pair in zip(pieces, [*told, np.empty(0, np.int64)], strict=True) for part in pair]
+    return np.concatenate(mixed)[: filler_ids.size]
+
+
 def passkey_sample(
     encode: Encode,
     filler_ids: npt.ArrayLike,

@@ -41,6 +41,7 @@ STAGE_ARGUMENTS = (
     "short_share",
     "distil_short",
     "retrieval_share",
+    "retrieval_decoys",
     "answer_share",
 )
 TRAIN_ARGUMENTS = (

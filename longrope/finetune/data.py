@@ -23,7 +23,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.finetune.batch import PackedBatch, TrainingSequence, pack
 from longrope.finetune.rotary import LONG, SHORT
-from longrope.retrieval import Encode, passkey_sample
+from longrope.retrieval import Encode, passkey_sample, with_decoys
 from longrope.text import Corpus, TokenIds
 
 Kind = Literal["text", "short", "retrieval"]
@@ -45,6 +45,7 @@ class Mixture:
         short_length: L, the longest sequence that the short set serves.
         short_share: part of the rows that hold short sequences; above 0, training is mixed.
         retrieval_share: part of the rows that hold pass keys.
+        retrieval_decoys: other numbers in their texts, per 1,024 tokens.
         answer_share: part of a retrieval sequence's loss that its answer makes; by count it would be nearly nothing.
         distil_short: sequences of short rows are for a teacher, every other one under the long set.
         seed: of the order, the cuts, the keys.
@@ -54,6 +55,7 @@ class Mixture:
     short_length: int
     short_share: float = 0.0
     retrieval_share: float = 0.0
+    retrieval_decoys: float = 0.0
     answer_share: float = 0.1
     distil_short: bool = False
     seed: int = 0
@@ -225,8 +227,8 @@ class TrainingRows:
 
     def _passkey(self, length: int, rng: np.random.Generator) -> TrainingSequence:
         room = length - self.bookends.size
-        fillers = [ids for ids in self.documents if ids.size >= room]
-        sample = passkey_sample(self.encode, fillers[rng.integers(len(fillers))], room, float(rng.random()), rng)
+        filler = self._filler(room, rng)
+        sample = passkey_sample(self.encode, filler, room, float(rng.random()), rng)
         ids = self.bookends.around(sample.token_ids)
         first = int(self.bookends.start is not None)
         answer = slice(first + sample.answer_start, first + sample.answer_stop)
@@ -234,6 +236,16 @@ class TrainingRows:
         count, share = answer.stop - answer.start, self.mixture.answer_share
         weights[answer] = share / (1 - share) * (length - 1 - count) / count
         return TrainingSequence(ids, self.mixture.factor_set(length), weights)
+
+    def _filler(self, room: int, rng: np.random.Generator) -> TokenIds:
+        """Real text of at least `room` tokens: a whole document, or a run of one with decoys."""
+        fillers = [ids for ids in self.documents if ids.size >= room]
+        filler = fillers[rng.integers(len(fillers))]
+        decoys = round(self.mixture.retrieval_decoys * room / 1024)
+        if not decoys:
+            return filler
+        start = int(rng.integers(filler.size - room + 1))
+        return with_decoys(self.encode, filler[start : start + room], decoys, rng)
 
 
 def training_rows(checkpoint: Checkpoint, corpus: Corpus, mixture: Mixture) -> TrainingRows:

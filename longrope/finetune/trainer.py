@@ -162,6 +162,7 @@ def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> 
         short_length=factors.original,
         short_share=stage.short_share,
         retrieval_share=stage.retrieval_share,
+        retrieval_decoys=stage.retrieval_decoys,
         answer_share=stage.answer_share,
         distil_short=stage.distil_short,
         seed=options.seed,

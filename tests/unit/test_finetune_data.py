@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from longrope.finetune.data import Bookends, Mixture, TrainingRows, training_row
 from longrope.finetune.presets import PRESETS, default_plan, read_plan
 from longrope.finetune.rotary import LONG, SHORT
 from longrope.finetune.stages import Stage
+from longrope.retrieval import with_decoys
+from longrope.search.windows import encode_plain
 from longrope.text import Corpus, Document
 from tests.common import pico_text
 
@@ -125,6 +128,26 @@ def test_retrieval_rows_ask_for_keys_that_were_told(pico: Checkpoint) -> None:
             assert text.count(key) == 3
     assert 256 in lengths
     assert len(lengths) > 3
+
+
+def test_decoys_are_other_numbers_in_the_text_of_a_key(pico: Checkpoint) -> None:
+    filler = np.array(encode_plain(pico, "a" * 2000))
+
+    def numbers(ids: np.ndarray) -> list[str]:
+        return re.findall(r"\d+", pico.tokenizer.decode(ids.tolist()))
+
+    noisy = with_decoys(lambda text: encode_plain(pico, text), filler, 40, np.random.default_rng(0))
+    assert noisy.size == filler.size
+    assert {len(number) for number in numbers(noisy)} == {1, 2, 3, 4, 5}
+    assert 36 <= len(numbers(noisy)) <= 40  # some are cut off at the end
+
+    def told(decoys: float) -> list[int]:
+        mixture = Mixture(256, 64, retrieval_share=0.999, retrieval_decoys=decoys)
+        made = training_rows(pico, Corpus((Document("a", filler),)), mixture)
+        return [len(numbers(made.row(number).ids[0].numpy())) for number in range(6)]
+
+    plain, mixed = sum(told(0)), sum(told(40))
+    assert plain + 20 <= mixed <= plain + 60  # 40 per 1,024 tokens: up to 10 a row, fewer where keys take much of it
 
 
 def test_documents_shorter_than_a_row_are_refused() -> None:
