@@ -245,7 +245,10 @@ def describe(stage: Stage) -> str:
     if not stage.steps:
         return f"{stage.length} tokens, {origin}, no training"
     short = "short, taught" if stage.distil_short else "short"
-    named = ((short, stage.short_share), ("retrieval", stage.retrieval_share))
+    retrieval = (
+        f"retrieval among {stage.retrieval_decoys:g} decoys per 1,024" if stage.retrieval_decoys else "retrieval"
+    )
+    named = ((short, stage.short_share), (retrieval, stage.retrieval_share))
     shares = "".join(f", {100 * share:g} % {name}" for name, share in named if share)
     return (
         f"{stage.length} tokens, {origin}, {stage.steps} steps of {stage.batch} rows of {stage.row_length}, "
