@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from longrope.errors import InputError
 from longrope.finetune.batch import IGNORED
 from longrope.finetune.data import Bookends, Mixture, TrainingRows, training_rows
 from longrope.finetune.presets import PRESETS, default_plan, read_plan
+from longrope.finetune.progressive import describe
 from longrope.finetune.rotary import LONG, SHORT
 from longrope.finetune.stages import Stage
 from longrope.retrieval import with_decoys
@@ -259,3 +261,15 @@ def test_unknown_plans_name_the_presets() -> None:
         read_plan("papper", 64, 512)
     with pytest.raises(InputError, match="batch: expected 1 or more"):
         Stage(128, batch=0)
+
+
+def test_a_plans_line_tells_what_rows_hold() -> None:
+    stage = Stage(2048, steps=4, batch=2, short_share=0.5, distil_short=True, retrieval_share=0.25)
+    assert describe(stage).endswith("4 steps of 2 rows of 2048, 2e-05 linear, 50 % short, taught, 25 % retrieval")
+    assert describe(replace(stage, retrieval_decoys=8)).endswith("25 % retrieval among 8 decoys per 1,024")
+
+
+@pytest.mark.parametrize("decoys", [-1, 65, "8", True])
+def test_decoys_that_cannot_be_are_refused(decoys: object) -> None:
+    with pytest.raises(InputError, match="retrieval_decoys: expected 0 to 64"):
+        Stage(2048, retrieval_decoys=decoys)  # type: ignore[arg-type]
