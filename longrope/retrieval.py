@@ -33,6 +33,8 @@ PASSKEY_STATEMENT: Final = "\n\nThe pass key is {key}. Remember it. {key} is the
 PASSKEY_QUESTION: Final = "\n\nWhat is the pass key? The pass key is"
 PASSKEY_ANSWER: Final = " {key}"
 
+DECOYS: Final = (" {number}", "\n\n{number}\n\n", "\n\nCHAPTER {number}\n\n", "\n\nChapter {number}\n\n")
+
 NEEDLE_STATEMENT: Final = "\n\n{owner} keeps the {thing} in {place}.\n\n"
 NEEDLE_QUESTION: Final = "\n\nWhere does {owner} keep the {thing}? {owner} keeps the {thing} in"
 NEEDLE_ANSWER: Final = " {place}"
@@ -115,11 +117,13 @@ def with_decoys(encode: Encode, filler_ids: TokenIds, count: int, rng: np.random
     """Filler in which `count` other numbers of one to five digits are told at random places, cut to its old length.
 
     A copying head that looks for what followed the last digit finds it after every such digit of the text. How many there
-    are grows with the text, so they stand for one that is much longer.
+    are grows with the text, so they stand for one that is much longer. Numbers are spread evenly in their logarithm, as in
+    real text: three of ten begin with a 1 (Benford's law). Some stand within a sentence, others apart as in headings.
     """
     pieces = np.split(filler_ids, np.sort(rng.integers(0, filler_ids.size + 1, count)))
-    numbers = [rng.integers(10 ** (digits - 1), 10**digits) for digits in rng.integers(1, 6, count)]
-    told = [np.array(encode(f" {number}"), dtype=np.int64) for number in numbers]
+    numbers = [int(10**exponent) for exponent in rng.uniform(0, 5, count)]
+    texts = [str(rng.choice(DECOYS)).format(number=number) for number in numbers]
+    told = [np.array(encode(text), dtype=np.int64) for text in texts]
     mixed = [part for pair in zip(pieces, [*told, np.empty(0, np.int64)], strict=True) for part in pair]
     return np.concatenate(mixed)[: filler_ids.size]
 

@@ -133,7 +133,7 @@ def test_retrieval_rows_ask_for_keys_that_were_told(pico: Checkpoint) -> None:
 
 
 def test_decoys_are_other_numbers_in_the_text_of_a_key(pico: Checkpoint) -> None:
-    filler = np.array(encode_plain(pico, "a" * 2000))
+    filler = np.array(encode_plain(pico, "a" * 8000))
 
     def numbers(ids: np.ndarray) -> list[str]:
         return re.findall(r"\d+", pico.tokenizer.decode(ids.tolist()))
