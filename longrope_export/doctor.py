@@ -99,20 +99,19 @@ def _devices() -> Finding:
     return Finding("devices", "ok", "cpu only: searches of large models want a GPU")
 
 
-def _memory() -> Finding:
+def _free_memory() -> str:
     from longrope.search.memory import free_memory
 
     torch = import_module("torch")
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     free = [f"{amount / GIB:.1f} GiB free on {device}" for device in devices if (amount := free_memory(device))]
-    hint = "`search MODEL --plan` and `extend MODEL --plan` say what a run needs"
-    return Finding("memory", "ok", "; ".join([*free, hint]))
+    return "; ".join([*free, "`search MODEL --plan` and `extend MODEL --plan` say what a run needs"])
 
 
 def _machine() -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / GIB
     return [
         Finding("processors", "ok", f"{usable_cpus()} usable"),
-        _memory(),
+        _tried("memory", _free_memory, required=False),
         Finding("disk", "ok" if free > 1 else "broken", f"{free:.1f} GiB free here"),
     ]
