@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from longrope.finetune.stages import MAX_DECOYS
 from longrope_export import options
 
 
@@ -32,7 +33,12 @@ from longrope_export import options
 @click.option("--distil-short", is_flag=True, help="They learn from the model before extension, not from the text.")
 @click.option("--teacher", metavar="MODEL", help="That model, where MODEL has been trained before.  [default: MODEL]")
 @click.option("--retrieval-share", type=options.SHARE, default=0.0, help="Rows of pass keys hidden in the texts.")
-@click.option("--retrieval-decoys", type=click.FloatRange(0, 64), default=0.0, help="Other numbers, per 1,024 tokens.")
+@click.option(
+    "--retrieval-decoys",
+    type=click.FloatRange(0, MAX_DECOYS),
+    default=0.0,
+    help="Other numbers in those texts, per 1,024 tokens.",
+)
 @click.option("--answer-share", type=options.SHARE, default="10%", help="Of their loss that the answers make.")
 @options.factor_sets
 @options.train_dtype("--dtype")
