@@ -30,6 +30,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 DEFAULT_ROPE_THETA = 10_000.0
 EXTENDABLE_ROPE_TYPES = ("default", "longrope", "su", None)
+# Buffers that old checkpoints carry; every runtime computes them.
+DERIVED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 
 
 @dataclass(frozen=True)

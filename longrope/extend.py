@@ -67,6 +67,11 @@ class ExtendOptions:
         """Whether a short set is trained, too."""
         return self.stages is not None and any(stage.steps and stage.short_share for stage in self.stages.stages)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, as JSON. The machine does not: a run may go on with another."""
+        own = {"search": self.search.settings(), "training": self.training.settings()}
+        return {**dataclasses.asdict(self), **own}
+
     @property
     def planned_n_hat(self) -> int:
         """Start tokens that formats must be able to hold: any number, when it is searched."""

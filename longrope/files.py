@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 
@@ -128,14 +131,21 @@ def errors_of_writing(path: Path) -> Iterator[None]:
         yield
     except LongRopeError:
         raise
-    except OSError as error:
+    except (OSError, SafetensorError) as raised:
+        error = raised if isinstance(raised, OSError) else _said_by_safetensors(raised)
         if is_disk_full(error):
             raise MissingRequirementError(
                 f"{path}: no room left on the disk ({error.strerror or error}); nothing was written"
-            ) from error
+            ) from raised
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MissingRequirementError(f"{path}: not writable ({error.strerror})") from error
+            raise MissingRequirementError(f"{path}: not writable ({error.strerror})") from raised
         raise
+
+
+def _said_by_safetensors(error: Exception) -> OSError:
+    """What the system said to safetensors, which passes it on as text: `… I/O error: File too large (os error 27)`."""
+    found = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
+    return OSError(int(found[2]), found[1]) if found else OSError(0, str(error))
 
 
 def _umask() -> int:

@@ -97,10 +97,11 @@ def hide(
     length: int,
     depth: float,
     rng: np.random.Generator,
+    start_ids: Sequence[int] = (),
 ) -> TokenIds:
-    """Exactly `length` tokens: a random contiguous run of filler, the statement at `depth` in it, then the ending."""
+    """Exactly `length` tokens: the start, a random contiguous run of filler with the statement at `depth`, the ending."""
     filler = np.asarray(filler_ids, dtype=np.int64)
-    room = length - len(statement_ids) - len(ending_ids)
+    room = length - len(start_ids) - len(statement_ids) - len(ending_ids)
     if not 0.0 <= depth <= 1.0:
         raise InputError(f"expected a depth between 0 and 1, got {depth}")
     if room < 0:
@@ -109,7 +110,7 @@ def hide(
         raise InputError(f"expected at least {room} filler tokens, got {filler.size}: give a longer text")
     start = int(rng.integers(filler.size - room + 1))
     cut = start + round(depth * room)
-    parts = (filler[start:cut], statement_ids, filler[cut : start + room], ending_ids)
+    parts = (start_ids, filler[start:cut], statement_ids, filler[cut : start + room], ending_ids)
     return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
 
@@ -136,19 +137,27 @@ def passkey_sample(
     rng: np.random.Generator,
     *,
     num_digits: int = 5,
+    start_ids: Sequence[int] = (),
 ) -> RetrievalSample:
     """A random pass key told at `depth` in `length` tokens of filler and asked for at the end (LongRoPE's passkey task).
 
     encode: text → ids, adding no special tokens; filler_ids: ids of real text, at least `length` of them.
     depth: relative place of the statement in the filler, 0 to 1. The same `rng` state gives the same sample.
+    start_ids: what the model expects before every text, see `longrope.search.windows.start_of_text`.
     """
     key = "".join(str(digit) for digit in (rng.integers(1, 10), *rng.integers(0, 10, num_digits - 1)))
     statement, answer = PASSKEY_STATEMENT.format(key=key), PASSKEY_ANSWER.format(key=key)
-    return _sample(encode, filler_ids, length, depth, rng, (statement, PASSKEY_QUESTION, answer))
+    return _sample(encode, filler_ids, length, depth, rng, (statement, PASSKEY_QUESTION, answer), start_ids)
 
 
 def needle_sample(
-    encode: Encode, filler_ids: npt.ArrayLike, length: int, depth: float, rng: np.random.Generator
+    encode: Encode,
+    filler_ids: npt.ArrayLike,
+    length: int,
+    depth: float,
+    rng: np.random.Generator,
+    *,
+    start_ids: Sequence[int] = (),
 ) -> RetrievalSample:
     """A sentence of who keeps what where, told at `depth` and asked for at the end; arguments as `passkey_sample`."""
     words = {
@@ -158,7 +167,7 @@ def needle_sample(
     }
     texts = (NEEDLE_STATEMENT, NEEDLE_QUESTION, NEEDLE_ANSWER)
     statement, question, answer = (text.format(**words) for text in texts)
-    return _sample(encode, filler_ids, length, depth, rng, (statement, question, answer))
+    return _sample(encode, filler_ids, length, depth, rng, (statement, question, answer), start_ids)
 
 
 def _sample(
@@ -168,17 +177,18 @@ def _sample(
     depth: float,
     rng: np.random.Generator,
     texts: tuple[str, str, str],
+    start_ids: Sequence[int],
 ) -> RetrievalSample:
     """A prompt of (statement, question, answer); tokens that merge question and answer belong to the answer."""
     statement, question, answer = texts
     asked, ending = encode(question), encode(question + answer)
-    token_ids = hide(filler_ids, encode(statement), ending, length, depth, rng)
+    token_ids = hide(filler_ids, encode(statement), ending, length, depth, rng, start_ids)
     return RetrievalSample(token_ids, length - len(ending) + common_prefix(asked, ending), length, depth)
 
 
 # -- measuring
 
-MakeSample = Callable[[Encode, npt.ArrayLike, int, float, np.random.Generator], RetrievalSample]
+MakeSample = Callable[..., RetrievalSample]
 TASKS: Final[Mapping[str, MakeSample]] = {"passkey": passkey_sample, "needle": needle_sample}
 
 
@@ -204,7 +214,14 @@ class RetrievalRow:
 
 
 def samples_of(
-    task: str, encode: Encode, filler_ids: npt.ArrayLike, length: int, depth: float, count: int, seed: int
+    task: str,
+    encode: Encode,
+    filler_ids: npt.ArrayLike,
+    length: int,
+    depth: float,
+    count: int,
+    seed: int,
+    start_ids: Sequence[int] = (),
 ) -> Iterator[RetrievalSample]:
     """`count` prompts. Prompt k has the same filler and answer at every depth: only the statement's place differs.
 
@@ -212,7 +229,8 @@ def samples_of(
         InputError: too little filler, or a length or depth that cannot be.
     """
     for k in range(count):
-        yield TASKS[task](encode, filler_ids, length, depth, np.random.default_rng([seed, length, k]))
+        rng = np.random.default_rng([seed, length, k])
+        yield TASKS[task](encode, filler_ids, length, depth, rng, start_ids=start_ids)
 
 
 def measure(

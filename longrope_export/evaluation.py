@@ -23,7 +23,7 @@ from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.retrieval import RetrievalRow
 from longrope.scoring import LogitSource, nll, perplexity
-from longrope.search.windows import encode_plain
+from longrope.search.windows import encode_plain, start_of_text
 from longrope.tasks import TaskRow, TaskRunner, read_records
 from longrope.text import Corpus, load_corpus
 from longrope_export.lm_harness import HarnessRequest, require_harness, run_harness
@@ -223,7 +223,8 @@ def _retrieval(
     """One row a length and depth. Late statements come first: the next prompt then shares its start with the last one."""
     if not lengths:
         return ()
-    filler = np.concatenate([document.ids for document in corpus.documents])
+    start = start_of_text(opened.checkpoint)
+    filler = np.concatenate([document.ids[len(start) :] for document in corpus.documents])
     rows = []
     with progress.task(task_name, sum(lengths) * len(request.depths) * request.samples) as task:
         for length in lengths:
@@ -236,6 +237,7 @@ def _retrieval(
                     depth,
                     request.samples,
                     request.seed,
+                    start,
                 )
                 note = f"{length} tokens, depth {depth:g}"
                 rows.append(

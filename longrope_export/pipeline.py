@@ -29,6 +29,7 @@ from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.finetune.stages import StagePlan
+from longrope.journal import differences
 from longrope.modeling import set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
@@ -303,7 +304,7 @@ def _open_run(request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, he
         "test_fingerprint": held_out.fingerprint,
         "formats": list(request.formats),
         "factor_sets": request.factor_sets,
-        "options": dataclasses.asdict(request.options),
+        "options": request.options.settings(),
     }
     file = request.output / "run.json"
     if request.resume:
@@ -333,9 +334,11 @@ def _check_resumable(file: Path, configuration: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: no such run to resume; leave --resume out to start one")
     stored = json.loads(file.read_text(encoding="utf-8"))["configuration"]
     now = json.loads(json.dumps(configuration, default=str))
-    changed = [name for name in ("model_fingerprint", "text_fingerprint", "options") if stored.get(name) != now[name]]
+    decisive = ("model_fingerprint", "text_fingerprint", "options")
+    before, after = ({name: run.get(name) for name in decisive} for run in (stored, now))
+    changed = differences(before, after)
     if changed:
-        raise InputError(f"{file}: started with another {', '.join(changed)}; repeat the same options or start anew")
+        raise InputError(f"{file}: {'; '.join(changed)}; repeat the same options or start anew")
 
 
 def _export(

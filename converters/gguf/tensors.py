@@ -15,11 +15,11 @@ from converters.gguf.container import TensorInfo, block_size
 from converters.gguf.layouts import Halves, Layout
 from converters.gguf.library import gguf_library
 from converters.gguf.weights import Piece, Planned, SafetensorsSource, Stored
+from longrope.checkpoint import DERIVED
 from longrope.errors import UnsupportedError
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-_IGNORED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 # Routers decide between experts by small differences; llama.cpp keeps them in float32.
 _ALWAYS_F32 = ("ffn_gate_inp",)
 
@@ -77,7 +77,7 @@ class TensorPlanner:
     def _kept(self, name: str) -> bool:
         layer = LAYER.fullmatch(name)
         scalar = layer is not None and layer[2] in self.layout.scalars
-        return not (scalar or (self.tied and name == "lm_head.weight") or _IGNORED.fullmatch(name))
+        return not (scalar or (self.tied and name == "lm_head.weight") or DERIVED.fullmatch(name))
 
     def _places(self, name: str) -> Iterator[Place]:
         module, _, suffix = name.rpartition(".")

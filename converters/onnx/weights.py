@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from longrope.checkpoint import Checkpoint, safetensors_header
+from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
 from longrope.errors import InputError, UnsupportedError
 
 Array = NDArray[Any]
@@ -25,8 +25,6 @@ DTYPES: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
-# Buffers that old checkpoints carry; the graph computes them.
-IGNORED = ("rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Weights:
         A tensor that the graph does not use is a part of the model that the graph does not have.
         """
         unused = sorted(set(self.entries) - self._used - set(but))
-        unknown = [name for name in unused if not name.endswith(IGNORED)]
+        unknown = [name for name in unused if not DERIVED.fullmatch(name)]
         if unknown:
             raise UnsupportedError(
                 f"{self.name}: {len(unknown)} weights have no place in the ONNX graph of this model type, the first is "

@@ -46,8 +46,10 @@ def attend(
     Returns:
         [B, H, T, d].
     """
-    if _flash_attention_serves(query_BHTd, cu_seqlens):
-        return _flash(query_BHTd, key_BKTd, value_BKTd, cu_seqlens, scaling, dropout)
+    compute = _compute_dtype(query_BHTd)
+    if _flash_attention_serves(query_BHTd, compute, cu_seqlens):
+        query, key, value = (tensor.to(compute) for tensor in (query_BHTd, key_BKTd, value_BKTd))
+        return _flash(query, key, value, cu_seqlens, scaling, dropout)
     grouped = query_BHTd.shape[1] != key_BKTd.shape[1]
 
     def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -107,11 +109,17 @@ def check_layer(cu_seqlens: Sequence[int], sliding_window: int | None, softcap: 
         )
 
 
-def _flash_attention_serves(query_BHTd: Tensor, cu_seqlens: Sequence[int]) -> bool:
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What torch's own attention would compute in: under autocast turned queries are float32 still."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def _flash_attention_serves(query_BHTd: Tensor, compute: torch.dtype, cu_seqlens: Sequence[int]) -> bool:
     return (
         query_BHTd.is_cuda
         and query_BHTd.shape[0] == 1
-        and query_BHTd.dtype in (torch.bfloat16, torch.float16)
+        and compute in (torch.bfloat16, torch.float16)
         and len(cu_seqlens) > 2
         and find_spec("flash_attn") is not None
     )

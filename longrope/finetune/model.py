@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longrope.checkpoint import Checkpoint, safetensors_header
+from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import staged
@@ -112,7 +112,8 @@ class TrainedModel:
             if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
         written = {name for file in folder.glob("*.safetensors") for name in safetensors_header(file)}
-        expected = {name for file in self.checkpoint.weight_files for name in safetensors_header(file)}
+        stored = {name for file in self.checkpoint.weight_files for name in safetensors_header(file)}
+        expected = {name for name in stored if not DERIVED.fullmatch(name)}
         if written != expected:
             odd = sorted(written ^ expected)[0]
             raise LongRopeError(f"{folder}: the trained model's weights are not those of {self.checkpoint.name}: {odd}")

@@ -161,14 +161,16 @@ def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFacto
 
 
 def rescaled(factors: RescaleFactors, length: int) -> RescaleFactors:
-    """The same curve at another length scale: λ^(ln s' / ln s). 1 stays 1, s becomes s'; PI and NTK stay what they are."""
+    """The same curve at another length scale: λ^(ln s' / ln s). 1 stays 1, s becomes s'; PI and NTK stay what they are.
+
+    An attention factor that was given or searched stays, too; the formula's follows the scale.
+    """
     power = math.log(length / factors.original) / math.log(factors.length_scale)
     return replace(
         factors.as_single(),
         long_factor=tuple(value**power for value in factors.long_factor),
         short_factor=tuple(value**power for value in factors.long_factor),
         target_length=length,
-        attention_factor=None,
         method=f"rescaled from {factors.target}",
         provenance={"rescaled_from": factors.to_json()},
     )

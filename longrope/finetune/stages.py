@@ -80,6 +80,7 @@ class Stage:
             _require(_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, name, "a share below 1", self)
         decoys = self.retrieval_decoys
         _require(_is_number(decoys) and 0 <= decoys <= MAX_DECOYS, "retrieval_decoys", f"0 to {MAX_DECOYS}", self)
+        _require(isinstance(self.distil_short, bool), "distil_short", "true or false", self)
         _require(self.short_share > 0 or not self.distil_short, "distil_short", "a short_share beside it", self)
         _require(self.short_share + self.retrieval_share < 1, "short_share", "room for text beside retrieval", self)
         _require(self.warmup <= self.steps, "warmup", f"at most the {self.steps} steps", self)

@@ -13,6 +13,7 @@ PEFT, torch's AdamW, FSDP2 and distributed checkpoints. Why not transformers' Tr
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from longrope.checkpoint import Checkpoint, open_folder
-from longrope.errors import InputError
+from longrope.errors import InputError, LongRopeError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.finetune.batch import PackedBatch, join
@@ -231,6 +232,7 @@ class _Run:
             loss.backward()
             summed += loss.detach()
         norm = self.parallel.clip_grad_norm(self.trained.loss, self.options.max_grad_norm)
+        self._require_finite(float(norm))
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
@@ -249,6 +251,14 @@ class _Run:
             tokens_per_second=round(tokens / seconds, 1),
             flops_use=self._flops_use(batches, seconds),
         )
+
+    def _require_finite(self, norm: float) -> None:
+        """Stop before a gradient that is no number gets into the weights, and from there into every later checkpoint."""
+        if not math.isfinite(norm):
+            raise LongRopeError(
+                f"step {self.step + 1}: the gradient's norm is {norm}; the weights were left as they were and the last "
+                "checkpoint is good. Try a lower learning rate, a longer warm-up or float32"
+            )
 
     def _lesson(self, batch: PackedBatch) -> Lesson | None:
         """The teacher's part in a pass. Where one process has taught tokens, all ask, for they share its weights."""

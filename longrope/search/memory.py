@@ -122,9 +122,11 @@ def require_memory(plan: MemoryPlan) -> None:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes free on a device; None when it does not say."""
+    """Bytes free on a device, what torch keeps for its own next use included; None when it does not say."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        card = torch.device(device)
+        kept = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+        return int(torch.cuda.mem_get_info(card)[0] + kept)
     if device != "cpu":
         return None
     meminfo = Path("/proc/meminfo")

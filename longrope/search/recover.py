@@ -23,6 +23,7 @@ import numpy as np
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.progress import Progress, Silent
 from longrope.search.methods import MethodScore, evaluate_methods
@@ -107,8 +108,14 @@ def recover_short(
         held_out: texts to compare on, which the search never sees; None for no comparison.
 
     Raises:
-        InputError: the factors belong to another model, or no document is long enough.
+        InputError: the factors belong to another model, no document is long enough, or no runtime would use a short set
+            at the window.
     """
+    if window is not None and window > factors.original:
+        raise InputError(
+            f"window {window}: expected at most the original window of {factors.original} tokens; runtimes use the long set "
+            "beyond"
+        )
     stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
     options = options or SearchOptions(max_evals=DEFAULT_EVALS)
     options = replace(

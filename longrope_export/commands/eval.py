@@ -56,16 +56,21 @@ def command(
     Perplexity by window; retrieval by length and depth; many-shot learning, questions and summaries on your own JSONL;
     tasks of the lm-evaluation-harness.
     """
+    from longrope.errors import InputError
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.evaluation import EvalRequest, evaluate
     from longrope_export.lm_harness import HarnessRequest
     from longrope_export.plots import check_picture, plot_retrieval
     from longrope_export.tables import print_evaluation
 
+    if tasks is None and (include is not None or limit is not None):
+        raise InputError("--lm-eval-include and --lm-eval-limit: expected --lm-eval TASKS beside them")
     lengths = arguments["task_windows"]
     harness = HarnessRequest(tuple(tasks.split(",")), include, limit, lengths) if tasks else None
     request = EvalRequest(**arguments, harness=harness)
     if heat_map is not None:
+        if not (request.passkey or request.needle):
+            raise InputError("--heat-map shows --passkey or --needle: expected lengths N,N for one of them")
         check_picture(heat_map)
     result = evaluate(request, ConsoleProgress())
     if json_path != "-":

@@ -168,6 +168,20 @@ CASES: dict[str, Case] = {
     "csv with rows that differ": Case(
         "factors import ROOM/f.csv -o OUT", 2, "got rows that differ", put("f.csv", "1,2\n1,3")
     ),
+    "training without stages": Case(f"{EXTEND} --lora 4", 2, "need --stages PLAN: lora_rank was null, is 4"),
+    "stages on top of a file": Case(f"{EXTEND} --stages default --from FACTORS", 2, "--from with --stages"),
+    "one row over processes, in one": Case(
+        f"{EXTEND} --stages default --sequence-size 2", 2, "extend runs in one process"
+    ),
+    "short factors where no runtime takes them": Case(
+        "recover MODEL --factors FACTORS --window 65 --text TEXT -o OUT",
+        2,
+        "expected at most the original window of 64",
+    ),
+    "a heat map of nothing": Case("eval MODEL --text TEXT --windows 64 --heat-map ROOM/map.png", 2, "--heat-map shows"),
+    "a limit for no harness": Case(
+        "eval MODEL --text TEXT --windows 64 --lm-eval-limit 2", 2, "expected --lm-eval TASKS"
+    ),
     "nothing to resume": Case(f"{EXTEND} --resume", 2, "no such run to resume"),
 }
 

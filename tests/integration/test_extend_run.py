@@ -138,7 +138,7 @@ def test_the_report_shows_what_is_no_number(run: FinishedRun, tmp_path: Path) ->
 
 def test_a_finished_run_resumes_to_itself(run: FinishedRun, pico: Checkpoint, texts: Path) -> None:
     before = run.json("factors.json"), (run.folder / "gguf").stat().st_mtime_ns
-    done = run_cli(*command(pico.path, texts, run.folder, "--resume"))
+    done = run_cli(*command(pico.path, texts, run.folder, "--resume", "--threads", "2"))  # another machine may go on
     assert done.code == 0, done.err
     assert (run.json("factors.json")["long_factor"], (run.folder / "gguf").stat().st_mtime_ns) == (
         before[0]["long_factor"],
@@ -152,6 +152,12 @@ def test_a_run_of_another_model_is_not_resumed(run: FinishedRun, texts: Path, tm
     done = run_cli(*command(other.path, texts, run.folder, "--resume"))
     assert done.code == 2
     assert "model_fingerprint" in done.err
+
+
+def test_what_a_resumed_run_was_started_with_is_said(run: FinishedRun, pico: Checkpoint, texts: Path) -> None:
+    done = run_cli(*command(pico.path, texts, run.folder, "--resume", "--seed", "7"))
+    assert done.code == 2
+    assert "options.search.seed was 0, is 7" in done.err
 
 
 # -- killed

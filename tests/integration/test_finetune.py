@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from longrope.checkpoint import Checkpoint, open_folder, safetensors_header
-from longrope.errors import InputError, MissingRequirementError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.finetune.batch import IGNORED
 from longrope.finetune.checkpoints import latest_checkpoint
@@ -185,6 +185,41 @@ def test_checkpoints_are_few_and_hold_no_pickle(trained: Path) -> None:
         ".jsonl",
         ".safetensors",
     }
+
+
+def test_buffers_of_old_checkpoints_do_not_stop_the_trained_weights(
+    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+) -> None:
+    """Llama 2's first exports carry inv_freq, which transformers has no place for any more."""
+    folder = tmp_path / "old"
+    shutil.copytree(pico.path, folder)
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file({**weights, name: torch.ones(4)}, file, metadata={"format": "pt"})
+    run = finetune(open_folder(folder), dual, replace(STAGE, steps=2), corpus, tmp_path / "run", options=ONE_THREAD)
+    (made,) = run.checkpoint.weight_files
+    assert safetensors_header(made).keys() == weights.keys()
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(
+    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is that of the step before, and the run goes on from it."""
+    stage, clip, steps = replace(STAGE, steps=3), Parallel.clip_grad_norm, []
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        steps.append(clip(*arguments))
+        return torch.tensor(float("nan")) if len(steps) == 3 else steps[-1]
+
+    options = replace(ONE_THREAD, save_every=1)
+    whole = finetune(pico, dual, stage, corpus, tmp_path / "whole", options=options)
+    with monkeypatch.context() as patched:
+        patched.setattr(Parallel, "clip_grad_norm", broken)
+        with pytest.raises(LongRopeError, match=r"step 3: the gradient's norm is nan; .* lower learning rate"):
+            finetune(pico, dual, stage, corpus, tmp_path / "run", options=options)
+    run = finetune(pico, dual, stage, corpus, tmp_path / "run", options=options, resume=True)
+    assert run.checkpoint.fingerprint == whole.checkpoint.fingerprint
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import time
@@ -165,6 +166,12 @@ def test_rescaling_keeps_known_methods_what_they_are() -> None:
         )
         assert rescaled(at_two, 256).long_factor == pytest.approx(at_four.long_factor)
     assert rescaled(at_two, 256).target == 256
+
+
+@pytest.mark.parametrize("given", [1.05, None])
+def test_rescaling_keeps_an_attention_factor_that_was_given(given: float | None) -> None:
+    first = dataclasses.replace(pico_factors(target=128), attention_factor=given)
+    assert rescaled(first, 256).attention_factor == given
 
 
 def test_given_factors_must_be_the_stages(pico: Checkpoint, factors_file: Path) -> None:

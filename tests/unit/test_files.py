@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from longrope.errors import InputError, MissingRequirementError
-from longrope.files import PARTIAL, remove_partial, sha256_of, staged, write_atomically
+from longrope.files import PARTIAL, errors_of_writing, remove_partial, sha256_of, staged, write_atomically
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -172,6 +173,24 @@ def test_the_machines_errors_say_what_it_lacks(tmp_path: Path, code: int, messag
     with pytest.raises(MissingRequirementError, match=message), half_written(tmp_path / "out"):
         raise OSError(code, os.strerror(code))
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("I/O error: File too large (os error 27)", r"no room left on the disk \(File too large\)"),
+        ("I/O error: No space left on device (os error 28)", "no room left"),
+        ("I/O error: Permission denied (os error 13)", "not writable"),
+    ],
+)
+def test_what_the_system_said_to_safetensors_is_understood(tmp_path: Path, said: str, message: str) -> None:
+    with pytest.raises(MissingRequirementError, match=message), errors_of_writing(tmp_path):
+        raise SafetensorError(f"Error while serializing: {said}")
+
+
+def test_other_errors_of_safetensors_stay_its_own(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError, match="invalid header"), errors_of_writing(tmp_path):
+        raise SafetensorError("invalid header")
 
 
 def test_other_errors_are_not_dressed_up(tmp_path: Path) -> None:

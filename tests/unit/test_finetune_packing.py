@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import FactorSet, RescaleFactors
+from longrope.finetune import attention
 from longrope.finetune.attention import attend, document_attention, use_document_attention
 from longrope.finetune.batch import IGNORED, PackedBatch, TrainingSequence, join, pack
 from longrope.finetune.loss import TrainingLoss, chunking
@@ -176,6 +177,18 @@ def test_memory_of_attention_is_linear_in_the_row() -> None:
     """A mask of 1 byte a pair would be 1 GB here."""
     heads = torch.zeros(1, 1, 32_768, 1)
     assert attend(heads, heads, heads, tuple(range(0, 32_769, 64))).shape == heads.shape
+
+
+def test_the_flash_kernel_is_asked_in_what_autocast_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turned queries are float32 under autocast, which that kernel does not take."""
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(attention, "_flash_attention_serves", lambda *_: True)
+    monkeypatch.setattr(attention, "_flash", lambda query, *_: asked.append(query.dtype) or query)
+    heads = torch.zeros(1, 2, 8, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        attend(heads, heads, heads, (0, 4, 8))
+    attend(heads, heads, heads, (0, 4, 8))
+    assert asked == [torch.bfloat16, torch.float32]
 
 
 def test_bfloat16_losses_are_summed_in_float32(pico: Checkpoint, dual: RescaleFactors) -> None:

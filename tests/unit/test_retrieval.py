@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
+from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.retrieval import (
     TASKS,
@@ -16,6 +21,7 @@ from longrope.retrieval import (
     passkey_sample,
     samples_of,
 )
+from longrope.search.windows import start_of_text
 from longrope.text import TokenIds
 
 
@@ -53,6 +59,22 @@ def test_depth_places_the_statement() -> None:
     assert places == sorted(places)
     assert places[0] == 2  # after its line breaks
     assert decode(sample(1024, 1.0).token_ids).count("\n\n\n\n") == 1  # statement and question touch
+
+
+@pytest.mark.parametrize("task", ["passkey", "needle"])
+def test_a_prompt_begins_as_every_text_of_the_model_does(task: str) -> None:
+    (sample,) = samples_of(task, encode, FILLER, 200, 0.5, 1, seed=3, start_ids=[7])
+    assert len(sample.token_ids) == 200
+    assert sample.token_ids[0] == 7
+
+
+def test_the_start_of_a_text_is_what_the_tokenizer_adds(pico: Checkpoint) -> None:
+    assert start_of_text(pico) == []
+    adding = copy.deepcopy(pico.tokenizer)
+    adding.post_processor = TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    checkpoint = replace(pico)
+    checkpoint.__dict__["tokenizer"] = adding
+    assert start_of_text(checkpoint) == [1]
 
 
 def test_same_seed_same_sample() -> None:
