@@ -78,6 +78,7 @@ class Converter(ABC):
         auto_factor_sets: what `--factor-sets auto` means here.
         outtypes: weight types it can write, the default first.
         extra: pip extra that brings its libraries; None when the core has them.
+        runs_in_torch: whether `open_source` also takes `device` and `dtype`.
     """
 
     name: ClassVar[str]
@@ -85,6 +86,7 @@ class Converter(ABC):
     auto_factor_sets: ClassVar[FactorSets] = "single"
     outtypes: ClassVar[Sequence[str]] = ("auto",)
     extra: ClassVar[str | None] = None
+    runs_in_torch: ClassVar[bool] = False
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:

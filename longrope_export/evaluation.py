@@ -51,6 +51,7 @@ class EvalRequest:
         truncate: cut documents that do not fit, instead of refusing them.
         max_new_tokens: most tokens of a generated answer.
         harness: what EleutherAI's lm-evaluation-harness is to run.
+        device, dtype: of an artifact that runs in torch.
     """
 
     artifact: str
@@ -73,6 +74,8 @@ class EvalRequest:
     harness: HarnessRequest | None = None
     threads: int | None = None
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -146,7 +149,8 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
         require_harness()
     if request.lengths and not request.texts:
         raise InputError("--windows, --passkey and --needle need --text PATH")
-    opened = open_artifact(request.artifact, (*request.lengths, *request.task_windows), request.threads)
+    lengths = (*request.lengths, *request.task_windows)
+    opened = open_artifact(request.artifact, lengths, request.threads, request.device, request.dtype)
     try:
         corpus = load_corpus(request.texts, opened.checkpoint.encode) if request.texts else Corpus(())
         return Evaluation(
@@ -178,16 +182,31 @@ class Opened:
     window: int
 
 
-def open_artifact(name: str, lengths: Sequence[int] = (), threads: int | None = None) -> Opened:
-    """Open a path, a Hub id or `default` for windows of these lengths and of the model's own."""
+def open_artifact(
+    name: str,
+    lengths: Sequence[int] = (),
+    threads: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Opened:
+    """Open a path, a Hub id or `default` for windows of these lengths and of the model's own.
+
+    Raises:
+        InputError: another device or dtype is asked of a runtime that chooses them itself.
+    """
     path = artifact_path(name)
     converter = registry.recognize(path)
+    if not converter.runs_in_torch and (device, dtype) != ("cpu", "float32"):
+        raise InputError(
+            f"--device {device}, --dtype {dtype}: {name} is {converter.name}, whose runtime chooses by itself"
+        )
+    in_torch = {"device": device, "dtype": dtype} if converter.runs_in_torch else {}
     converter.check_requirements()
     checkpoint = converter.tokenizer_source(path)
     factors = converter.read_factors(path)
     bound = checkpoint.bind(factors) if factors else None
     window = bound.target if bound is not None and bound.target_length else checkpoint.window
-    source = converter.open_source(path, bound, max_length=max((*lengths, window)), threads=threads)
+    source = converter.open_source(path, bound, max_length=max((*lengths, window)), threads=threads, **in_torch)
     return Opened(checkpoint, source, window)
 
 

@@ -115,14 +115,16 @@ def compute(function: Decorated) -> Decorated:
     return function
 
 
-def dtype(default: str) -> Callable[[Decorated], Decorated]:
+def dtype(
+    default: str, help: str = "Of the search's forward passes; validation is always in float32."
+) -> Callable[[Decorated], Decorated]:
     """`--dtype` of the engine's forward passes."""
     return click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16"]),
         default=default,
         show_default=True,
-        help="Of the search's forward passes; validation is always in float32.",
+        help=help,
     )
 
 

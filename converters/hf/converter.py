@@ -43,6 +43,7 @@ class HuggingFaceConverter(Converter):
     """The `hf` format."""
 
     name = "hf"
+    runs_in_torch = True
     auto_factor_sets = "single"
     outtypes: ClassVar[Sequence[str]] = ("auto", "f32", "f16", "bf16")
 
@@ -97,14 +98,23 @@ class HuggingFaceConverter(Converter):
         ]
 
     def open_source(
-        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+        self,
+        path: Path,
+        factors: RescaleFactors | None,
+        *,
+        max_length: int,
+        threads: int | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
     ) -> LogitSource:
+        """The folder in transformers, on a torch device and in a name of `longrope.modeling.DTYPES`."""
         from longrope.modeling import TorchSource, build_model, set_threads
 
         set_threads(threads)
         artifact = open_folder(path)
         _ = artifact.factors  # contradictory ones would fail in the middle of a forward pass
-        return TorchSource(build_model(artifact, as_it_is=True), factors, name="transformers", pinned=False)
+        model = build_model(artifact, dtype=dtype, device=device, as_it_is=True)
+        return TorchSource(model, factors, name="transformers", pinned=False)
 
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         types = weights.dtypes(open_folder(path))

@@ -40,8 +40,8 @@ from longrope_export import options
 )
 @click.option("--lm-eval-include", "include", type=options.PATH, help="Folder of further tasks for the harness.")
 @click.option("--lm-eval-limit", "limit", type=click.IntRange(1), help="Documents of each task of the harness.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of the runtime.  [default: all cores]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts.")
+@options.dtype("float32", "Of a Hugging Face folder's forward passes.")
+@options.compute
 @options.json_output
 def command(
     heat_map: Path | None,

@@ -274,3 +274,34 @@ def test_single_and_dual_factors_show_at_short_lengths(artifacts: dict[str, Path
     )
     assert short[0] != pytest.approx(short[1], rel=1e-6)
     assert long[0] == pytest.approx(long[1], rel=1e-6)
+
+
+def test_a_folder_is_measured_in_another_dtype(artifacts: dict[str, Path], texts: Path, tmp_path: Path) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        ask = (
+            "eval",
+            artifacts["hf"],
+            "--text",
+            texts,
+            "--windows",
+            "128",
+            "--dtype",
+            dtype,
+            "--json",
+            tmp_path / dtype,
+        )
+        done = run_cli(*ask)
+        assert done.code == 0, done.err
+        found.append(json.loads((tmp_path / dtype).read_text())["perplexity"][0]["ppl"])
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+@pytest.mark.parametrize("asked", [("--dtype", "bfloat16"), ("--device", "cuda")])
+def test_a_runtime_that_chooses_by_itself_takes_no_device(
+    artifacts: dict[str, Path], texts: Path, asked: tuple[str, str]
+) -> None:
+    done = run_cli("eval", artifacts["gguf"], "--text", texts, "--windows", "64", *asked)
+    assert done.code == 2
+    assert "is gguf, whose runtime chooses by itself" in done.err
