@@ -241,10 +241,11 @@ def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus
         raise InputError(
             "extend runs in one process; with torchrun, run search, finetune and recover one after the other"
         )
-    from longrope.finetune.model import require_extras
+    from longrope.finetune.model import require_extras, require_trainable
     from longrope.finetune.progressive import check_texts
 
     require_extras(options.training)
+    require_trainable(checkpoint.config, options.training)
     check_texts(checkpoint, options.stages, corpus, lambda paths: load_corpus(paths, checkpoint.encode))
 
 

@@ -8,7 +8,7 @@ folder: config.json and tokenizer as they were, weights in their own types â—„â”
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
-from longrope.errors import InputError, LongRopeError, MissingRequirementError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.factors import RescaleFactors
 from longrope.files import staged
 from longrope.finetune.attention import NAME, use_document_attention
@@ -54,6 +54,7 @@ class TrainedModel:
         checkpointing: bool = False,
     ) -> None:
         require_extras(options)
+        require_trainable(checkpoint.config, options)
         self.checkpoint, self.parallel = checkpoint, parallel
         self.model: Any = build_model(checkpoint)
         rotary = SequenceRotary(factors)
@@ -135,6 +136,21 @@ def require_extras(options: TrainOptions) -> None:
             raise MissingRequirementError(message)
 
 
+def require_trainable(config: Mapping[str, Any], options: TrainOptions) -> None:
+    """What config.json tells of a training that would fail only once the weights are loaded, hours into a plan of stages.
+
+    Raises:
+        UnsupportedError: the model caps attention scores or logits, which packed attention and the fused loss cannot.
+        InputError: LoRA is asked for in more layers than there are.
+    """
+    caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(name) is not None]
+    if caps:
+        raise UnsupportedError(f"training: this model caps its attention scores or logits ({', '.join(caps)})")
+    layers, count = options.lora_layers, config["num_hidden_layers"]
+    if layers is not None and layers > count:
+        raise InputError(f"lora_layers: expected at most the model's {count} layers, got {layers}")
+
+
 def _with_lora(model: Any, options: TrainOptions) -> Any:
     """Adapters on all linear layers but the head, or on the last ones'; norms and embeddings in full.
 
@@ -171,8 +187,6 @@ def _frozen_below(model: Any, layers: int | None) -> tuple[str, ...]:
         return ()
     decoder = model.get_decoder()
     count, path = len(decoder.layers), next(name for name, module in model.named_modules() if module is decoder.layers)
-    if layers > count:
-        raise InputError(f"lora_layers: expected at most the model's {count} layers, got {layers}")
     embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     return (f"{embedding}.", *(f"{path}.{number}." for number in range(count - layers)))
 

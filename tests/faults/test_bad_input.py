@@ -169,6 +169,12 @@ CASES: dict[str, Case] = {
         "factors import ROOM/f.csv -o OUT", 2, "got rows that differ", put("f.csv", "1,2\n1,3")
     ),
     "training without stages": Case(f"{EXTEND} --lora 4", 2, "need --stages PLAN: lora_rank was null, is 4"),
+    "more layers of LoRA than there are, before the search": Case(
+        f"{EXTEND} --stages default --lora 4 --lora-layers 9", 2, "expected at most the model's 2 layers, got 9"
+    ),
+    "a model that cannot be trained, before the search": Case(
+        f"{EXTEND} --stages default", 4, "final_logit_softcapping", config(final_logit_softcapping=30.0)
+    ),
     "stages on top of a file": Case(f"{EXTEND} --stages default --from FACTORS", 2, "--from with --stages"),
     "one row over processes, in one": Case(
         f"{EXTEND} --stages default --sequence-size 2", 2, "extend runs in one process"
