@@ -69,6 +69,7 @@ class RecoverRequest:
         texts: to search on; a part is held out unless `test_texts` are given.
         factors: the long set, where the model has none of its own.
         stages: factors that the model was fine-tuned with, to compare.
+        resume: go on with the journal beside the output.
     """
 
     model: str
@@ -79,11 +80,13 @@ class RecoverRequest:
     stages: Sequence[Path] = ()
     test_texts: Sequence[Path] = ()
     overwrite: bool = False
+    resume: bool = False
 
 
 def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progress) -> Recovery:
-    """Search a short set, compare it on held-out text, and save both sets."""
-    refuse_existing(request.output, overwrite=request.overwrite)
+    """Search a short set, compare it on held-out text, and save both sets. The journal is kept in `OUTPUT.journal/`."""
+    if not request.resume:
+        refuse_existing(request.output, overwrite=request.overwrite)
     checkpoint = open_model(request.model)
     known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:
@@ -99,6 +102,8 @@ def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progr
         known,
         window=request.window,
         options=options,
+        journal_dir=journal_of(request.output),
+        resume=request.resume,
         progress=progress,
         stages={path.name: RescaleFactors.load(path) for path in request.stages},
         held_out=held_out,

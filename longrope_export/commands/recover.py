@@ -31,6 +31,7 @@ from longrope_export import options
     help="Held-out text to compare on; repeatable.  [default: a part of --text]",
 )
 @click.option("--max-evals", type=click.IntRange(1), default=64, show_default=True, help="Budget in evaluations.")
+@click.option("--resume", is_flag=True, help="Go on with the journal beside the output.")
 @options.dtype("float32")
 @options.compute
 @options.json_output
@@ -43,6 +44,7 @@ def command(
     factors: Path | None,
     stages: tuple[Path, ...],
     test_texts: tuple[Path, ...],
+    resume: bool,
     json_path: str | None,
     **arguments: Any,
 ) -> int:
@@ -55,7 +57,7 @@ def command(
     from longrope_export.searching import RecoverRequest, recovery_json, run_recover
     from longrope_export.tables import print_recovery
 
-    request = RecoverRequest(model, window, texts, output, factors, stages, test_texts, overwrite)
+    request = RecoverRequest(model, window, texts, output, factors, stages, test_texts, overwrite, resume)
     recovery = run_recover(request, SearchOptions(**arguments), ConsoleProgress())
     print_recovery(recovery, window, output, err=json_path == "-")
     write_json(recovery_json(request, recovery), json_path)

@@ -349,6 +349,36 @@ def test_recover_puts_a_short_set_beside_the_long_one(artifacts: dict[str, Path]
     assert RescaleFactors.load(output).long_factor == pico_factors().long_factor
 
 
+def test_a_recovery_goes_on_with_its_journal(artifacts: dict[str, Path], texts: Path, tmp_path: Path) -> None:
+    """Cut after some evaluations, as a kill would, it measures the rest and ends with the same factors."""
+    output, journal = tmp_path / "recovered.json", tmp_path / "recovered.json.journal"
+    ask = (
+        "recover",
+        artifacts["hf"],
+        "--window",
+        WINDOW,
+        "--text",
+        texts,
+        "-o",
+        output,
+        "--max-evals",
+        24,
+        "--threads",
+        1,
+    )
+    assert run_cli(*ask).code == 0
+    whole = RescaleFactors.load(output)
+    (file,) = journal.glob("*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: len(lines) // 2]))
+    output.unlink()
+    done = run_cli(*ask, "--resume")
+    assert done.code == 0, done.err
+    assert RescaleFactors.load(output).short_factor == whole.short_factor
+    assert len(file.read_text().splitlines()) == len(lines)
+    assert "seed was 0, is 1" in run_cli(*ask, "--resume", "--seed", 1).err
+
+
 def test_doctor_finds_everything_that_setup_installs() -> None:
     done = run_cli("doctor", "--json", "-")
     findings = {found["what"]: found for found in json.loads(done.out)}
