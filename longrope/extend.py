@@ -202,6 +202,8 @@ def extend(
         done = _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, progress)
     if dual:
         done = _recovered(done, corpus, held_out, options, journal_dir / "short", resume, progress)
+    elif options.stages is not None:
+        progress.line("No short set is recovered, for no format asks for one; --factor-sets dual does.")
     return dataclasses.replace(done, methods=measure_methods(checkpoint, held_out, done, options, progress))
 
 

@@ -42,7 +42,7 @@ from longrope_export import options
 )
 @options.train_dtype("--train-dtype")
 @options.training_options
-@click.option("--plan", is_flag=True, help="Print tokens, memory and time of the whole run, and stop.")
+@click.option("--plan", is_flag=True, help="Print tokens, memory and time of searches and training, and stop.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in RUN_DIR.")
 @options.compute

@@ -336,7 +336,8 @@ def test_ctrl_c_during_a_search_is_130_and_resumable(room: Path) -> None:
     assert process.returncode == 130, err
     assert out == ""
     assert (
-        err.splitlines()[-1] == "Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume."
+        err.splitlines()[-1]
+        == "Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume."
     )
     assert "Traceback" not in err
     assert not (room / "out").exists()
