@@ -30,6 +30,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 DEFAULT_ROPE_THETA = 10_000.0
 EXTENDABLE_ROPE_TYPES = ("default", "longrope", "su", None)
+# Bytes of a weight file that its fingerprint takes: its start, and a sample in every so many.
+FIRST_WEIGHTS, SAMPLE, SAMPLE_EVERY = 1 << 20, 1 << 14, 1 << 23
 # Buffers that old checkpoints carry; every runtime computes them.
 DERIVED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 
@@ -149,7 +151,10 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over config.json, tokenizer.json and the weight files' headers and sizes: cheap, yet any change shows."""
+        """SHA-256 over config.json, tokenizer.json, the weight files' headers and sizes, and samples of their weights.
+
+        Cheap, and two trainings of one model differ; those of the last layers alone, too, in files above `SAMPLE_EVERY` bytes.
+        """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         tokenizer = self.path / "tokenizer.json"
         digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
@@ -157,8 +162,12 @@ class Checkpoint:
             with file.open("rb") as handle:
                 length = int.from_bytes(handle.read(8), "little")
                 digest.update(handle.read(length))
-                digest.update(handle.read(1 << 20))  # the first weights: two trainings of one shape differ here
-            digest.update(str(file.stat().st_size).encode())
+                digest.update(handle.read(FIRST_WEIGHTS))
+                size = file.stat().st_size
+                for place in range(SAMPLE_EVERY, size, SAMPLE_EVERY):
+                    handle.seek(place)
+                    digest.update(handle.read(SAMPLE))
+            digest.update(str(size).encode())
         return digest.hexdigest()
 
     def _config_value(self, name: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from longrope import checkpoint
 from longrope.checkpoint import Checkpoint, open_checkpoint, safetensors_header
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.hf_config import extended_config
@@ -80,6 +81,18 @@ def test_the_fingerprint_shows_any_change(folder: Path) -> None:
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     assert len({before, changed_config, fingerprint()}) == 3
+
+
+def test_the_fingerprint_shows_weights_far_from_the_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters in the last layers leave the first weights of a file as they were."""
+    monkeypatch.setattr(checkpoint, "FIRST_WEIGHTS", 64)
+    monkeypatch.setattr(checkpoint, "SAMPLE_EVERY", 1024)
+    before = open_checkpoint(folder).fingerprint
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 1024 * 1024] ^= 1
+    file.write_bytes(data)
+    assert open_checkpoint(folder).fingerprint != before
 
 
 # -- folders that are refused
