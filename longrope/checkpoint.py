@@ -153,7 +153,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 over config.json, tokenizer.json, the weight files' headers and sizes, and samples of their weights.
 
-        Cheap, and two trainings of one model differ; those of the last layers alone, too, in files above `SAMPLE_EVERY` bytes.
+        Cheap, and two trainings of one model differ; those of the last layers too, in files above `SAMPLE_EVERY` bytes.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         tokenizer = self.path / "tokenizer.json"
