@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -135,6 +135,7 @@ class TrainingRows:
         if mixture.retrieval_share and mixture.row_length < MIN_RETRIEVAL:
             raise InputError(f"pass keys need rows of at least {MIN_RETRIEVAL} tokens, got {mixture.row_length}")
         self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._plan_size = cache(lambda kind, epoch: len(self._plan(kind, epoch)))
 
     def row(self, number: int) -> PackedBatch:
         """The row of this number, counted from 0 over the whole stage; always the same one."""
@@ -142,11 +143,11 @@ class TrainingRows:
         if kind == "retrieval":
             return pack(self._retrieval(number), self.mixture.row_length)
         epoch = 0
-        while rank >= len(plan := self._plan(kind, epoch)):
-            rank -= len(plan)
+        while rank >= self._plan_size(kind, epoch):
+            rank -= self._plan_size(kind, epoch)
             epoch += 1
         make = self._taught if kind == "short" and self.mixture.distil_short else self._sequence
-        return pack([make(piece) for piece in plan[rank]], self.mixture.row_length)
+        return pack([make(piece) for piece in self._plan(kind, epoch)[rank]], self.mixture.row_length)
 
     def _place(self, number: int) -> tuple[Kind, int]:
         """What kind row `number` is, and how many of its kind come before it."""

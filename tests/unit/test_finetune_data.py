@@ -13,7 +13,7 @@ import torch
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.finetune.batch import IGNORED
-from longrope.finetune.data import Bookends, Mixture, TrainingRows, training_rows
+from longrope.finetune.data import Bookends, Kind, Mixture, Piece, TrainingRows, training_rows
 from longrope.finetune.presets import PRESETS, default_plan, read_plan
 from longrope.finetune.progressive import describe
 from longrope.finetune.rotary import LONG, SHORT
@@ -59,6 +59,22 @@ def test_one_pass_reads_every_window_once_then_cuts_elsewhere() -> None:
     assert len(set(firsts)) == 8 or len(set(firsts[:4])) == 4
     assert sorted(first // 10_000 for first in firsts[:4]) == [1, 1, 1, 2]
     assert firsts[:4] != firsts[4:]
+
+
+def test_rows_of_late_passes_do_not_plan_the_early_ones_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[int] = []
+    make = TrainingRows._make_plan
+
+    def counted(self: TrainingRows, kind: Kind, epoch: int) -> list[list[Piece]]:
+        planned.append(epoch)
+        return make(self, kind, epoch)
+
+    monkeypatch.setattr(TrainingRows, "_make_plan", counted)
+    made = rows(300)
+    for number in range(100):
+        made.row(number)
+    assert planned == sorted(set(planned))
+    assert len(planned) > 10
 
 
 def test_short_documents_are_packed_and_cut_where_the_row_ends() -> None:
