@@ -60,7 +60,8 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FAR_DEPTHS = {65_536: (0.0, 0.5, 1.0), 131_072: (0.5,)}  # beyond the trained rows a prompt takes minutes
 # Prompts per length and depth: a prompt of 131,072 tokens takes as long as a window.
 SAMPLES = {256: 4, 1024: 4, 4096: 4, 16_384: 2, 65_536: 1, 131_072: 1}
-PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1}
+PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1, 65_536: 1}
+PEER_FAR_DEPTHS = {65_536: (0.5,)}  # nobody finds one at 1,024
 ORIGINAL = "original"
 ROWS = 2048
 
@@ -237,11 +238,17 @@ class Bench:
 
     # -- pass keys
 
-    def passkeys(self, model: Model, candidate: Candidate, samples: Mapping[int, int]) -> list[RetrievalRow]:
+    def passkeys(
+        self,
+        model: Model,
+        candidate: Candidate,
+        samples: Mapping[int, int],
+        far_depths: Mapping[int, Sequence[float]] = FAR_DEPTHS,
+    ) -> list[RetrievalRow]:
         """One row a length and depth."""
         rows = []
         for length, count in samples.items():
-            for depth in FAR_DEPTHS.get(length, DEPTHS):
+            for depth in far_depths.get(length, DEPTHS):
 
                 def measure(length: int = length, depth: float = depth, count: int = count) -> dict[str, Any]:
                     model.use(candidate)
@@ -332,7 +339,7 @@ class Report:
         """Where the known methods find a pass key."""
         for name, candidate in self.bench.peers.items():
             samples = self.bench.samples(PEER_SAMPLES)
-            rows = self.maps[name] = self.bench.passkeys(self.bench.original, candidate, samples)
+            rows = self.maps[name] = self.bench.passkeys(self.bench.original, candidate, samples, PEER_FAR_DEPTHS)
             for length in samples:
                 share, count = accuracy(rows, length)
                 what = f"{name}, pass key at {length:,} ({count} prompts)"
