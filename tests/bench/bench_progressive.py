@@ -60,8 +60,8 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FAR_DEPTHS = {65_536: (0.0, 0.5, 1.0), 131_072: (0.5,)}  # beyond the trained rows a prompt takes minutes
 # Prompts per length and depth: a prompt of 131,072 tokens takes as long as a window.
 SAMPLES = {256: 4, 1024: 4, 4096: 4, 16_384: 2, 65_536: 1, 131_072: 1}
-PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1, 65_536: 1}
-PEER_FAR_DEPTHS = {65_536: (0.5,)}  # nobody finds one at 1,024
+PEER_SAMPLES = {256: 2, 1024: 2, 4096: 2, 16_384: 1, 65_536: 1, 131_072: 1}
+PEER_FAR_DEPTHS = {65_536: (0.5,), 131_072: (0.5,)}  # nobody finds one at 1,024
 ORIGINAL = "original"
 ROWS = 2048
 
