@@ -237,7 +237,7 @@ def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus
     """Refuse a plan of stages that could not be run to its end."""
     if options.stages is None:
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or options.training.sequence_size > 1:
         raise InputError(
             "extend runs in one process; with torchrun, run search, finetune and recover one after the other"
         )

@@ -120,11 +120,6 @@ def _check_training(training: TrainOptions, stages_name: str | None, from_factor
         raise InputError(
             "--from with --stages: every stage searches on top of the one before; name the file in the plan"
         )
-    if training.sequence_size > 1:
-        raise InputError(
-            f"--sequence-size {training.sequence_size}: extend runs in one process; with torchrun, run search, finetune and "
-            "recover one after the other"
-        )
 
 
 def finetune_request(
