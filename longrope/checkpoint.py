@@ -144,6 +144,18 @@ class Checkpoint:
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of `text` alone, as a part of a longer one."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def added_around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind every text, such as <bos>; many models attend to it from everywhere."""
+        whole, plain = self.encode("a"), self.encode_plain("a")
+        at = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
+        return whole[:at], whole[at + len(plain) :]
+
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files, each with a sound header and complete. Raises InputError."""

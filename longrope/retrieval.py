@@ -143,7 +143,7 @@ def passkey_sample(
 
     encode: text → ids, adding no special tokens; filler_ids: ids of real text, at least `length` of them.
     depth: relative place of the statement in the filler, 0 to 1. The same `rng` state gives the same sample.
-    start_ids: what the model expects before every text, see `longrope.search.windows.start_of_text`.
+    start_ids: what the model expects before every text, see `longrope.checkpoint.Checkpoint.added_around`.
     """
     key = "".join(str(digit) for digit in (rng.integers(1, 10), *rng.integers(0, 10, num_digits - 1)))
     statement, answer = PASSKEY_STATEMENT.format(key=key), PASSKEY_ANSWER.format(key=key)

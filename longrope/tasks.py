@@ -234,8 +234,7 @@ class TaskRunner:
         return text
 
     def _plain(self, text: str) -> TokenIds:
-        ids: list[int] = self.checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
-        return np.asarray(ids, dtype=np.int64)
+        return np.asarray(self.checkpoint.encode_plain(text), dtype=np.int64)
 
 
 # -- scores

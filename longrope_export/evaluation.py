@@ -23,7 +23,6 @@ from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.retrieval import RetrievalRow
 from longrope.scoring import LogitSource, nll, perplexity
-from longrope.search.windows import encode_plain, start_of_text
 from longrope.tasks import TaskRow, TaskRunner, read_records
 from longrope.text import Corpus, load_corpus
 from longrope_export.lm_harness import HarnessRequest, require_harness, run_harness
@@ -242,7 +241,7 @@ def _retrieval(
     """One row a length and depth. Late statements come first: the next prompt then shares its start with the last one."""
     if not lengths:
         return ()
-    start = start_of_text(opened.checkpoint)
+    start = opened.checkpoint.added_around[0]
     filler = np.concatenate([document.ids[len(start) :] for document in corpus.documents])
     rows = []
     with progress.task(task_name, sum(lengths) * len(request.depths) * request.samples) as task:
@@ -250,7 +249,7 @@ def _retrieval(
             for depth in sorted(request.depths, reverse=True):
                 samples = retrieval.samples_of(
                     task_name,
-                    lambda text: encode_plain(opened.checkpoint, text),
+                    opened.checkpoint.encode_plain,
                     filler,
                     length,
                     depth,

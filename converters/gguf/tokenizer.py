@@ -76,7 +76,7 @@ def tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
 def _special_tokens(checkpoint: Checkpoint, data: Mapping[str, Any]) -> SpecialTokens:
     """tokenizer.json decides what is added; tokenizer_config.json and config.json only name the tokens."""
     ids = _named_ids(checkpoint, data)
-    before, after = _added_around(checkpoint)
+    before, after = checkpoint.added_around
     for name, added in (("bos", before), ("eos", after)):
         if len(added) > 1:
             raise UnsupportedError(f"this tokenizer adds {len(added)} tokens around a text; llama.cpp adds one at most")
@@ -98,14 +98,6 @@ def _named_ids(checkpoint: Checkpoint, data: Mapping[str, Any]) -> dict[str, int
         if isinstance(id, int) and 0 <= id < checkpoint.vocab_size:
             found[name] = id
     return found
-
-
-def _added_around(checkpoint: Checkpoint) -> tuple[list[int], list[int]]:
-    """The ids that encoding puts before and behind a text."""
-    plain = checkpoint.tokenizer.encode("a", add_special_tokens=False).ids
-    full = checkpoint.tokenizer.encode("a").ids
-    at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
-    return full[:at], full[at + len(plain) :]
 
 
 def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:

@@ -251,9 +251,4 @@ class TrainingRows:
 
 def training_rows(checkpoint: Checkpoint, corpus: Corpus, mixture: Mixture) -> TrainingRows:
     """Rows for a model: its bookends, its tokenizer. Raises as `TrainingRows`."""
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    return TrainingRows(corpus, mixture, Bookends.of(checkpoint.config), encode)
+    return TrainingRows(corpus, mixture, Bookends.of(checkpoint.config), checkpoint.encode_plain)

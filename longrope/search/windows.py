@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -88,25 +87,12 @@ def needle_windows(
     fillers = [document.ids for document in corpus.documents if len(document) >= length]
     if not fillers:
         corpus.windows(length)  # says what was found
-    encode, start = partial(encode_plain, checkpoint), start_of_text(checkpoint)
+    encode, start = checkpoint.encode_plain, checkpoint.added_around[0]
     samples = [
         passkey_sample(encode, fillers[k % len(fillers)][len(start) :], length, (k + 0.5) / count, rng, start_ids=start)
         for k in range(count)
     ]
     return _shared([_needle(sample) for sample in samples], share)
-
-
-def encode_plain(checkpoint: Checkpoint, text: str) -> list[int]:
-    """Token ids without special tokens, for text that is put inside other text."""
-    ids: list[int] = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
-
-
-def start_of_text(checkpoint: Checkpoint) -> list[int]:
-    """What the tokenizer puts before every text, such as <bos>; many models attend to it from everywhere."""
-    whole, plain = checkpoint.encode("a"), encode_plain(checkpoint, "a")
-    before = next((n for n in range(len(whole)) if list(whole[n : n + len(plain)]) == plain), 0)
-    return list(whole[:before])
 
 
 def _target_windows(

@@ -43,7 +43,6 @@ from longrope.search import SearchOptions
 from longrope.search.methods import known_candidates
 from longrope.search.recover import DEFAULT_EVALS, Recovery, recover_short
 from longrope.search.trial import Candidate
-from longrope.search.windows import encode_plain
 from longrope.text import Corpus, TokenIds, load_corpus
 from longrope_export import default_model, plots
 from longrope_export.default_model import texts as default_texts
@@ -254,7 +253,7 @@ class Bench:
                     model.use(candidate)
                     prompts = retrieval.samples_of(
                         "passkey",
-                        lambda text: encode_plain(model.checkpoint, text),
+                        model.checkpoint.encode_plain,
                         self.filler,
                         length,
                         depth,

@@ -19,7 +19,6 @@ from longrope.finetune.progressive import describe
 from longrope.finetune.rotary import LONG, SHORT
 from longrope.finetune.stages import Stage
 from longrope.retrieval import with_decoys
-from longrope.search.windows import encode_plain
 from longrope.text import Corpus, Document
 from tests.common import pico_text
 
@@ -149,12 +148,12 @@ def test_retrieval_rows_ask_for_keys_that_were_told(pico: Checkpoint) -> None:
 
 
 def test_decoys_are_other_numbers_in_the_text_of_a_key(pico: Checkpoint) -> None:
-    filler = np.array(encode_plain(pico, "a" * 8000))
+    filler = np.array(pico.encode_plain("a" * 8000))
 
     def numbers(ids: np.ndarray) -> list[str]:
         return re.findall(r"\d+", pico.tokenizer.decode(ids.tolist()))
 
-    noisy = with_decoys(lambda text: encode_plain(pico, text), filler, 40, np.random.default_rng(0))
+    noisy = with_decoys(pico.encode_plain, filler, 40, np.random.default_rng(0))
     assert noisy.size == filler.size
     assert {len(number) for number in numbers(noisy)} == {1, 2, 3, 4, 5}
     assert 36 <= len(numbers(noisy)) <= 40  # some are cut off at the end

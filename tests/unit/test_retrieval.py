@@ -21,7 +21,6 @@ from longrope.retrieval import (
     passkey_sample,
     samples_of,
 )
-from longrope.search.windows import start_of_text
 from longrope.text import TokenIds
 
 
@@ -68,13 +67,13 @@ def test_a_prompt_begins_as_every_text_of_the_model_does(task: str) -> None:
     assert sample.token_ids[0] == 7
 
 
-def test_the_start_of_a_text_is_what_the_tokenizer_adds(pico: Checkpoint) -> None:
-    assert start_of_text(pico) == []
+def test_what_the_tokenizer_adds_around_a_text(pico: Checkpoint) -> None:
+    assert pico.added_around == ([], [])
     adding = copy.deepcopy(pico.tokenizer)
     adding.post_processor = TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     checkpoint = replace(pico)
     checkpoint.__dict__["tokenizer"] = adding
-    assert start_of_text(checkpoint) == [1]
+    assert checkpoint.added_around == ([1], [2])
 
 
 def test_same_seed_same_sample() -> None:

@@ -30,7 +30,7 @@ class Knowing:
 
     def __init__(self, checkpoint: Checkpoint, text: str = "") -> None:
         self.tokenizer, self.vocab_size = checkpoint.tokenizer, 384
-        self.told = self.tokenizer.encode(text, add_special_tokens=False).ids
+        self.told = checkpoint.encode_plain(text)
         self.prompts: list[str] = []
         self.lengths: list[int] = []
 
