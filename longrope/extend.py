@@ -25,6 +25,7 @@ from longrope.search import (
     SearchOptions,
     SearchResult,
     evaluate_methods,
+    known_rows,
     recover_short,
     search,
 )
@@ -67,10 +68,20 @@ class ExtendOptions:
         """Whether a short set is trained, too."""
         return self.stages is not None and any(stage.steps and stage.short_share for stage in self.stages.stages)
 
+    @property
+    def short_search(self) -> SearchOptions:
+        """How a short set is searched, but for n_hat, which is the long set's."""
+        return dataclasses.replace(self.search, max_evals=self.short_evals, start_from=())
+
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON. The machine does not: a run may go on with another."""
         own = {"search": self.search.settings(), "training": self.training.settings()}
         return {**dataclasses.asdict(self), **own}
+
+    def table_tokens(self, checkpoint: Checkpoint) -> dict[int, int]:
+        """Tokens that the table of methods reads at each length, at most: the known methods and what was found."""
+        rows = len(known_rows(checkpoint, self.target_length, self.methods)) + 1
+        return {length: rows * self.test_windows * length for length in (checkpoint.window, self.target_length)}
 
     @property
     def planned_n_hat(self) -> int:
@@ -249,16 +260,13 @@ def _recovered(
 ) -> Extension:
     """The same with a short set, compared with what stages were trained with."""
     factors = done.factors.as_single()
-    short_options = dataclasses.replace(
-        options.search, max_evals=options.short_evals, n_hat=factors.n_hat, start_from=()
-    )
     trained = {stage.name: stage.factors for stage in done.stages if stage.training is not None}
     recovery = recover_short(
         done.checkpoint,
         corpus,
         factors,
         num_windows=options.short_windows,
-        options=short_options,
+        options=dataclasses.replace(options.short_search, n_hat=factors.n_hat),
         journal_dir=journal,
         resume=resume and journal.exists(),
         progress=progress,

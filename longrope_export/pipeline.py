@@ -28,12 +28,11 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
-from longrope.finetune.stages import StagePlan
 from longrope.journal import differences
 from longrope.modeling import set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
-from longrope.search import plan_search
+from longrope.search import plan_recovery, plan_search
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 from longrope_export.conversion import chosen_sets
@@ -136,7 +135,7 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
     _check_plan(request, checkpoint, corpus, held_out, outputs)
     run = _open_run(request, checkpoint, corpus, held_out)
     if request.options.stages:
-        for line in stage_plan_lines(checkpoint, request.options.stages, request.options):
+        for line in _plan_lines(request, checkpoint, outputs):
             progress.line(line)
     result = extend(
         checkpoint,
@@ -167,21 +166,38 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
 
 def extend_plan_lines(request: ExtendRequest) -> list[str]:
     """What a run would take, for a person; no weights are loaded, nothing is written."""
-    checkpoint, options = open_model(request.model), request.options
-    if options.stages is None:
-        return plan_search(checkpoint, request.target_length, options.search).lines()
-    return stage_plan_lines(checkpoint, options.stages, options)
+    checkpoint = open_model(request.model)
+    return _plan_lines(request, checkpoint, _outputs(request, checkpoint))
 
 
-def stage_plan_lines(checkpoint: Checkpoint, stages: StagePlan, options: ExtendOptions) -> list[str]:
-    """A plan of stages with tokens, memory and time on this device."""
-    from longrope.finetune.cost import measure_rates
+def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[str]:
+    """Searches and training, the short set, the table of methods: tokens, memory and time on this device."""
+    from longrope.finetune.cost import duration, forward_seconds, measure_rates
     from longrope.finetune.plan import DecoderShape
     from longrope.finetune.progressive import plan_lines, plan_stages
 
+    options, shape = request.options, DecoderShape.of(checkpoint.config)
     set_threads(options.training.threads)
-    rates = measure_rates(DecoderShape.of(checkpoint.config), options.training.dtype, options.training.device)
-    return plan_lines(stages, plan_stages(checkpoint, stages, options.search, options.training, rates))
+    rates = measure_rates(shape, options.training.dtype, options.training.device)
+
+    def forwards(length: int, tokens: int) -> str:
+        return f"about {duration(forward_seconds(shape, length, tokens, rates))} on this device"
+
+    if options.stages:
+        planned = plan_stages(checkpoint, options.stages, options.search, options.training, rates)
+        lines = plan_lines(options.stages, planned)
+    else:
+        searching = plan_search(checkpoint, request.target_length, options.search)
+        lines = [*searching.lines(), forwards(request.target_length, searching.tokens)]
+    if _wants_dual(request, outputs):
+        short = plan_recovery(checkpoint, options.short_windows, options.short_search)
+        lines.append(f"short set: {short.lines()[0]}, {forwards(checkpoint.window, short.tokens)}")
+    lines += [
+        f"table of methods at {length}: up to {tokens / 1e6:.2f}M tokens, {forwards(length, tokens)}"
+        for length, tokens in options.table_tokens(checkpoint).items()
+    ]
+    names = ", ".join(output.label for output in outputs)
+    return [*lines, f"then {names}: written and validated, on up to {request.windows_per_length} windows a length"]
 
 
 def _corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progress) -> tuple[Corpus, Corpus]:
@@ -230,7 +246,7 @@ def _check_plan(
         factors = placeholder if sets == "dual" else placeholder.as_single()
         output.converter.plan(Export(checkpoint, factors, output.outtype))
     _check_stages(request.options, checkpoint, corpus)
-    _check_disk(request.output, checkpoint, len(outputs), request.options.stages)
+    _check_disk(request.output, checkpoint, len(outputs), request.options)
 
 
 def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus) -> None:
@@ -257,15 +273,18 @@ def _placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int) -> Res
     )
 
 
-def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, stages: StagePlan | None) -> None:
+def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, options: ExtendOptions) -> None:
     """Refuse a run whose artifacts would not fit. Weights of 16 bits may be written with 32.
 
-    A trained stage leaves its weights and two checkpoints, each of weights and two moments in float32, while a third is
-    written.
+    A trained stage leaves its weights and two checkpoints; a third is written before the first goes.
     """
     weights = sum(file.stat().st_size for file in checkpoint.weight_files)
-    trained = sum(stage.steps > 0 for stage in stages.stages) if stages else 0
-    needed = DISK_MARGIN * weights * (2 * num_outputs + trained * (1 + 2 * 6) + (6 if trained else 0))
+    needed = DISK_MARGIN * weights * 2 * num_outputs
+    trained = sum(stage.steps > 0 for stage in options.stages.stages) if options.stages else 0
+    if trained:
+        from longrope.finetune.cost import checkpoint_bytes
+
+        needed += DISK_MARGIN * (trained * weights + (2 * trained + 1) * checkpoint_bytes(checkpoint, options.training))
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

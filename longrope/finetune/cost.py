@@ -27,6 +27,8 @@ from longrope.search.memory import RUNTIME, SHARE, free_memory
 DEFAULT_PASS = 8192
 # Dense bfloat16 FLOP/s of devices, without sparsity, as their makers state them.
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+# Of a trained number as the optimizer keeps it.
+MASTER_BYTES = 4
 # Norms, rotations and optimizer beside the matrix products: part of the matrix rate that a real step reaches.
 EFFICIENCY = 0.7
 
@@ -93,7 +95,7 @@ def _memory(
         trained=_trained_share(shape, options),
         backward_layers=options.lora_layers,
         compute_bytes=DTYPES[options.dtype].itemsize,
-        optimizer_bytes=2 if options.optimizer == "adamw8bit" else 8,
+        optimizer_bytes=_optimizer_bytes(options),
         recompute=checkpointing,
         teacher=stage.distil_short,
     )
@@ -101,6 +103,16 @@ def _memory(
     if not options.device.startswith("cuda"):
         parts["runtime"] = RUNTIME
     return TrainingMemory(parts, checkpointing, free)
+
+
+def checkpoint_bytes(checkpoint: Checkpoint, options: TrainOptions) -> int:
+    """Size of one checkpoint of a training run: what is trained, in float32, and the optimizer's state of it."""
+    shape = DecoderShape.of(checkpoint.config)
+    return round(shape.parameters * _trained_share(shape, options) * (MASTER_BYTES + _optimizer_bytes(options)))
+
+
+def _optimizer_bytes(options: TrainOptions) -> int:
+    return 2 if options.optimizer == "adamw8bit" else 8
 
 
 def _trained_share(shape: DecoderShape, options: TrainOptions) -> float:
@@ -140,6 +152,11 @@ def training_seconds(shape: DecoderShape, length: int, rates: Rates, backward_la
     matrix = model_flops(shape, [1], backward_layers) * length  # a token alone attends to nothing that counts
     attention = model_flops(shape, [length], backward_layers) - matrix
     return matrix / (EFFICIENCY * rates.matrix) + attention / rates.attention
+
+
+def forward_seconds(shape: DecoderShape, length: int, tokens: int, rates: Rates) -> float:
+    """Wall time of measuring so many tokens in windows of `length`."""
+    return tokens / length * training_seconds(shape, length, rates) / 3
 
 
 @dataclass(frozen=True)

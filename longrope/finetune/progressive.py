@@ -23,7 +23,7 @@ from typing import Any
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
-from longrope.finetune.cost import Rates, StageCost, duration, stage_cost, training_seconds
+from longrope.finetune.cost import Rates, StageCost, duration, forward_seconds, stage_cost
 from longrope.finetune.data import training_rows
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
@@ -271,7 +271,7 @@ def _planned(
     if stage.factors == SEARCH:
         options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals)
         searching = plan_search(checkpoint, stage.length, options)
-        seconds = searching.tokens / stage.length * training_seconds(shape, stage.length, rates) / 3  # forward only
+        seconds = forward_seconds(shape, stage.length, searching.tokens, rates)
     cost = None
     if stage.steps:
         cost = stage_cost(checkpoint, stage, train_options, rates, world_size=world_size)

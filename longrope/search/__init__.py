@@ -9,10 +9,10 @@ evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known 
 from longrope.search.ledger import HistoryPoint
 from longrope.search.measure import Machine, WindowModel
 from longrope.search.memory import MemoryPlan, plan_memory
-from longrope.search.methods import MethodScore, evaluate_methods
+from longrope.search.methods import MethodScore, evaluate_methods, known_rows
 from longrope.search.options import SearchOptions
 from longrope.search.plan import SearchPlan, plan_search
-from longrope.search.recover import Recovery, recover_short
+from longrope.search.recover import Recovery, plan_recovery, recover_short
 from longrope.search.run import ParetoPoint, Scored, SearchResult, search
 from longrope.search.strategies import STRATEGIES
 from longrope.search.trial import Candidate
@@ -32,7 +32,9 @@ __all__ = [
     "SearchResult",
     "WindowModel",
     "evaluate_methods",
+    "known_rows",
     "plan_memory",
+    "plan_recovery",
     "plan_search",
     "recover_short",
     "search",

@@ -100,8 +100,10 @@ def evaluate_methods(
     """
     machine, progress = machine or Machine(), progress or Silent()
     searched = searched or {}
-    rows = _rows(checkpoint, target_length, searched)
-    rows = {name: row for name, row in rows.items() if methods is None or name in methods or name in searched}
+    rows = known_rows(checkpoint, target_length, methods)
+    for name, factors in searched.items():
+        bound = checkpoint.bind(factors)
+        rows[name] = Candidate(bound.long_factor, bound.n_hat, bound.effective_attention_factor)
     model = WindowModel(checkpoint, machine)
     counted = [Window(np.asarray(ids)) for ids in windows]
     scores = []
@@ -116,7 +118,8 @@ def evaluate_methods(
     return scores
 
 
-def _rows(checkpoint: Checkpoint, target: int, searched: Mapping[str, RescaleFactors]) -> dict[str, Candidate]:
+def known_rows(checkpoint: Checkpoint, target: int, methods: Collection[str] | None = None) -> dict[str, Candidate]:
+    """The known methods, and again with longrope's attention factor; those that are asked for, None for all."""
     known = known_candidates(checkpoint, target)
     formula = checkpoint.bind(
         RescaleFactors(known["PI"].factors, known["PI"].factors), target=target
@@ -124,7 +127,4 @@ def _rows(checkpoint: Checkpoint, target: int, searched: Mapping[str, RescaleFac
     rows = dict(known)
     for name in ("PI", "NTK", "YaRN 32/1"):
         rows[f"{name}, longrope attention"] = Candidate(known[name].factors, attention_factor=formula)
-    for name, factors in searched.items():
-        bound = checkpoint.bind(factors)
-        rows[name] = Candidate(bound.long_factor, bound.n_hat, bound.effective_attention_factor)
-    return rows
+    return {name: row for name, row in rows.items() if methods is None or name in methods}

@@ -29,6 +29,7 @@ from longrope.progress import Progress, Silent
 from longrope.search.methods import MethodScore, evaluate_methods
 from longrope.search.objective import Objective, perplexity
 from longrope.search.options import SearchOptions
+from longrope.search.plan import SearchPlan, plan_search
 from longrope.search.run import SearchResult, run_search
 from longrope.search.space import SearchSpace, Seed
 from longrope.search.strategies.problem import Problem
@@ -117,14 +118,7 @@ def recover_short(
             "beyond"
         )
     stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
-    options = options or SearchOptions(max_evals=DEFAULT_EVALS)
-    options = replace(
-        options,
-        strategy="evolution",  # short windows are many and cheap: nothing to save by racing
-        from_factors=None,
-        short_budget=None,
-        max_evals=options.max_evals or DEFAULT_EVALS,
-    )
+    options = _short_options(options)
     bound = checkpoint.bind(factors)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
@@ -145,6 +139,14 @@ def recover_short(
     return Recovery(both, single, result.loss, result, tuple(comparison))
 
 
+def plan_recovery(
+    checkpoint: Checkpoint, num_windows: int = SHORT_WINDOWS, options: SearchOptions | None = None
+) -> SearchPlan:
+    """What `recover_short` takes at the original window: tokens and memory, before anything is loaded."""
+    short = replace(_short_options(options), num_documents=num_windows, window_shares=())
+    return plan_search(checkpoint, checkpoint.window, short)
+
+
 def compare_short(
     checkpoint: Checkpoint,
     factors: RescaleFactors,
@@ -163,6 +165,17 @@ def compare_short(
     named = {name: replace(factors, long_factor=values) for name, values in sets.items()}
     machine = options.machine if options else None
     return evaluate_methods(checkpoint, windows, factors.target, named, methods=(), machine=machine, progress=progress)
+
+
+def _short_options(options: SearchOptions | None) -> SearchOptions:
+    options = options or SearchOptions()
+    return replace(
+        options,
+        strategy="evolution",  # short windows are many and cheap: nothing to save by racing
+        from_factors=None,
+        short_budget=None,
+        max_evals=options.max_evals or DEFAULT_EVALS,
+    )
 
 
 def _space(factors: RescaleFactors, window: int) -> SearchSpace:

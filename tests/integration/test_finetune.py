@@ -22,6 +22,7 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.finetune.batch import IGNORED
 from longrope.finetune.checkpoints import latest_checkpoint
+from longrope.finetune.cost import checkpoint_bytes
 from longrope.finetune.data import training_rows
 from longrope.finetune.log import read_log
 from longrope.finetune.model import TrainedModel
@@ -304,6 +305,19 @@ def test_lora_resumes(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tm
     shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-00000006")
     finetune(pico, dual, STAGE, corpus, tmp_path / "half", options=options, resume=True)
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
+    assert tensor_bytes(tmp_path / "half") == pytest.approx(checkpoint_bytes(pico, options), rel=0.05)
+
+
+def test_a_checkpoint_is_as_large_as_planned(trained: Path, pico: Checkpoint) -> None:
+    assert tensor_bytes(trained) == pytest.approx(checkpoint_bytes(pico, ONE_THREAD), rel=0.01)
+
+
+def tensor_bytes(run: Path) -> int:
+    """Of a run's last checkpoint, without the files' headers."""
+    latest = latest_checkpoint(run / "checkpoints")
+    assert latest is not None
+    headers = [safetensors_header(file) for file in (latest / "tensors").glob("*.safetensors")]
+    return sum(stop - start for header in headers for start, stop in (t["data_offsets"] for t in header.values()))
 
 
 def test_bfloat16_keeps_float32_weights(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path) -> None:

@@ -127,6 +127,10 @@ def test_a_plan_is_told_and_nothing_done(pico: Checkpoint, texts: Path, tmp_path
     assert "all stages: about" in done.out
     plain = run_cli("extend", pico.path, *target)
     assert "budget:" in plain.out
+    for out in (done.out, plain.out):
+        assert f"short set: budget: 64 evaluations, {64 * 40 * pico.window / 1e6:.2f}M tokens, about" in out
+        assert f"table of methods at 8192: up to {8 * 8 * 8192 / 1e6:.2f}M tokens, about" in out
+        assert "then hf, gguf, onnx: written and validated" in out
     assert not list(tmp_path.iterdir())
 
 
