@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -160,6 +161,12 @@ class Checkpoint:
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files, each with a sound header and complete. Raises InputError."""
         return _weight_files(self.path)
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Numbers in the weight files. Raises InputError."""
+        shapes = [entry["shape"] for file in self.weight_files for entry in safetensors_header(file).values()]
+        return sum(math.prod(shape) for shape in shapes)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """Append-only, crash-safe run state: JSON lines, the first of which says what the run is about.
 
-    {"journal": 1, "header": {"model": …, "text": …, "settings": {…}}}
+    {"journal": 1, "header": {"model": …, "text": …, "settings": {…}}, "notes": {…}}
     {…record…}                                   one line each, flushed to disk before the work goes on
     {…reco                                       a line cut by a crash: dropped on the next opening
 
@@ -25,18 +25,21 @@ JOURNAL_VERSION = 1
 
 
 class Journal:
-    """An open journal; `records` holds what earlier runs wrote.
+    """An open journal; `records` holds what earlier runs wrote, `notes` what the first of them noted.
 
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self, path: Path, header: Mapping[str, Any], *, resume: bool, notes: Mapping[str, Any] | None = None
+    ) -> None:
         """Create `path`, or continue it.
 
         Args:
             path: the file; its folder is made when missing.
             header: what the run is about, as JSON; a resumed journal must hold the same.
             resume: continue an existing journal; a missing one is started.
+            notes: kept with a new journal, never compared.
 
         Raises:
             InputError: it exists and `resume` is off, it is no journal, its header differs, or another process holds it.
@@ -44,8 +47,12 @@ class Journal:
         """
         self.path = path
         self.records: list[dict[str, Any]] = []
+        self.notes: dict[str, Any] = dict(notes or {})
         if path.exists() and path.stat().st_size and not resume:
-            raise InputError(f"{path}: a run was journalled here; continue it with --resume or choose another place")
+            raise InputError(
+                f"{path}: a run was journalled here; continue it with --resume, replace it with --overwrite, or "
+                "choose another place"
+            )
         self._made_folder = not path.parent.exists()
         self._empty = True
         try:
@@ -100,12 +107,13 @@ class Journal:
         self._file.truncate(len(whole) + 1 if lines else 0)
         self._file.seek(0, os.SEEK_END)
         if not lines:
-            self._write({"journal": JOURNAL_VERSION, "header": header})
+            self._write({"journal": JOURNAL_VERSION, "header": header, "notes": self.notes})
             return
         first, *self.records = [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
         self._empty = not self.records
         if first.get("journal") != JOURNAL_VERSION:
             raise InputError(f"{self.path}: expected a journal of version {JOURNAL_VERSION}, got something else")
+        self.notes = first.get("notes", {})
         changes = differences(first.get("header"), header)
         if changes:
             raise InputError(f"{self.path}: cannot resume, the run has changed: {'; '.join(changes)}; start a new one")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, LongRopeError, UnsupportedError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.factors import FactorSet, RescaleFactors
 from longrope.hf_config import extended_config
 from longrope.scoring import Stop, never
@@ -53,6 +53,25 @@ def build_config(checkpoint: Checkpoint, factors: RescaleFactors | None) -> Any:
 # -- models
 
 
+def require_device(device: str) -> None:
+    """Refuse a device that is not there, before any work is done.
+
+    Raises:
+        InputError: torch knows no device of this name.
+        MissingRequirementError: this machine has none of this kind, or not so many.
+    """
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device: expected cpu, cuda, cuda:1 or mps, got {device!r}") from None
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    there = counts.get(wanted.type)
+    if there is not None and (wanted.index or 0) >= there:
+        raise MissingRequirementError(
+            f"device {device}: torch finds {there} of kind {wanted.type} here; `longrope-export doctor` says more"
+        )
+
+
 def build_model(
     checkpoint: Checkpoint,
     factors: RescaleFactors | None = None,
@@ -74,11 +93,13 @@ def build_model(
 
     Raises:
         InputError: transformers does not load it.
+        MissingRequirementError: the device is not there.
         LongRopeError: the model's inverse frequencies are not the factors', or its weights do not fit its configuration.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    require_device(device)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
     _ = checkpoint.weight_files  # a GGUF source unpacks them when they are asked for

@@ -8,9 +8,12 @@ from typing import Protocol
 
 
 class Task(Protocol):
-    """One bar: `advance` by units of work; `note` is shown beside it, e.g. the best value so far."""
+    """One bar: `advance` by units of work; `note` is shown beside it, e.g. the best value so far.
 
-    def advance(self, units: float = 1, note: str | None = None) -> None: ...
+    `before`: the work was done by an earlier run; it says nothing of this one's speed.
+    """
+
+    def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None: ...
 
 
 class Progress(Protocol):
@@ -33,7 +36,7 @@ class Silent:
     def task(self, title: str, total: float) -> Iterator[Task]:
         yield self
 
-    def advance(self, units: float = 1, note: str | None = None) -> None: ...
+    def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None: ...
 
     def line(self, text: str) -> None: ...
 

@@ -76,7 +76,7 @@ class _Bar:
     def __init__(self, progress: Progress, id: Any) -> None:
         self._progress, self._id = progress, id
 
-    def advance(self, units: float = 1, note: str | None = None) -> None:
+    def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
         self._progress.advance(self._id, units)
         if note is not None:
             self._progress.update(self._id, note=note)
@@ -87,11 +87,12 @@ class _Lines:
 
     def __init__(self, console: Console, title: str, total: float) -> None:
         self._console, self._title, self._total = console, title, max(total, 1e-9)
-        self._done, self._note = 0.0, ""
+        self._done, self._before, self._note = 0.0, 0.0, ""
         self._start = self._last = time.monotonic()
 
-    def advance(self, units: float = 1, note: str | None = None) -> None:
+    def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
         self._done += units
+        self._before += units if before else 0.0
         self._note = self._note if note is None else note
         if time.monotonic() - self._last >= PLAIN_INTERVAL:
             self._last = time.monotonic()
@@ -102,7 +103,7 @@ class _Lines:
 
     def _time_left(self) -> str:
         spent = time.monotonic() - self._start
-        return _clock(spent * max(self._total / max(self._done, 1e-9) - 1, 0.0))
+        return _clock(spent * max(self._total - self._done, 0.0) / max(self._done - self._before, 1e-9))
 
     def _print(self, state: str) -> None:
         note = f" ({self._note})" if self._note else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.search import Recovery, SearchOptions, SearchResult, plan_search, recover_short, search
+from longrope.search.run import JOURNAL_NAME
 from longrope.text import load_corpus
 from longrope_export.models import open_model
 from longrope_export.plots import plot_search, require_matplotlib
@@ -44,7 +46,7 @@ def run_search(
     if target_length <= window:
         raise InputError(f"--target-length {target_length}: expected more than the window of {window} tokens")
     corpus = load_corpus(texts, checkpoint.encode)
-    journal = journal_of(output)
+    journal = _journal_for(output, anew=overwrite and not resume)
     result = search(
         checkpoint, corpus, target_length, options=options, journal_dir=journal, resume=resume, progress=progress
     )
@@ -102,14 +104,20 @@ def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progr
         known,
         window=request.window,
         options=options,
-        journal_dir=journal_of(request.output),
+        journal_dir=_journal_for(request.output, anew=request.overwrite and not request.resume),
         resume=request.resume,
         progress=progress,
-        stages={path.name: RescaleFactors.load(path) for path in request.stages},
+        stages=_named(request.stages),
         held_out=held_out,
     )
     recovery.factors.save(request.output)
     return recovery
+
+
+def _named(paths: Sequence[Path]) -> dict[str, RescaleFactors]:
+    """Factor files by name, by their whole path where a name is there twice."""
+    names = Counter(path.name for path in paths)
+    return {path.name if names[path.name] == 1 else str(path): RescaleFactors.load(path) for path in paths}
 
 
 def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]:
@@ -124,6 +132,9 @@ def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]
     }
 
 
-def journal_of(output: Path) -> Path:
-    """The folder of a search's journal."""
-    return output.with_name(f"{output.name}.journal")
+def _journal_for(output: Path, *, anew: bool) -> Path:
+    """The folder of a search's journal, beside its output; without the old one where that is to be replaced, too."""
+    folder = output.with_name(f"{output.name}.journal")
+    if anew:
+        (folder / JOURNAL_NAME).unlink(missing_ok=True)
+    return folder

@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
@@ -23,11 +23,13 @@ from typing import Any, Protocol
 from longrope.checkpoint import open_folder
 from longrope.errors import LongRopeError, MissingRequirementError
 from longrope.search.measure import Machine, WindowModel
+from longrope.search.memory import spread
 from longrope.search.objective import Objective
 from longrope.search.trial import Candidate, Job, Measurement
 
 MAX_DEATHS = 3
-# A worker is taken for hung after this many seconds and this many times the slowest job so far.
+# A worker is taken for hung after this many seconds, and, beside them, what the longest job takes on a very slow machine, or
+# this many times the slowest job so far.
 PATIENCE_SECONDS = 600.0
 PATIENCE_FACTOR = 20.0
 
@@ -42,6 +44,7 @@ class Recipe:
         objective: windows.
         machine: device, dtype, threads.
         default_attention: attention factor of candidates that leave theirs open.
+        patience: seconds that the longest job takes on a very slow machine.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class Recipe:
     objective: Objective
     machine: Machine
     default_attention: float
+    patience: float = 0.0
 
     def build(self) -> WindowModel:
         """The model, loaded."""
@@ -80,18 +84,11 @@ def make_evaluator(
     if recipe.machine.threads is None:
         recipe = replace(recipe, machine=replace(recipe.machine, threads=1))
     if executor == "ray":
-        return PoolEvaluator(RayCrew([recipe] * workers), warn)
-    recipes = [replace(recipe, machine=replace(recipe.machine, device=d)) for d in devices(recipe, workers)]
-    return PoolEvaluator(ProcessCrew(recipes), warn)
-
-
-def devices(recipe: Recipe, workers: int) -> list[str]:
-    """A device for every worker: the GPUs in turn for `cuda`, else the same for all."""
-    if recipe.machine.device != "cuda":
-        return [recipe.machine.device] * workers
-    import torch
-
-    return [f"cuda:{index % max(1, torch.cuda.device_count())}" for index in range(workers)]
+        return PoolEvaluator(RayCrew([recipe] * workers), warn, recipe.patience)
+    recipes = [
+        replace(recipe, machine=replace(recipe.machine, device=d)) for d in spread(recipe.machine.device, workers)
+    ]
+    return PoolEvaluator(ProcessCrew(recipes), warn, recipe.patience)
 
 
 class LocalEvaluator:
@@ -146,10 +143,11 @@ class PoolEvaluator:
     Args:
         crew: the workers.
         warn: told of deaths.
+        patience: seconds that the longest job takes on a very slow machine.
     """
 
-    def __init__(self, crew: Crew, warn: Callable[[str], None] = lambda text: None) -> None:
-        self._crew, self._warn = crew, warn
+    def __init__(self, crew: Crew, warn: Callable[[str], None] = lambda text: None, patience: float = 0.0) -> None:
+        self._crew, self._warn, self._patience = crew, warn, patience
         self._deaths: Counter[Candidate] = Counter()
         self._ever_measured = False
         self._slowest = 0.0
@@ -180,7 +178,7 @@ class PoolEvaluator:
 
     def _next_reports(self, running: dict[int, Job], since: dict[int, float]) -> list[Report]:
         """Reports of finished and dead workers; one that is silent for too long is stopped and counts as dead."""
-        patience = PATIENCE_SECONDS + PATIENCE_FACTOR * self._slowest
+        patience = PATIENCE_SECONDS + max(self._patience, PATIENCE_FACTOR * self._slowest)
         left = min(since[worker] for worker in running) + patience - time.monotonic()
         reports = self._crew.reports(list(running), max(left, 0.01))
         hung = [w for w in running if time.monotonic() - since[w] > patience and w not in {r.worker for r in reports}]
@@ -298,7 +296,7 @@ class RayCrew:
     The checkpoint's folder must be readable under the same path on every machine.
 
     Raises:
-        MissingRequirementError: Ray is not installed.
+        MissingRequirementError: Ray is not installed, or its cluster has no room for so many actors.
     """
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
@@ -313,8 +311,10 @@ class RayCrew:
             ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
         self.size = len(recipes)
         self._recipes = recipes
-        gpus = 1 if recipes[0].machine.device.startswith("cuda") else 0
-        self._actor_class = ray.remote(num_cpus=recipes[0].machine.threads or 1, num_gpus=gpus)(RayWorker)
+        machine = recipes[0].machine
+        needed = {"CPU": machine.threads or 1, "GPU": int(machine.device.startswith("cuda"))}
+        self._refuse_crowding(needed, ray.cluster_resources())
+        self._actor_class = ray.remote(num_cpus=needed["CPU"], num_gpus=needed["GPU"])(RayWorker)
         self._actors: dict[int, Any] = {}
         self._pending: dict[int, Any] = {}
 
@@ -333,10 +333,19 @@ class RayCrew:
         if actor is not None:
             self._ray.kill(actor)
 
+    def _refuse_crowding(self, needed: Mapping[str, int], there: Mapping[str, float]) -> None:
+        """Actors that no machine has room for would wait for ever."""
+        for kind, each in needed.items():
+            if self.size * each > there.get(kind, 0):
+                raise MissingRequirementError(
+                    f"{self.size} workers of {each} {kind} each: expected {self.size * each} {kind} in the Ray cluster, got "
+                    f"{there.get(kind, 0):g}; use fewer --workers or --threads, or add machines first"
+                )
+
     def _received(self, worker: int, reference: Any) -> Report:
         try:
             answer = self._ray.get(reference)
-        except self._ray.exceptions.RayActorError:
+        except self._ray.exceptions.RayError:  # of the actor, of its machine, or of what it ran
             self.stop(worker)
             return Report(worker)
         if isinstance(answer, LongRopeError):

@@ -52,22 +52,24 @@ class Ledger:
         objective: how NLLs become a loss.
         evaluator: who measures what is not known yet.
         journal: where measurements are kept; None keeps them in memory only.
-        on_measured: called after each new measurement, with its tokens.
+        on_measured: called after each measurement with its tokens, and whether it came out of the journal.
         history: every trial, in order.
         tokens: tokens forwarded for the trials in the history.
         measured_tokens, lowest: tokens and best loss up to the last measurement, for whoever watches a batch.
         seconds: time spent measuring.
+        lost_gradients: measurements whose derivative did not fit into memory.
     """
 
     objective: Objective
     evaluator: Evaluator
     journal: Journal | None = None
-    on_measured: Callable[[int], None] = lambda tokens: None
+    on_measured: Callable[[int, bool], None] = lambda tokens, replayed: None
     history: list[HistoryPoint] = field(default_factory=list)
     tokens: int = 0
     measured_tokens: int = 0
     lowest: float = math.inf
     seconds: float = 0.0
+    lost_gradients: int = 0
     _counted: set[Job] = field(default_factory=set)
     _known: dict[Job, Measurement] = field(default_factory=dict)
     _candidates: set[Candidate] = field(default_factory=set)
@@ -86,7 +88,7 @@ class Ledger:
 
     @property
     def best(self) -> Outcome | None:
-        """The lowest loss over all target windows so far."""
+        """The lowest loss over all ranking windows so far; where there is a cap, of those that keep it, if any does."""
         return self._best
 
     @property
@@ -97,20 +99,21 @@ class Ledger:
     def _measure(self, jobs: Iterable[Job]) -> None:
         missing = [job for job in dict.fromkeys(jobs) if self._lookup(job) is None]
         for job in [job for job in missing if job in self._replayed]:
-            self._learn(job, self._replayed[job])
+            self._learn(job, self._replayed[job], replayed=True)
         missing = [job for job in missing if job not in self._replayed]
         for job, measurement in self.evaluator.measure(missing) if missing else ():
             if self.journal:
                 self.journal.append(_to_record(job, measurement))
             self._learn(job, measurement)
 
-    def _learn(self, job: Job, measurement: Measurement) -> None:
+    def _learn(self, job: Job, measurement: Measurement, *, replayed: bool = False) -> None:
         self._known[job] = measurement
         self._candidates.add(job.candidate)
         self.measured_tokens += measurement.tokens
         self.seconds += measurement.seconds
         self._note_best(job.candidate)
-        self.on_measured(measurement.tokens)
+        self.lost_gradients += job.gradient and measurement.gradient is None and math.isfinite(measurement.nll)
+        self.on_measured(measurement.tokens, replayed)
 
     def _note_best(self, candidate: Candidate) -> None:
         """Keep the best value for whoever watches, without waiting for the rest of a batch."""
@@ -136,7 +139,7 @@ class Ledger:
         self._count(trial.jobs, measured)
         outcome = self.objective.outcome(trial, measured)
         if set(self.objective.ranking_windows) <= set(trial.windows) and (
-            self._best is None or outcome.loss < self._best.loss
+            self._best is None or outcome.rank < self._best.rank
         ):
             self._best = outcome
         best = self._best.loss if self._best else None

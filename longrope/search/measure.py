@@ -11,6 +11,7 @@ activations. Where the estimate was too hopeful, what runs out of memory is halv
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from longrope.modeling import (
     replace_rotary,
     use_fastest_attention,
 )
-from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, is_out_of_memory, plan_memory
+from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, free_memory, is_out_of_memory, plan_memory
 from longrope.search.objective import Window
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
 
@@ -49,6 +50,7 @@ class Machine:
         threads: torch's threads in each process; None for torch's own choice.
         pass_tokens: longest pass; None lets the memory estimate choose.
         checkpointing: recompute activations for gradients; None lets the memory estimate choose.
+        available: bytes that the model and its passes may take; None for what is free before the model is loaded.
     """
 
     device: str = "cpu"
@@ -56,6 +58,7 @@ class Machine:
     threads: int | None = None
     pass_tokens: int | None = None
     checkpointing: bool | None = None
+    available: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -74,6 +77,7 @@ class WindowModel:
     def __init__(self, checkpoint: Checkpoint, machine: Machine, default_attention: float = 1.0) -> None:
         if machine.threads:
             torch.set_num_threads(machine.threads)
+        self._available = free_memory(machine.device) if machine.available is None else machine.available
         self.model: Any = build_model(checkpoint, dtype=machine.dtype, device=machine.device)
         use_fastest_attention(self.model, machine.device, machine.dtype)
         self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
@@ -83,18 +87,28 @@ class WindowModel:
         self._plans: dict[tuple[int, bool], MemoryPlan] = {}
 
     def measure(self, job: Job, window: Window) -> Measurement:
-        """Run one job.
+        """Run one job. A gradient that does not fit is left out; what is no number counts as failed.
 
         Raises:
             MissingRequirementError: memory ran out with the smallest passes and chunks, too.
         """
         start = time.perf_counter()
-        if job.gradient:
-            nll, gradient = self.nll_and_gradient(job.candidate, window)
-        else:
-            nll, gradient = self.nll(job.candidate, window), None
-        tokens = len(window) * (GRADIENT_FORWARDS if job.gradient else 1)
+        nll, gradient = self._with_gradient(job.candidate, window) if job.gradient else (None, None)
+        if nll is None:
+            nll = self.nll(job.candidate, window)
+        tokens = len(window) * (1 if gradient is None else GRADIENT_FORWARDS)
+        if not math.isfinite(nll):  # float16 overflows, say
+            nll, gradient = math.inf, None
         return Measurement(nll, tokens, gradient, time.perf_counter() - start)
+
+    def _with_gradient(
+        self, candidate: Candidate, window: Window
+    ) -> tuple[float, tuple[float, ...]] | tuple[None, None]:
+        """As `nll_and_gradient`; nothing where memory ran out with everything recomputed."""
+        try:
+            return self.nll_and_gradient(candidate, window)
+        except MissingRequirementError:
+            return None, None
 
     def nll(self, candidate: Candidate, window: Window) -> float:
         """Mean NLL of the window's counted tokens, nats; sums are in float64."""
@@ -110,7 +124,12 @@ class WindowModel:
         if key not in self._plans:
             machine = self._machine
             plan = plan_memory(
-                self._checkpoint, len(window), dtype=machine.dtype, device=machine.device, gradient=gradient
+                self._checkpoint,
+                len(window),
+                dtype=machine.dtype,
+                device=machine.device,
+                gradient=gradient,
+                available=math.inf if self._available is None else self._available,
             )
             if machine.pass_tokens and not gradient:
                 plan = replace(plan, pass_tokens=machine.pass_tokens)
@@ -138,14 +157,23 @@ class WindowModel:
         self.rotary.set(values[:-1], values[-1], candidate.n_hat)
         self._recompute_activations(plan.checkpointing)
         hidden_TD = hidden_states(self.model, self._ids(window))[0]
-        leaf_TD = hidden_TD.detach().requires_grad_(True)
-        total = 0.0
-        for hidden, targets in self._chunks(leaf_TD, window, 0, plan.rows):
-            loss = self._nll_sum(hidden, targets) / window.counted
-            loss.backward()  # type: ignore[no-untyped-call]
+        total, slopes_TD = self._nll_by_hidden(hidden_TD.detach(), window, plan.rows)
+        (gradient,) = torch.autograd.grad(hidden_TD, logs, slopes_TD)
+        return total / window.counted, tuple((gradient / window.counted).tolist())
+
+    def _nll_by_hidden(self, hidden_TD: Tensor, window: Window, rows: int) -> tuple[float, Tensor]:
+        """Summed NLL and its [T, D] derivative by hidden states, a chunk of rows at a time.
+
+        The sum, not the mean: divided by thousands of tokens, derivatives would vanish in float16.
+        """
+        slopes_TD, total, stop = torch.zeros_like(hidden_TD), 0.0, window.start - 1
+        for hidden, targets in self._chunks(hidden_TD, window, 0, rows):
+            leaf = hidden.detach().requires_grad_(True)
+            loss = self._nll_sum(leaf, targets)
+            start, stop = stop, stop + len(leaf)
+            (slopes_TD[start:stop],) = torch.autograd.grad(loss, leaf)
             total += float(loss.detach())
-        (gradient,) = torch.autograd.grad(hidden_TD, logs, leaf_TD.grad)
-        return total, tuple(gradient.tolist())
+        return total, slopes_TD
 
     def _passes(self, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
         """Hidden states [t, D], the whole window at once or in passes through the KV cache."""
@@ -196,7 +224,8 @@ class WindowModel:
 
     def _nll_sum(self, hidden_TD: Tensor, targets_T: Tensor) -> Tensor:
         logits_TV = head_logits(self.model, hidden_TD).float()
-        return torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none").double().sum()
+        losses_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
+        return (losses_T.cpu() if losses_T.device.type == "mps" else losses_T).double().sum()  # no float64 there
 
 
 def smaller(plan: MemoryPlan, gradient: bool) -> MemoryPlan:

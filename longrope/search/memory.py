@@ -3,9 +3,10 @@
     weights      parameters · bytes                                      all the time
     pass         P tokens · (6 D + 3 F + 2 (H + 2 K) h) · bytes          hidden states, MLP and attention of one layer
     cache        2 · layers · K h · T · bytes                            only when the window goes in several passes
-    mask         P · T · 1 byte                                          likewise
+    mask         P · T · (1 + bytes) + 2 · H h · T · bytes               likewise: booleans, numbers; all keys and values
+    scores       H · P · T · (4 + 2 · bytes)                             models that cap scores write them out (Gemma 2)
     logits       rows · V · 4 bytes · 3                                  one chunk: logits, log-softmax, loss
-    gradient     layers · pass without checkpointing, layers · P · D with it; logits twice
+    gradient     layers · (pass + scores) without checkpointing, layers · P · D with it; P · D for the head; logits twice
 
 D hidden size, F MLP size, H and K heads and key-value heads of size h, T window. `bytes` is the dtype's.
 The constants were checked against measured peaks (docs/search.md).
@@ -14,13 +15,15 @@ The constants were checked against measured peaks (docs/search.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longrope.checkpoint import Checkpoint, safetensors_header
+from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError
 from longrope.modeling import DTYPES
 
@@ -66,11 +69,6 @@ class MemoryPlan:
     def fits(self) -> bool:
         return self.available is None or self.total <= SHARE * self.available
 
-    def shared_by(self, workers: int) -> MemoryPlan:
-        """The same plan when so many processes on one machine share what is free."""
-        free = None if self.available is None else self.available // workers
-        return replace(self, available=free)
-
     def __str__(self) -> str:
         passes = "one pass" if self.pass_tokens >= self.window else f"passes of {self.pass_tokens} tokens"
         free = f" of {self.available / 2**30:.1f} GiB free" if self.available is not None else ""
@@ -89,7 +87,7 @@ def plan_memory(
     dtype: str = "float32",
     device: str = "cpu",
     gradient: bool = False,
-    available: int | None = None,
+    available: float | None = None,
 ) -> MemoryPlan:
     """The fastest way to measure one window that fits: one pass if possible, then checkpointing, then shorter passes.
 
@@ -98,12 +96,12 @@ def plan_memory(
         window: T in tokens.
         dtype, device: of the model.
         gradient: plan for a derivative too; it always goes in one pass.
-        available: bytes; None asks the device.
+        available: bytes for weights and all; None asks the device, infinity takes the fastest way.
 
     Returns:
         The first plan that fits, or the smallest one if none does; see `MemoryPlan.fits`.
     """
-    free = free_memory(device) if available is None else available
+    free = free_memory(device) if available is None else int(available) if math.isfinite(available) else None
     tried = None
     for checkpointing, pass_tokens in _ways(window, gradient):
         tried = _estimate(checkpoint, window, pass_tokens, dtype, gradient, checkpointing, free)
@@ -134,6 +132,20 @@ def free_memory(device: str) -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
     return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+
+
+def spread(device: str, workers: int) -> list[str]:
+    """A device for every worker: the GPUs in turn for `cuda`, else the same for all."""
+    if device != "cuda":
+        return [device] * workers
+    return [f"cuda:{index % max(1, torch.cuda.device_count())}" for index in range(workers)]
+
+
+def free_for_each(devices: Sequence[str]) -> int | None:
+    """Bytes that each of some processes, one a name, may count on; None when a device does not say."""
+    free = {device: free_memory(device) for device in set(devices)}
+    shares = [amount // count for device, count in Counter(devices).items() if (amount := free[device]) is not None]
+    return min(shares, default=None)
 
 
 def logit_rows(vocab_size: int) -> int:
@@ -172,26 +184,25 @@ def _estimate(
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     mlp = config.get("intermediate_size") or 4 * hidden
-    one_layer = 6 * hidden + 3 * mlp + 2 * (heads + 2 * kv_heads) * checkpoint.head_dim
+    one_layer = (6 * hidden + 3 * mlp + 2 * (heads + 2 * kv_heads) * checkpoint.head_dim) * size
+    if config.get("attn_logit_softcapping"):  # no SDPA for these
+        one_layer += heads * window * (4 + 2 * size)
     per_token = one_layer
     if gradient:
-        per_token = one_layer + layers * (hidden if checkpointing else one_layer)
-    in_passes = pass_tokens < window
-    kept = layers * 2 * kv_heads * checkpoint.head_dim * window * size + pass_tokens * window if in_passes else 0
+        per_token += hidden * size + layers * (hidden * size if checkpointing else one_layer)
+    kept = 0
+    if pass_tokens < window:
+        kept = 2 * (layers * kv_heads + heads) * checkpoint.head_dim * window * size
+        kept += pass_tokens * window * (1 + size)
     rows = logit_rows(checkpoint.vocab_size)
     return MemoryPlan(
         window=window,
         pass_tokens=pass_tokens,
         rows=rows,
         checkpointing=checkpointing,
-        weights=_weight_bytes(checkpoint, size),
-        activations=pass_tokens * per_token * size,
+        weights=checkpoint.num_parameters * size,
+        activations=pass_tokens * per_token,
         cache=kept,
         logits=min(rows, window) * checkpoint.vocab_size * 4 * (4 if gradient else 3),
         available=available,
     )
-
-
-def _weight_bytes(checkpoint: Checkpoint, size: int) -> int:
-    shapes = [entry["shape"] for file in checkpoint.weight_files for entry in safetensors_header(file).values()]
-    return size * sum(int(math.prod(shape)) for shape in shapes)

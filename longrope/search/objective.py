@@ -23,7 +23,7 @@ from longrope.search.trial import Float64, Measurement, Outcome, Trial
 from longrope.text import TokenIds
 
 Side = Literal["target", "short"]
-# ρ: nats of loss for each nat above the cap on the short side; steep enough that no cap is traded away.
+# ρ: nats of loss for each nat above the cap on the short side: steep, so that strategies keep to it.
 PENALTY = 20.0
 
 
@@ -119,7 +119,7 @@ class Objective:
         gradient = None
         if trial.gradient and all(m.gradient is not None for m in measured):
             gradient = np.asarray(weights @ np.array([m.gradient for m in measured]), dtype=np.float64)
-        return Outcome(trial, self.loss(trial.windows, losses), losses, gradient)
+        return Outcome(trial, self.loss(trial.windows, losses), losses, gradient, self._excess(trial.windows, losses))
 
     def loss(self, indices: Sequence[int], losses: Sequence[float]) -> float:
         """The number that is minimised, nats per token."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 from longrope.checkpoint import Checkpoint
-from longrope.search.memory import MemoryPlan, plan_memory, require_memory
+from longrope.modeling import require_device
+from longrope.search.memory import MemoryPlan, free_for_each, plan_memory, require_memory, spread
 from longrope.search.options import SearchOptions
 from longrope.search.strategies import own_budget
 
+# FLOP/s of the slowest machine that is waited for: a tenth of one old core.
+SLOW = 1e9
 # Strategies that take gradients, which need more memory than forwards; `auto` goes without where they do not fit.
 WITH_GRADIENTS, NEED_GRADIENTS = ("auto", "gradient"), ("gradient",)
 
@@ -23,6 +28,7 @@ class SearchPlan:
         evaluations: budget, in full evaluations.
         tokens: budget, in tokens forwarded.
         needs_gradient: whether the strategy cannot do without.
+        patience: seconds that the longest measurement takes where everything is slow.
     """
 
     forward: MemoryPlan
@@ -30,6 +36,7 @@ class SearchPlan:
     evaluations: int
     tokens: int
     needs_gradient: bool = False
+    patience: float = 0.0
 
     @property
     def skips_gradient(self) -> bool:
@@ -42,13 +49,32 @@ class SearchPlan:
         return [*found, f"gradient: {self.gradient}"] if self.gradient else found
 
 
-def plan_search(checkpoint: Checkpoint, target_length: int, options: SearchOptions | None = None) -> SearchPlan:
+def available_memory(options: SearchOptions) -> int | None:
+    """Bytes that each process of a search may take; None where that is not known here, as on a Ray cluster's machines.
+
+    Raises:
+        InputError, MissingRequirementError: the device is not there.
+    """
+    if options.executor == "ray":
+        return None
+    require_device(options.device)
+    return free_for_each(spread(options.device, options.workers))
+
+
+def plan_search(
+    checkpoint: Checkpoint,
+    target_length: int,
+    options: SearchOptions | None = None,
+    *,
+    available: int | None = None,
+) -> SearchPlan:
     """Estimate what `search` with these options takes; nothing is loaded.
 
     Args:
         checkpoint: gives the sizes.
         target_length: L' in tokens.
         options: strategy, budget, objective and machine.
+        available: bytes for each process; None for `available_memory`.
     """
     options = options or SearchOptions()
     evaluations = options.max_evals or own_budget(options.strategy, target_length)
@@ -57,18 +83,31 @@ def plan_search(checkpoint: Checkpoint, target_length: int, options: SearchOptio
     if options.short_budget is not None:
         per_evaluation += options.num_short_windows * checkpoint.window
 
-    def memory(gradient: bool) -> MemoryPlan:
-        return plan_memory(
-            checkpoint, target_length, dtype=options.dtype, device=options.device, gradient=gradient
-        ).shared_by(options.workers if options.executor == "processes" else 1)
-
+    if available is None:
+        available = available_memory(options)
+    memory = partial(
+        plan_memory,
+        checkpoint,
+        target_length,
+        dtype=options.dtype,
+        device=options.device,
+        available=math.inf if available is None else available,
+    )
     return SearchPlan(
-        forward=memory(False),
-        gradient=memory(True) if options.strategy in WITH_GRADIENTS else None,
+        forward=memory(),
+        gradient=memory(gradient=True) if options.strategy in WITH_GRADIENTS else None,
         evaluations=evaluations,
         tokens=evaluations * per_evaluation,
         needs_gradient=options.strategy in NEED_GRADIENTS,
+        patience=_flops(checkpoint, target_length) / SLOW,
     )
+
+
+def _flops(checkpoint: Checkpoint, length: int) -> float:
+    """Three forwards of a window, as a gradient takes: matrix products, causal attention."""
+    config = checkpoint.config
+    width = int(config["num_attention_heads"]) * checkpoint.head_dim * int(config["num_hidden_layers"])
+    return 6.0 * (length * checkpoint.num_parameters + length**2 * width)
 
 
 def require_plan(plan: SearchPlan) -> None:

@@ -124,8 +124,18 @@ def recover_short(
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
     seeds = tuple(_seeds(space, bound, stages))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
+    about = {
+        "long_set": _values(bound),
+        "stages": {name: _values(earlier) for name, earlier in stages.items()},
+    }
     result = run_search(
-        checkpoint, problem, options, journal_dir=journal_dir, resume=resume, progress=progress or Silent()
+        checkpoint,
+        problem,
+        options,
+        journal_dir=journal_dir,
+        resume=resume,
+        progress=progress or Silent(),
+        about=about,
     )
     single = next(seed.loss for seed in result.seeds if seed.name == "long set")
     both = replace(
@@ -165,6 +175,15 @@ def compare_short(
     named = {name: replace(factors, long_factor=values) for name, values in sets.items()}
     machine = options.machine if options else None
     return evaluate_methods(checkpoint, windows, factors.target, named, methods=(), machine=machine, progress=progress)
+
+
+def _values(factors: RescaleFactors) -> dict[str, Any]:
+    """What a long set is to a search, whatever its file says of where it is from."""
+    return {
+        "factors": factors.long_factor,
+        "n_hat": factors.n_hat,
+        "attention_factor": factors.effective_attention_factor,
+    }
 
 
 def _short_options(options: SearchOptions | None) -> SearchOptions:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,20 @@ from typing import Any
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
-from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
+from longrope.factors import WHO_READS_ATTENTION, RescaleFactors
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
 from longrope.search.ledger import HistoryPoint, Ledger
+from longrope.search.memory import SHARE
 from longrope.search.objective import Side, perplexity
 from longrope.search.options import SearchOptions
-from longrope.search.plan import plan_search, require_plan
+from longrope.search.plan import SearchPlan, plan_search, require_plan
 from longrope.search.space import SearchSpace, Seed, make_space
 from longrope.search.strategies import check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate, Trial
-from longrope.search.windows import build_objective
+from longrope.search.windows import build_objective, oddities
 from longrope.text import Corpus
 
 JOURNAL_NAME = "search.jsonl"
@@ -153,6 +154,8 @@ def search(
     if options.attention_factor != "formula":
         (progress or Silent()).warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
     objective = build_objective(checkpoint, corpus, target_length, options)
+    for left_out in oddities(corpus, target_length, options.num_documents):
+        (progress or Silent()).warn(left_out)
     seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
@@ -168,43 +171,87 @@ def run_search(
     journal_dir: Path | None,
     resume: bool,
     progress: Progress,
+    about: Mapping[str, Any] | None = None,
 ) -> SearchResult:
-    """Solve a problem; see `search` for what it takes, returns and raises."""
+    """Solve a problem; see `search` for what it takes, returns and raises. `about`: what else decides it, as JSON."""
     start = time.perf_counter()
     header = {
+        **(about or {}),
         "model": checkpoint.fingerprint,
         "text": problem.objective.fingerprint,
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
-    check_strategy(options.strategy)
+    check_strategy(options.strategy, n_hat=options.n_hat == "search", attention=options.attention_factor == "search")
     plan = plan_search(checkpoint, problem.space.target, options)
-    require_plan(plan)
-    if plan.skips_gradient:
-        progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
-        problem = replace(problem, gradients=False)
-    recipe = Recipe(
-        checkpoint.path, checkpoint.name, problem.objective, options.machine, problem.space.default_attention
-    )
-    evaluator = make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn)
-    journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume) if journal_dir else None
-    with journal or nullcontext(), _closing(evaluator):
+    notes = {"available_memory": plan.forward.available}
+    journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume, notes=notes) if journal_dir else None
+    with journal or nullcontext(), ExitStack() as stack:
+        plan = _as_begun(plan, journal, checkpoint, problem, options, progress)
+        require_plan(plan)
+        if plan.skips_gradient:
+            progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
+            problem = replace(problem, gradients=False)
+        evaluator = _evaluator(checkpoint, problem, options, plan, progress)
+        stack.callback(evaluator.close)
         ledger = Ledger(problem.objective, evaluator, journal)
         with progress.task(f"search ({options.strategy})", _budget_tokens(problem, options.strategy)) as task:
-            ledger.on_measured = lambda tokens: _show(task, ledger, tokens)
-            problem = _capped(problem, options, ledger)
+            ledger.on_measured = lambda tokens, replayed: _show(task, ledger, tokens, replayed)
+            problem = _capped(checkpoint, problem, options, ledger)
             strategy = make_strategy(options.strategy, problem)
             while trials := strategy.ask():
                 strategy.tell(ledger.evaluate(trials))
-    return _result(checkpoint, problem, options, ledger, time.perf_counter() - start)
+    if ledger.lost_gradients:
+        progress.warn(f"{ledger.lost_gradients} gradients did not fit into memory; the search went on without them")
+    return _result(checkpoint, problem, options, ledger, time.perf_counter() - start, progress)
 
 
-def _capped(problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem:
+def _as_begun(
+    plan: SearchPlan,
+    journal: Journal | None,
+    checkpoint: Checkpoint,
+    problem: Problem,
+    options: SearchOptions,
+    progress: Progress,
+) -> SearchPlan:
+    """The plan that a resumed search was begun with: other passes give other last digits, and so other candidates."""
+    begun = journal.notes.get("available_memory") if journal else None
+    if begun is None or begun == plan.forward.available:
+        return plan
+    first = plan_search(checkpoint, problem.space.target, options, available=begun)
+    now = plan.forward.available
+    needed = max((memory.total for memory in (first.forward, first.gradient) if memory and memory.fits), default=0)
+    if now is None or needed <= SHARE * now:
+        return first
+    progress.warn(
+        f"{now / 2**30:.1f} GiB are free, {begun / 2**30:.1f} GiB were when this search began: it goes on in shorter passes, "
+        "and may end with other factors than it would have"
+    )
+    return plan
+
+
+def _evaluator(
+    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, plan: SearchPlan, progress: Progress
+) -> Evaluator:
+    machine = replace(options.machine, available=plan.forward.available)
+    recipe = Recipe(
+        checkpoint.path,
+        checkpoint.name,
+        problem.objective,
+        machine,
+        problem.space.default_attention,
+        plan.patience,
+    )
+    return make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn)
+
+
+def _capped(checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem:
     """The problem with the short side's cap: what the factors before this search score there, and the budget above it."""
     if options.short_budget is None:
         return problem
-    space = problem.space
-    attention = attention_factor_formula((space.base_length or space.original) / space.original, space.original)
-    before = Candidate(space.base or (1.0,) * space.num_pairs, 0, attention)
+    before = Candidate((1.0,) * problem.space.num_pairs, 0, 1.0)
+    if options.from_factors is not None:
+        base = checkpoint.bind(options.from_factors)
+        before = Candidate(base.short_factor, base.n_hat, base.effective_attention_factor)
     (outcome,) = ledger.evaluate([Trial(before, problem.objective.short_windows, "before extension")])
     reference = problem.objective.mean("short", outcome.trial.windows, outcome.losses)
     objective = replace(problem.objective, short_cap=reference + math.log1p(options.short_budget))
@@ -222,11 +269,21 @@ def given_seeds(checkpoint: Checkpoint, space: SearchSpace, given: Sequence[Resc
 
 
 def _result(
-    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger, seconds: float
+    checkpoint: Checkpoint,
+    problem: Problem,
+    options: SearchOptions,
+    ledger: Ledger,
+    seconds: float,
+    progress: Progress,
 ) -> SearchResult:
     best = ledger.best
-    if best is None or best.loss == float("inf"):
+    if best is None or not math.isfinite(best.loss):
         raise LongRopeError("no candidate could be measured on all windows; see the warnings above")
+    if best.excess:
+        progress.warn(
+            f"no candidate kept the short budget; the best is {100 * math.expm1(best.excess):.2f} % above it at the original "
+            "window. Try more evaluations, a larger budget, or both factor sets (recover)"
+        )
     found = replace(
         checkpoint.bind(problem.space.to_factors(best.candidate)),
         method=options.strategy,
@@ -289,14 +346,7 @@ def _budget_tokens(problem: Problem, strategy: str) -> float:
     return float((problem.max_evals or own_budget(strategy, problem.space.target)) * problem.objective.tokens)
 
 
-def _show(task: Task, ledger: Ledger, tokens: int) -> None:
+def _show(task: Task, ledger: Ledger, tokens: int, replayed: bool) -> None:
     best = f"perplexity {perplexity(ledger.lowest):.3f}, " if math.isfinite(ledger.lowest) else ""
-    task.advance(tokens, f"{best}{ledger.evaluations} evaluations, {ledger.measured_tokens / 1e6:.2f}M tokens")
-
-
-@contextmanager
-def _closing(evaluator: Evaluator) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        evaluator.close()
+    note = f"{best}{ledger.evaluations} evaluations, {ledger.measured_tokens / 1e6:.2f}M tokens"
+    task.advance(tokens, note, before=replayed)

@@ -5,6 +5,7 @@ strategy ──ask──► Trial(candidate, windows) ──► one Job per wind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,13 +98,25 @@ class Outcome:
         trial: what was asked.
         loss: the objective over the trial's windows: what is minimised, nats per token.
         losses: mean NLL of each of the trial's windows.
-        gradient: [d/2 + 1] derivative of `loss` (see `Measurement`); None if not asked for.
+        gradient: [d/2 + 1] derivative of `loss` (see `Measurement`); None if not asked for or not to be had.
+        excess: nats above the cap on the short side; 0 without a cap.
     """
 
     trial: Trial
     loss: float
     losses: tuple[float, ...]
     gradient: Float64 | None = None
+    excess: float = 0.0
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What results are chosen by: the cap first, then the loss."""
+        return self.excess > 0, self.loss
+
+    @property
+    def lost_gradient(self) -> bool:
+        """Whether a derivative was asked for and did not fit into memory; the next one will not either."""
+        return self.trial.gradient and self.gradient is None and math.isfinite(self.loss)
 
     @property
     def candidate(self) -> Candidate:

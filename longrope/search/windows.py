@@ -10,7 +10,7 @@ short side   windows of L tokens, for a cap on the loss there
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +41,9 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
     own_share = 1.0 - sum(share for _, share in options.window_shares)
     if own_share <= 0 or any(share <= 0 or length < 2 for length, share in options.window_shares):
         raise InputError(f"expected shares above 0 that leave some weight for {target}, got {options.window_shares}")
+    for length, _ in options.window_shares:
+        if length > target:
+            raise InputError(f"a window share of {length} tokens: expected at most the target's {target}")
     windows = _target_windows(checkpoint, corpus, target, options, own_share)
     for length, share in options.window_shares:
         windows += whole_windows(corpus, length, options.num_documents, share=share)
@@ -48,6 +51,16 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
         short = whole_windows(corpus, checkpoint.window, options.num_short_windows)
         windows += [replace(window, side="short") for window in short]
     return Objective((*windows, *_extra_windows(checkpoint, corpus, target, options)))
+
+
+def oddities(corpus: Corpus, length: int, num_documents: int) -> Iterator[str]:
+    """What a person should know of texts that serve, but not as asked."""
+    count, short = len(corpus.documents), sum(len(document) < length for document in corpus.documents)
+    if short:
+        yield f"{short} of {count} documents are shorter than {length} tokens and were left out"
+    windows = len(corpus.windows(length, num_documents))
+    if windows < num_documents:
+        yield f"expected {num_documents} windows of {length} tokens, got {windows}; more text ranks candidates better"
 
 
 def whole_windows(corpus: Corpus, length: int, num_documents: int, *, share: float = 1.0) -> list[Window]:
@@ -113,10 +126,18 @@ def _target_windows(
 
 
 def _extra_windows(checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions) -> list[Window]:
-    extra = [Window(ids) for ids in corpus.windows(target, options.num_documents + EXTRA_WINDOWS)]
-    extra = extra[options.num_documents :] if options.objective != "needle" else []
+    """Fresh ones, of each kind about as many as its share of the objective."""
+
+    def fresh(length: int, share: float) -> list[Window]:
+        count = round(EXTRA_WINDOWS * share)
+        return [Window(ids) for ids in corpus.windows(length, options.num_documents + count)[options.num_documents :]]
+
+    own = 1.0 - sum(share for _, share in options.window_shares)
+    extra = [window for length, share in options.window_shares for window in fresh(length, share)]
+    if options.objective != "needle":
+        extra += fresh(target, own)
     if options.objective != "perplexity":
-        extra += needle_windows(checkpoint, corpus, target, EXTRA_WINDOWS // 2, seed=1)
+        extra += needle_windows(checkpoint, corpus, target, max(1, round(own * EXTRA_WINDOWS / 2)), seed=1)
     return [replace(window, extra=True) for window in extra]
 
 

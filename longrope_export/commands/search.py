@@ -13,8 +13,8 @@ from longrope_export import options
 @click.command()
 @click.argument("model")
 @click.option("--target-length", required=True, type=options.TOKENS, help="Window after extension, in tokens.")
-@options.texts(required=True)
-@options.output("factors.json to write.")
+@options.texts(required=False)
+@options.output("factors.json to write.", required=False)
 @options.search_options
 @click.option("--plan", is_flag=True, help="Print the budget and the memory it takes, and stop.")
 @click.option("--plots", type=options.PATH, help="Folder for pictures: factors, convergence, Pareto front.")
@@ -24,7 +24,7 @@ def command(
     model: str,
     target_length: int,
     texts: tuple[Path, ...],
-    output: Path,
+    output: Path | None,
     overwrite: bool,
     plan: bool,
     plots: Path | None,
@@ -42,6 +42,8 @@ def command(
         for line in plan_lines(model, target_length, wanted):
             click.echo(line)
         return 0
+    if output is None or not texts:
+        raise click.UsageError("a search needs --text and -o; only --plan goes without")
     result = run_search(
         model,
         texts,

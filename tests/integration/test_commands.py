@@ -320,6 +320,35 @@ def test_a_model_that_does_not_load_leaves_no_journal(pico: Checkpoint, texts: P
     assert not (tmp_path / "factors.json.journal").exists()
 
 
+def test_overwrite_starts_a_search_anew(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+    output, budget = tmp_path / "factors.json", ("--strategy", "evolution", "--max-evals", 4, "--documents", 1)
+    asked = ["search", pico.path, "--target-length", TARGET, "--text", texts, "-o", output, *budget, "--threads", 1]
+    assert run_cli(*asked).code == 0
+    first = RescaleFactors.load(output)
+    refused = run_cli(*asked)
+    assert (refused.code, "--overwrite" in refused.err) == (2, True)
+    assert run_cli(*asked, "--overwrite", "--seed", 1).code == 0
+    assert RescaleFactors.load(output).provenance["settings"]["seed"] == 1
+    assert first.provenance["settings"]["seed"] == 0
+
+
+def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> None:
+    planned = run_cli("search", pico.path, "--target-length", TARGET, "--plan")
+    assert planned.code == 0, planned.err
+    assert "budget: 32 evaluations" in planned.out
+    refused = run_cli("search", pico.path, "--target-length", TARGET)
+    assert (refused.code, "--text and -o" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(("device", "code"), [("cuda", 3), ("gpu", 2)])
+def test_a_device_that_is_not_there(pico: Checkpoint, texts: Path, tmp_path: Path, device: str, code: int) -> None:
+    asked = ("--target-length", TARGET, "--text", texts, "-o", tmp_path / "run", "--device", device)
+    for command in ("search", "extend"):
+        done = run_cli(command, pico.path, *asked)
+        assert (done.code, "device" in done.err) == (code, True), done.err
+        assert not (tmp_path / "run").exists()
+
+
 # -- eval, recover, doctor
 
 
@@ -337,7 +366,8 @@ def test_recover_puts_a_short_set_beside_the_long_one(artifacts: dict[str, Path]
     output = tmp_path / "recovered.json"
     arguments = ("--window", WINDOW, "--text", texts, "-o", output, "--max-evals", 4, "--threads", 1)
     pico_factors(dual=False).save(tmp_path / "stage.json")
-    done = run_cli("recover", artifacts["hf"], *arguments, "--from", tmp_path / "stage.json", "--json")
+    stages = ("--from", tmp_path / "stage.json")
+    done = run_cli("recover", artifacts["hf"], *arguments, *stages, "--json")
     assert done.code == 0, done.err
     data = json.loads(done.out)
     names = ["searched", "original RoPE", "stage.json", "long set (single)"]
@@ -347,6 +377,14 @@ def test_recover_puts_a_short_set_beside_the_long_one(artifacts: dict[str, Path]
     assert data["dual"]["perplexity"] <= data["single"]["perplexity"]
     assert f"{data['winner']} wins" in done.err
     assert RescaleFactors.load(output).long_factor == pico_factors().long_factor
+    (tmp_path / "other").mkdir()
+    pico_factors(dual=False).save(tmp_path / "other" / "stage.json")
+    more = ("--from", tmp_path / "other" / "stage.json")
+    changed = run_cli("recover", artifacts["hf"], *arguments, *stages, *more, "--resume")
+    assert (changed.code, "stages" in changed.err) == (2, True), changed.err
+    both = run_cli("recover", artifacts["hf"], *arguments, *stages, *more, "--overwrite", "--json")
+    names = [row["name"] for row in json.loads(both.out)["comparison"]]
+    assert names[2:4] == [str(tmp_path / "stage.json"), str(tmp_path / "other" / "stage.json")]
 
 
 def test_a_recovery_goes_on_with_its_journal(artifacts: dict[str, Path], texts: Path, tmp_path: Path) -> None:

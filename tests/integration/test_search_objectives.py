@@ -11,10 +11,19 @@ from longrope.errors import InputError, MissingRequirementError, UnsupportedErro
 from longrope.progress import Silent
 from longrope.search import Candidate, Machine, SearchOptions, WindowModel, plan_search, search
 from longrope.search.measure import smaller
-from longrope.search.memory import MIN_PASS, MIN_ROWS, SHARE, MemoryPlan, plan_memory, require_memory
+from longrope.search.memory import (
+    MIN_PASS,
+    MIN_ROWS,
+    SHARE,
+    MemoryPlan,
+    free_for_each,
+    plan_memory,
+    require_memory,
+    spread,
+)
 from longrope.search.objective import PENALTY, Objective, Window
 from longrope.search.trial import Job, Measurement, Trial
-from longrope.search.windows import build_objective, needle_windows
+from longrope.search.windows import build_objective, needle_windows, oddities
 from longrope.text import Corpus, Document
 from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
 
@@ -162,18 +171,18 @@ def test_there_is_an_end_to_halving(checkpoint):
 
 
 def test_a_plan_takes_what_fits(checkpoint):
-    generous = plan_memory(checkpoint, 1 << 16, available=64 << 30)
-    assert generous.pass_tokens == 1 << 16
-    tight = plan_memory(checkpoint, 1 << 16, available=generous.total)
-    assert tight.pass_tokens < 1 << 16
+    generous = plan_memory(checkpoint, 1 << 18, available=64 << 30)
+    assert generous.pass_tokens == 1 << 18
+    tight = plan_memory(checkpoint, 1 << 18, available=generous.total)
+    assert tight.pass_tokens < 1 << 18
     assert tight.fits
     assert tight.total < generous.total
-    gradient = plan_memory(checkpoint, 1 << 16, gradient=True, available=64 << 30)
+    gradient = plan_memory(checkpoint, 1 << 18, gradient=True, available=64 << 30)
     assert not gradient.checkpointing
-    assert plan_memory(checkpoint, 1 << 16, gradient=True, available=gradient.total).checkpointing
-    hopeless = plan_memory(checkpoint, 1 << 16, available=1 << 20)
+    assert plan_memory(checkpoint, 1 << 18, gradient=True, available=gradient.total).checkpointing
+    hopeless = plan_memory(checkpoint, 1 << 18, available=1 << 20)
     assert not hopeless.fits
-    with pytest.raises(MissingRequirementError, match="65536 tokens"):
+    with pytest.raises(MissingRequirementError, match="262144 tokens"):
         require_memory(hopeless)
     require_memory(generous)
     assert isinstance(generous, MemoryPlan)
@@ -191,6 +200,125 @@ def test_a_search_says_what_it_takes(checkpoint, corpus):
     assert plan.tokens == 12 * (2 * TARGET + 2 * 128 + 3 * WINDOW)
     assert "budget: 12 evaluations" in plan.lines()[0]
     assert plan_search(checkpoint, TARGET, replace(OPTIONS, max_evals=None)).evaluations == 1344
+
+
+def test_every_worker_plans_on_its_share(checkpoint, monkeypatch):
+    whole = plan_memory(checkpoint, 1 << 18, available=math.inf)
+    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: int(whole.total / SHARE))
+    options = replace(OPTIONS, executor="processes")
+    assert plan_search(checkpoint, 1 << 18, options).forward.pass_tokens == 1 << 18
+    shared = plan_search(checkpoint, 1 << 18, replace(options, workers=2)).forward
+    assert shared.pass_tokens < 1 << 18, "shorter passes instead of a refusal"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert spread("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert free_for_each(spread("cuda", 2)) == int(whole.total / SHARE), "each GPU has its own"
+    ray = plan_search(checkpoint, 1 << 18, replace(OPTIONS, executor="ray", workers=8, device="cuda"))
+    assert ray.forward.fits
+    assert ray.forward.available is None, "the actors' machines are not this one"
+
+
+def test_memory_is_what_was_free_before_the_model_was_loaded(checkpoint, monkeypatch):
+    free = iter([100 << 30, 1 << 20, 1 << 20])
+    monkeypatch.setattr("longrope.search.measure.free_memory", lambda device: next(free))
+    model = WindowModel(checkpoint, Machine())
+    assert model.plan(Window(np.zeros(TARGET, dtype=np.int64))).available == 100 << 30
+    assert WindowModel(checkpoint, Machine(available=5)).plan(Window(np.zeros(4, dtype=np.int64))).available == 5
+
+
+def test_scores_that_are_written_out_are_counted(checkpoint):
+    capped = replace(checkpoint, config={**checkpoint.config, "attn_logit_softcapping": 50.0})
+    more = plan_memory(capped, 4096, available=math.inf).total - plan_memory(checkpoint, 4096, available=math.inf).total
+    assert more == checkpoint.config["num_attention_heads"] * 4096**2 * 12
+
+
+def test_a_resumed_search_keeps_its_passes(checkpoint, corpus, tmp_path, monkeypatch):
+    """Whatever is free by then: other passes give other last digits, and so other candidates."""
+    options = replace(OPTIONS, strategy="auto", max_evals=30)
+    plan = plan_search(checkpoint, TARGET, options)
+    plenty, tight = 64 << 30, int((plan.forward.total + plan.gradient.total) / 2 / SHARE)
+    one_way = [(False, TARGET)]
+    monkeypatch.setattr("longrope.search.memory._ways", lambda window, gradient: one_way)
+    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: tight)
+    begun = search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "tight")
+    assert not any(point.gradient for point in begun.history)
+    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: plenty)
+    file = tmp_path / "tight" / "search.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:20]))
+    resumed = search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "tight", resume=True)
+    assert resumed.history == begun.history
+    search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "plenty")
+    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: tight)
+    progress = Silent()
+    search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "plenty", resume=True, progress=progress)
+    assert any("when this search began" in warning for warning in progress.warnings)
+
+
+def test_what_is_no_number_counts_as_failed(checkpoint, corpus, monkeypatch):
+    plain = WindowModel._nll
+
+    def overflowing(model, candidate, window, plan):
+        return math.nan if candidate.factors[1] > 3 else plain(model, candidate, window, plan)
+
+    monkeypatch.setattr(WindowModel, "_nll", overflowing)
+    result = search(checkpoint, corpus, TARGET, options=OPTIONS)
+    assert next(seed for seed in result.seeds if seed.name == "PI").loss == math.inf
+    assert math.isfinite(result.loss)
+    assert result.factors.long_factor[1] <= 3
+
+
+def test_gradients_that_do_not_fit_are_left_out(checkpoint, corpus, monkeypatch):
+    def too_large(model, candidate, window):
+        raise MissingRequirementError("out of memory")
+
+    monkeypatch.setattr(WindowModel, "nll_and_gradient", too_large)
+    progress = Silent()
+    result = search(
+        checkpoint, corpus, TARGET, options=replace(OPTIONS, strategy="auto", max_evals=40), progress=progress
+    )
+    assert any("1 gradients did not fit" in warning for warning in progress.warnings)
+    assert any(point.label == "mutant" for point in result.history)
+
+
+def test_the_cap_comes_before_the_loss(checkpoint, corpus, monkeypatch):
+    """A candidate far better at the target that breaks the cap a little is not the result."""
+    objective = Objective((Window(np.zeros(4, dtype=np.int64)), Window(np.zeros(4, dtype=np.int64), side="short")), 2.0)
+    keeps = objective.outcome(Trial(CANDIDATE, (0, 1), "keeps"), [Measurement(3.5, 4), Measurement(2.0, 4)])
+    breaks = objective.outcome(Trial(CANDIDATE, (0, 1), "breaks"), [Measurement(3.0, 4), Measurement(2.02, 4)])
+    assert breaks.loss < keeps.loss
+    assert keeps.rank < breaks.rank
+    progress = Silent()
+    options = replace(OPTIONS, max_evals=6, short_budget=0.0, num_short_windows=2, start_from=())
+    monkeypatch.setattr("longrope.search.run.math.log1p", lambda budget: -1.0)  # a cap that nothing keeps
+    search(checkpoint, corpus, TARGET, options=options, progress=progress)
+    assert any("no candidate kept the short budget" in warning for warning in progress.warnings)
+
+
+def test_gradient_steps_see_every_length(checkpoint, corpus):
+    options = replace(OPTIONS, window_shares=((64, 0.25),))
+    objective = build_objective(checkpoint, corpus, TARGET, options)
+    lengths = [len(objective.windows[index]) for index in objective.extra_windows]
+    assert lengths.count(64) == 16
+    assert TARGET in lengths
+    with pytest.raises(InputError, match="at most the target's"):
+        build_objective(checkpoint, corpus, TARGET, replace(OPTIONS, window_shares=((TARGET + 1, 0.25),)))
+
+
+def test_texts_that_serve_only_in_part_are_told(checkpoint, corpus):
+    mixed = Corpus((*corpus.documents[:1], Document("short", corpus.documents[1].ids[:50])))
+    many = len(mixed.windows(TARGET)) + 1
+    told = list(oddities(mixed, TARGET, many))
+    assert told == [
+        f"1 of 2 documents are shorter than {TARGET} tokens and were left out",
+        f"expected {many} windows of {TARGET} tokens, got {many - 1}; more text ranks candidates better",
+    ]
+    assert not list(oddities(corpus, TARGET, 2))
+
+
+def test_a_device_that_is_not_there_is_told_before_the_search(checkpoint):
+    with pytest.raises(MissingRequirementError, match="torch finds 0 of kind cuda"):
+        plan_search(checkpoint, TARGET, replace(OPTIONS, device="cuda"))
+    with pytest.raises(InputError, match="expected cpu, cuda"):
+        plan_search(checkpoint, TARGET, replace(OPTIONS, device="gpu"))
 
 
 def test_a_search_that_cannot_fit_is_refused(checkpoint, corpus, monkeypatch):

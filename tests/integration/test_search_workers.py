@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -192,11 +193,17 @@ class FakeRay:
     """The few calls RayCrew makes, run in this process; one candidate kills its actor."""
 
     class exceptions:  # noqa: N801  Ray's own spelling
-        class RayActorError(Exception):
+        class RayError(Exception):
+            pass
+
+        class RayActorError(RayError):
             pass
 
     def __init__(self):
         self.killed = 0
+
+    def cluster_resources(self):
+        return {"CPU": 2.0, "memory": 1e9}
 
     def is_initialized(self):
         return True
@@ -236,10 +243,45 @@ class FakeRay:
         self.killed += 1
 
 
-def test_ray_actors_die_and_are_replaced(recipe, monkeypatch):
-    fake = FakeRay()
+@pytest.fixture
+def fake(monkeypatch):
+    ray = FakeRay()
     monkeypatch.setattr("longrope.search.evaluators.find_spec", lambda name: object())
-    monkeypatch.setitem(__import__("sys").modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return ray
+
+
+def test_actors_that_no_machine_has_room_for_are_refused(recipe, fake):
+    with pytest.raises(MissingRequirementError, match="expected 3 CPU in the Ray cluster, got 2"):
+        RayCrew([recipe] * 3)
+    on_gpu = replace(recipe, machine=replace(recipe.machine, device="cuda"))
+    with pytest.raises(MissingRequirementError, match="expected 1 GPU in the Ray cluster, got 0"):
+        RayCrew([on_gpu])
+
+
+def test_a_slow_first_job_is_waited_for(recipe):
+    """Before anything was measured, what a job takes on a slow machine is what counts."""
+
+    class Crew:
+        size, asked = 1, []
+
+        def submit(self, worker, job):
+            pass
+
+        def reports(self, busy, timeout):
+            self.asked.append(timeout)
+            return [Report(0, Measurement(1.0, 1, seconds=2.0))]
+
+        def stop(self, worker):
+            pass
+
+    crew = Crew()
+    pool = PoolEvaluator(crew, patience=5000.0)
+    assert len(dict(pool.measure([Job(GOOD[0], 0)]))) == 1
+    assert 5590 < crew.asked[0] <= 5600
+
+
+def test_ray_actors_die_and_are_replaced(recipe, fake):
     pool = PoolEvaluator(RayCrew([recipe] * 2))
     measured = dict(pool.measure([Job(candidate, 0) for candidate in (GOOD[0], CURSED, GOOD[1])]))
     assert measured[Job(CURSED, 0)].nll == float("inf")

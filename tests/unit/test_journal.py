@@ -44,7 +44,15 @@ def test_a_cut_header_starts_over(tmp_path):
     with Journal(path, HEADER, resume=True) as journal:
         assert journal.records == []
         journal.append({"n": 1})
-    assert json.loads(path.read_text().splitlines()[0]) == {"journal": 1, "header": HEADER}
+    assert json.loads(path.read_text().splitlines()[0]) == {"journal": 1, "header": HEADER, "notes": {}}
+
+
+def test_notes_are_the_first_runs(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, HEADER, resume=False, notes={"free": 3}) as journal:
+        journal.append({"n": 1})
+    with Journal(path, HEADER, resume=True, notes={"free": 2}) as journal:
+        assert journal.notes == {"free": 3}
 
 
 def test_a_journal_without_records_leaves_nothing_behind(tmp_path):

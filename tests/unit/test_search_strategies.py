@@ -8,7 +8,7 @@ import pytest
 from longrope.errors import InputError
 from longrope.search.objective import Objective, Window
 from longrope.search.space import SearchSpace
-from longrope.search.strategies import STRATEGIES, make_strategy
+from longrope.search.strategies import STRATEGIES, check_strategy, make_strategy
 from longrope.search.strategies.auto import Mutants
 from longrope.search.strategies.longrope2 import CriticalBreeder
 from longrope.search.strategies.monotone import Monotone, rising
@@ -73,6 +73,36 @@ def spent(told: list[Outcome]) -> float:
     """Full evaluations' worth of forwards; what was measured before costs nothing."""
     jobs = {(o.candidate, w, o.trial.gradient) for o in told for w in o.trial.windows}
     return sum(3 if gradient else 1 for _, _, gradient in jobs) / 5
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["auto", "gradient", "evolution"])
+def test_the_smallest_budgets_are_kept(name, budget):
+    problem = make_problem(max_evals=budget)
+    told = solve(problem, name)
+    assert spent(told) <= budget
+    assert best(problem, told).trial.known or budget > 1
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient"])
+def test_gradients_that_do_not_fit_are_asked_for_once(name):
+    problem = make_problem(max_evals=40)
+    strategy, told = make_strategy(name, problem), []
+    while trials := strategy.ask():
+        outcomes = [replace(answer(problem, trial), gradient=None) for trial in trials]
+        strategy.tell(outcomes)
+        told += outcomes
+    runs = 2 if name == "gradient" else 1
+    assert sum(outcome.lost_gradient for outcome in told) == runs
+    assert best(problem, told)
+
+
+@pytest.mark.parametrize(("name", "options"), [("longrope2", {"attention": True}), ("cma", {"n_hat": True})])
+def test_what_a_strategy_does_not_search_is_refused(name, options):
+    check_strategy(name)
+    check_strategy("evolution", n_hat=True, attention=True)
+    with pytest.raises(InputError, match=f"strategy {name} does not search the"):
+        check_strategy(name, **options)
 
 
 @pytest.mark.parametrize("name", SEARCHING)

@@ -26,6 +26,10 @@ STRATEGIES: Mapping[str, str] = {
     "seeds": "longrope.search.strategies.seeds:seeds",
 }
 
+# Strategies whose candidates differ in n_hat, and in the attention factor, when these are searched.
+MOVE_N_HAT = ("auto", "evolution")
+MOVE_ATTENTION = ("auto", "cma", "dim_mono", "evolution", "gradient")
+
 
 def make_strategy(name: str, problem: Problem) -> Strategy:
     """The strategy called `name`, ready to be asked. Raises InputError for an unknown name."""
@@ -39,9 +43,12 @@ def own_budget(name: str, target: int) -> int:
     return own
 
 
-def check_strategy(name: str) -> None:
-    """Raise InputError for an unknown name, before any work is done."""
+def check_strategy(name: str, *, n_hat: bool = False, attention: bool = False) -> None:
+    """Raise InputError for an unknown name, or one that does not search what is to be searched, before any work is done."""
     _plan(name)
+    for wanted, option, strategies in ((n_hat, "n_hat", MOVE_N_HAT), (attention, "attention factor", MOVE_ATTENTION)):
+        if wanted and name not in strategies:
+            raise InputError(f"strategy {name} does not search the {option}; expected one of {', '.join(strategies)}")
 
 
 def _plan(name: str) -> Callable[[Problem], Plan]:

@@ -65,6 +65,8 @@ def descend(problem: Problem, best: Outcome, purse: Purse) -> Outcomes:
         purse.pay(turn)
         for _ in range(STEPS):
             (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
+            if outcome.lost_gradient:
+                return best
             descent.step(outcome)
         (outcome,) = yield [problem.full(descent.mean(), "gradient mean")]
         best = min(best, outcome, key=lambda o: o.loss)

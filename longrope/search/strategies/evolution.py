@@ -50,11 +50,13 @@ class Schedule:
 
     @classmethod
     def for_search(cls, target: int, max_evals: int | None) -> Schedule:
-        """The paper's schedule, or one of its proportions that fits the budget."""
+        """The paper's schedule; of its proportions for a smaller budget, and with more rounds for a larger one."""
         share = 2 if target > HALVED_BEYOND else 1
         paper = cls(64 // share, 40, 32 // share, 16 // share, 16 // share)
-        if max_evals is None or max_evals >= paper.evaluations:
+        if max_evals is None:
             return paper
+        if max_evals >= paper.evaluations:
+            return replace(paper, rounds=(max_evals - paper.population) // (paper.mutations + paper.crossovers))
         quarter = max(1, round(paper.population / 4 * math.sqrt(max_evals / paper.evaluations)))
         while quarter > 1 and 6 * quarter > max_evals:
             quarter -= 1

@@ -36,8 +36,10 @@ def gradient(problem: Problem) -> Plan:
     purse = problem.purse(OWN_BUDGET)
     starts = yield from screened(problem, purse)
     runs = max(1, min(STARTS, len(starts), purse.left // (20 * problem.step_tokens)))
+    while runs and purse.left < (runs + 1) * problem.objective.tokens + runs * problem.step_tokens:
+        runs -= 1
     purse.pay((runs + 1) * problem.objective.tokens)
-    steps = purse.left // (problem.step_tokens * runs)
+    steps = purse.left // (problem.step_tokens * max(1, runs))
     order = WindowOrder(problem)
     finalists = [problem.known(starts[0])]
     for start in starts[:runs]:
@@ -47,10 +49,13 @@ def gradient(problem: Problem) -> Plan:
 
 
 def screened(problem: Problem, purse: Purse) -> Generator[Sequence[Trial], Sequence[Outcome], list[Seed]]:
-    """All starting points, the best on the first window in front."""
-    starts = list(starting_points(problem))
+    """The starting points that the budget allows, the best on the first window in front."""
     window = problem.objective.target_windows[:1]
-    purse.pay(len(starts) * problem.tokens(window))
+    price, full = problem.tokens(window), problem.objective.tokens
+    starts = list(starting_points(problem))[: max(1, (purse.left - full) // price)]
+    if purse.left < full + price:
+        return starts
+    purse.pay(len(starts) * price)
     outcomes = yield [Trial(s.candidate, window, s.name) for s in starts]
     order = sorted(range(len(starts)), key=lambda i: outcomes[i].loss)
     return [starts[i] for i in order]
@@ -136,5 +141,7 @@ def descend(
     for step in range(done, done + steps):
         trial = Trial(descent.candidate, order.next(), "gradient step", gradient=True)
         (outcome,) = yield [trial]
+        if outcome.lost_gradient:
+            break
         descent.step(outcome, RATE * (0.55 + 0.45 * math.cos(math.pi * step / total)))
     return descent
