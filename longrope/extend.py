@@ -79,9 +79,10 @@ class ExtendOptions:
         return {**dataclasses.asdict(self), **own}
 
     def table_tokens(self, checkpoint: Checkpoint) -> dict[int, int]:
-        """Tokens that the table of methods reads at each length, at most: the known methods and what was found."""
-        rows = len(known_rows(checkpoint, self.target_length, self.methods)) + 1
-        return {length: rows * self.test_windows * length for length in (checkpoint.window, self.target_length)}
+        """Tokens that the table of methods reads at each length, at most: the known methods and the sets that were found."""
+        known = len(known_rows(checkpoint, self.target_length, self.methods))
+        rows = {checkpoint.window: known + 2, self.target_length: known + 1}
+        return {length: count * self.test_windows * length for length, count in rows.items()}
 
     @property
     def planned_n_hat(self) -> int:

@@ -31,7 +31,13 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, header: Mapping[str, Any], *, resume: bool, notes: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool = False,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Create `path`, or continue it.
 
@@ -39,16 +45,18 @@ class Journal:
             path: the file; its folder is made when missing.
             header: what the run is about, as JSON; a resumed journal must hold the same.
             resume: continue an existing journal; a missing one is started.
+            overwrite: start an existing one anew, unless `resume` is given.
             notes: kept with a new journal, never compared.
 
         Raises:
-            InputError: it exists and `resume` is off, it is no journal, its header differs, or another process holds it.
+            InputError: it exists and neither `resume` nor `overwrite` is given, it is no journal, its header differs, or
+                another process holds it.
             MissingRequirementError: the place is not writable.
         """
         self.path = path
         self.records: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = dict(notes or {})
-        if path.exists() and path.stat().st_size and not resume:
+        if path.exists() and path.stat().st_size and not (resume or overwrite):
             raise InputError(
                 f"{path}: a run was journalled here; continue it with --resume, replace it with --overwrite, or "
                 "choose another place"
@@ -62,6 +70,8 @@ class Journal:
             raise MissingRequirementError(f"{path}: the journal is not writable ({error.strerror})") from error
         try:
             self._lock()
+            if overwrite and not resume:
+                self._file.truncate(0)
             self._start(json.loads(json.dumps(header)))
         except BaseException:
             self._file.close()

@@ -104,23 +104,12 @@ def output(what: str, *, required: bool = True) -> Callable[[Decorated], Decorat
     return decorate
 
 
-def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Refuse a device that is not there before anything is read or written."""
-    if value != "cpu":
-        from longrope.modeling import require_device
-
-        require_device(value)
-    return value
-
-
 def compute(function: Decorated) -> Decorated:
     """`--device`, `--threads`, `--seed`."""
     for option in (
         click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of each runtime.  [default: all cores]"),
-        click.option(
-            "--device", default="cpu", show_default=True, callback=_device, help="Torch device: cpu, cuda, cuda:1, mps."
-        ),
+        click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1, mps."),
     ):
         function = option(function)
     return function

@@ -29,7 +29,7 @@ from longrope.extend import ExtendOptions, MethodTable, extend
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.journal import differences
-from longrope.modeling import set_threads
+from longrope.modeling import require_device, set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.search import plan_recovery, plan_search
@@ -178,13 +178,14 @@ def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequenc
 
     options, shape = request.options, DecoderShape.of(checkpoint.config)
     set_threads(options.training.threads)
-    rates = measure_rates(shape, options.training.dtype, options.training.device)
+    rates = measure_rates(shape, options.search.dtype, options.search.device)
 
     def forwards(length: int, tokens: int) -> str:
         return f"about {duration(forward_seconds(shape, length, tokens, rates))} on this device"
 
     if options.stages:
-        planned = plan_stages(checkpoint, options.stages, options.search, options.training, rates)
+        training = measure_rates(shape, options.training.dtype, options.training.device)
+        planned = plan_stages(checkpoint, options.stages, options.search, options.training, training)
         lines = plan_lines(options.stages, planned)
     else:
         searching = plan_search(checkpoint, request.target_length, options.search)
@@ -237,6 +238,8 @@ def _check_plan(
             f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens); "
             "start from the original model"
         )
+    if request.options.search.executor != "ray":  # its actors run elsewhere
+        require_device(request.options.search.device)
     corpus.first_windows(target, 1)
     placeholder = _placeholder_factors(checkpoint, target, request.options.planned_n_hat)
     windows_by_length(held_out, placeholder, _validate_options(request, checkpoint))

@@ -14,7 +14,6 @@ from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.search import Recovery, SearchOptions, SearchResult, plan_search, recover_short, search
-from longrope.search.run import JOURNAL_NAME
 from longrope.text import load_corpus
 from longrope_export.models import open_model
 from longrope_export.plots import plot_search, require_matplotlib
@@ -46,9 +45,15 @@ def run_search(
     if target_length <= window:
         raise InputError(f"--target-length {target_length}: expected more than the window of {window} tokens")
     corpus = load_corpus(texts, checkpoint.encode)
-    journal = _journal_for(output, anew=overwrite and not resume)
     result = search(
-        checkpoint, corpus, target_length, options=options, journal_dir=journal, resume=resume, progress=progress
+        checkpoint,
+        corpus,
+        target_length,
+        options=options,
+        journal_dir=_journal_of(output),
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
     result.factors.save(output)
     if plots:
@@ -104,8 +109,9 @@ def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progr
         known,
         window=request.window,
         options=options,
-        journal_dir=_journal_for(request.output, anew=request.overwrite and not request.resume),
+        journal_dir=_journal_of(request.output),
         resume=request.resume,
+        overwrite=request.overwrite,
         progress=progress,
         stages=_named(request.stages),
         held_out=held_out,
@@ -132,9 +138,6 @@ def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]
     }
 
 
-def _journal_for(output: Path, *, anew: bool) -> Path:
-    """The folder of a search's journal, beside its output; without the old one where that is to be replaced, too."""
-    folder = output.with_name(f"{output.name}.journal")
-    if anew:
-        (folder / JOURNAL_NAME).unlink(missing_ok=True)
-    return folder
+def _journal_of(output: Path) -> Path:
+    """The folder of a search's journal."""
+    return output.with_name(f"{output.name}.journal")

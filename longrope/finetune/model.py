@@ -26,7 +26,7 @@ from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel, full_weights
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
-from longrope.modeling import DTYPES, build_model, replace_rotary
+from longrope.modeling import DTYPES, build_model, replace_rotary, require_device
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 # What LoRA leaves alone and is trained in full: few parameters, and longer windows need them (LongLoRA, arXiv 2309.12307).
@@ -121,7 +121,8 @@ class TrainedModel:
 
 
 def require_extras(options: TrainOptions) -> None:
-    """Raise MissingRequirementError for a library that an option needs and that is not installed, or a torch too old."""
+    """Raise MissingRequirementError for a library or device that is needed and not there, or a torch too old."""
+    require_device(options.device)
     if not hasattr(nn, "LinearCrossEntropyOptions"):
         raise MissingRequirementError(
             f"training needs torch 2.13 or newer (linear_cross_entropy), found {torch.__version__}: pip install -U torch"

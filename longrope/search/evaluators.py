@@ -44,7 +44,6 @@ class Recipe:
         objective: windows.
         machine: device, dtype, threads.
         default_attention: attention factor of candidates that leave theirs open.
-        patience: seconds that the longest job takes on a very slow machine.
     """
 
     path: Path
@@ -52,7 +51,6 @@ class Recipe:
     objective: Objective
     machine: Machine
     default_attention: float
-    patience: float = 0.0
 
     def build(self) -> WindowModel:
         """The model, loaded."""
@@ -72,9 +70,14 @@ class Evaluator(Protocol):
 
 
 def make_evaluator(
-    recipe: Recipe, *, executor: str = "local", workers: int = 1, warn: Callable[[str], None] = lambda text: None
+    recipe: Recipe,
+    *,
+    executor: str = "local",
+    workers: int = 1,
+    warn: Callable[[str], None] = lambda text: None,
+    cost: Callable[[Job], float] = lambda job: 1.0,
 ) -> Evaluator:
-    """The evaluator of an executor's name.
+    """The evaluator of an executor's name; `warn` and `cost` as in `PoolEvaluator`.
 
     Raises:
         MissingRequirementError: Ray was asked for and is not installed.
@@ -84,11 +87,11 @@ def make_evaluator(
     if recipe.machine.threads is None:
         recipe = replace(recipe, machine=replace(recipe.machine, threads=1))
     if executor == "ray":
-        return PoolEvaluator(RayCrew([recipe] * workers), warn, recipe.patience)
+        return PoolEvaluator(RayCrew([recipe] * workers), warn, cost)
     recipes = [
         replace(recipe, machine=replace(recipe.machine, device=d)) for d in spread(recipe.machine.device, workers)
     ]
-    return PoolEvaluator(ProcessCrew(recipes), warn, recipe.patience)
+    return PoolEvaluator(ProcessCrew(recipes), warn, cost)
 
 
 class LocalEvaluator:
@@ -112,11 +115,12 @@ class LocalEvaluator:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a worker's job: a measurement, an error to raise here, or, if neither, its death."""
+    """What became of a worker's job: a measurement, an error to raise here, or, if neither, its death and why, if known."""
 
     worker: int
     measurement: Measurement | None = None
     error: LongRopeError | None = None
+    reason: str = ""
 
 
 class Crew(Protocol):
@@ -143,14 +147,18 @@ class PoolEvaluator:
     Args:
         crew: the workers.
         warn: told of deaths.
-        patience: seconds that the longest job takes on a very slow machine.
+        cost: seconds that a job takes on a very slow machine.
     """
 
-    def __init__(self, crew: Crew, warn: Callable[[str], None] = lambda text: None, patience: float = 0.0) -> None:
-        self._crew, self._warn, self._patience = crew, warn, patience
+    def __init__(
+        self,
+        crew: Crew,
+        warn: Callable[[str], None] = lambda text: None,
+        cost: Callable[[Job], float] = lambda job: 1.0,
+    ) -> None:
+        self._crew, self._warn, self._cost = crew, warn, cost
         self._deaths: Counter[Candidate] = Counter()
-        self._ever_measured = False
-        self._slowest = 0.0
+        self._slowest: float | None = None  # seconds of a job over its cost
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
         waiting, running, since = deque(jobs), dict[int, Job](), dict[int, float]()
@@ -164,10 +172,10 @@ class PoolEvaluator:
                 if report.error:
                     raise report.error
                 if report.measurement:
-                    self._ever_measured = True
-                    self._slowest = max(self._slowest, report.measurement.seconds)
+                    pace = report.measurement.seconds / self._cost(job)
+                    self._slowest = max(self._slowest or 0.0, pace)
                     yield job, report.measurement
-                elif self._give_up(job):
+                elif self._give_up(job, report.reason):
                     yield job, Measurement(float("inf"), 0)
                 else:
                     waiting.appendleft(job)
@@ -178,15 +186,19 @@ class PoolEvaluator:
 
     def _next_reports(self, running: dict[int, Job], since: dict[int, float]) -> list[Report]:
         """Reports of finished and dead workers; one that is silent for too long is stopped and counts as dead."""
-        patience = PATIENCE_SECONDS + max(self._patience, PATIENCE_FACTOR * self._slowest)
-        left = min(since[worker] for worker in running) + patience - time.monotonic()
-        reports = self._crew.reports(list(running), max(left, 0.01))
-        hung = [w for w in running if time.monotonic() - since[w] > patience and w not in {r.worker for r in reports}]
+        until = {worker: since[worker] + self._patience(job) for worker, job in running.items()}
+        reports = self._crew.reports(list(running), max(min(until.values()) - time.monotonic(), 0.01))
+        hung = [w for w in running if time.monotonic() > until[w] and w not in {r.worker for r in reports}]
         for worker in hung:
             self._crew.stop(worker)
         return [*reports, *(Report(worker) for worker in hung)]
 
-    def _give_up(self, job: Job) -> bool:
+    def _patience(self, job: Job) -> float:
+        """Seconds after which a worker with this job is taken for hung."""
+        pace = 1.0 if self._slowest is None else PATIENCE_FACTOR * self._slowest
+        return PATIENCE_SECONDS + pace * self._cost(job)
+
+    def _give_up(self, job: Job, reason: str) -> bool:
         """Count a death; whether this candidate has had its three.
 
         Raises:
@@ -195,11 +207,11 @@ class PoolEvaluator:
         self._deaths[job.candidate] += 1
         deaths = self._deaths[job.candidate]
         if deaths < MAX_DEATHS:
-            self._warn(f"a worker died; its candidate is retried (death {deaths} of {MAX_DEATHS})")
+            self._warn(f"a worker died{reason}; its candidate is retried (death {deaths} of {MAX_DEATHS})")
             return False
-        if not self._ever_measured:
+        if self._slowest is None:
             raise MissingRequirementError(
-                f"{MAX_DEATHS} workers died before anything was measured, most likely for lack of memory; "
+                f"{MAX_DEATHS} workers died before anything was measured{reason or ', most likely for lack of memory'}; "
                 "use fewer workers, a smaller --dtype, or --executor local to see the error"
             )
         self._warn(f"{MAX_DEATHS} workers died of one candidate; it counts as failed and the search goes on")
@@ -345,9 +357,9 @@ class RayCrew:
     def _received(self, worker: int, reference: Any) -> Report:
         try:
             answer = self._ray.get(reference)
-        except self._ray.exceptions.RayError:  # of the actor, of its machine, or of what it ran
+        except self._ray.exceptions.RayError as error:  # of the actor, of its machine, or of what it ran
             self.stop(worker)
-            return Report(worker)
+            return Report(worker, reason=f" ({str(error).strip().splitlines()[-1]})" if str(error).strip() else "")
         if isinstance(answer, LongRopeError):
             return Report(worker, error=answer)
         return Report(worker, measurement=answer)

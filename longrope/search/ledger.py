@@ -27,7 +27,7 @@ class HistoryPoint:
         loss: objective over the trial's windows, nats per token.
         windows: indices of the windows it was measured on.
         tokens: tokens forwarded up to and with this trial; a gradient counts three forwards.
-        best: lowest loss over all target windows so far; None before the first full trial.
+        best: loss of the best full trial so far, which may rise where one is the first to keep a cap; None before the first.
         losses: mean NLL of each window.
         known: a seed, not searched.
         gradient: measured with its derivative.
@@ -55,7 +55,7 @@ class Ledger:
         on_measured: called after each measurement with its tokens, and whether it came out of the journal.
         history: every trial, in order.
         tokens: tokens forwarded for the trials in the history.
-        measured_tokens, lowest: tokens and best loss up to the last measurement, for whoever watches a batch.
+        measured_tokens: tokens up to the last measurement, for whoever watches a batch.
         seconds: time spent measuring.
         lost_gradients: measurements whose derivative did not fit into memory.
     """
@@ -67,7 +67,6 @@ class Ledger:
     history: list[HistoryPoint] = field(default_factory=list)
     tokens: int = 0
     measured_tokens: int = 0
-    lowest: float = math.inf
     seconds: float = 0.0
     lost_gradients: int = 0
     _counted: set[Job] = field(default_factory=set)
@@ -75,6 +74,7 @@ class Ledger:
     _candidates: set[Candidate] = field(default_factory=set)
     _replayed: dict[Job, Measurement] = field(default_factory=dict)
     _best: Outcome | None = None
+    _lowest: tuple[bool, float] = (True, math.inf)
 
     def __post_init__(self) -> None:
         for record in self.journal.records if self.journal else []:
@@ -90,6 +90,11 @@ class Ledger:
     def best(self) -> Outcome | None:
         """The lowest loss over all ranking windows so far; where there is a cap, of those that keep it, if any does."""
         return self._best
+
+    @property
+    def lowest(self) -> float:
+        """Its loss, up to the last measurement, for whoever watches a batch."""
+        return self._lowest[1]
 
     @property
     def evaluations(self) -> int:
@@ -121,7 +126,8 @@ class Ledger:
         measured = [self._lookup(Job(candidate, window)) for window in windows]
         losses = [m.nll for m in measured if m is not None]
         if len(losses) == len(windows):
-            self.lowest = min(self.lowest, self.objective.loss(windows, losses))
+            rank = self.objective.rank(windows, losses)
+            self._lowest = min(self._lowest, rank)
 
     def _lookup(self, job: Job) -> Measurement | None:
         return self._known.get(job) or (None if job.gradient else self._known.get(Job(job.candidate, job.window, True)))

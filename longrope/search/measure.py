@@ -104,7 +104,9 @@ class WindowModel:
     def _with_gradient(
         self, candidate: Candidate, window: Window
     ) -> tuple[float, tuple[float, ...]] | tuple[None, None]:
-        """As `nll_and_gradient`; nothing where memory ran out with everything recomputed."""
+        """As `nll_and_gradient`; nothing where memory is not there, or ran out with everything recomputed."""
+        if not self.plan(window, gradient=True).fits:
+            return None, None
         try:
             return self.nll_and_gradient(candidate, window)
         except MissingRequirementError:

@@ -127,6 +127,10 @@ class Objective:
         excess = self._excess(indices, losses)
         return target + PENALTY * excess if excess else target
 
+    def rank(self, indices: Sequence[int], losses: Sequence[float]) -> tuple[bool, float]:
+        """What candidates are compared by: the cap first, then the loss."""
+        return self._excess(indices, losses) > 0, self.loss(indices, losses)
+
     def _excess(self, indices: Sequence[int], losses: Sequence[float]) -> float:
         if self.short_cap is None:
             return 0.0

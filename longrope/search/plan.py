@@ -28,7 +28,6 @@ class SearchPlan:
         evaluations: budget, in full evaluations.
         tokens: budget, in tokens forwarded.
         needs_gradient: whether the strategy cannot do without.
-        patience: seconds that the longest measurement takes where everything is slow.
     """
 
     forward: MemoryPlan
@@ -36,7 +35,6 @@ class SearchPlan:
     evaluations: int
     tokens: int
     needs_gradient: bool = False
-    patience: float = 0.0
 
     @property
     def skips_gradient(self) -> bool:
@@ -99,15 +97,14 @@ def plan_search(
         evaluations=evaluations,
         tokens=evaluations * per_evaluation,
         needs_gradient=options.strategy in NEED_GRADIENTS,
-        patience=_flops(checkpoint, target_length) / SLOW,
     )
 
 
-def _flops(checkpoint: Checkpoint, length: int) -> float:
-    """Three forwards of a window, as a gradient takes: matrix products, causal attention."""
+def slow_seconds(checkpoint: Checkpoint, tokens: int) -> float:
+    """What a forward of a window takes on a very slow machine: matrix products, causal attention."""
     config = checkpoint.config
     width = int(config["num_attention_heads"]) * checkpoint.head_dim * int(config["num_hidden_layers"])
-    return 6.0 * (length * checkpoint.num_parameters + length**2 * width)
+    return 2.0 * (tokens * checkpoint.num_parameters + tokens**2 * width) / SLOW
 
 
 def require_plan(plan: SearchPlan) -> None:

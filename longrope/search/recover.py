@@ -91,6 +91,7 @@ def recover_short(
     options: SearchOptions | None = None,
     journal_dir: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     stages: Mapping[str, RescaleFactors] | None = None,
     held_out: Corpus | None = None,
@@ -104,7 +105,7 @@ def recover_short(
         window: tokens; None for the original window L.
         num_windows: windows measured per candidate.
         options: budget, seed and machine; strategy, attention factor, n_hat and starting points are set here.
-        journal_dir, resume, progress: as in `longrope.search.search`.
+        journal_dir, resume, overwrite, progress: as in `longrope.search.search`.
         stages: name → factors that the model was fine-tuned with; where the search starts, too, and compared.
         held_out: texts to compare on, which the search never sees; None for no comparison.
 
@@ -124,16 +125,14 @@ def recover_short(
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
     seeds = tuple(_seeds(space, bound, stages))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
-    about = {
-        "long_set": _values(bound),
-        "stages": {name: _values(earlier) for name, earlier in stages.items()},
-    }
+    about = {"long_set": _values(bound), "stages": [_values(earlier) for earlier in stages.values()]}
     result = run_search(
         checkpoint,
         problem,
         options,
         journal_dir=journal_dir,
         resume=resume,
+        overwrite=overwrite,
         progress=progress or Silent(),
         about=about,
     )

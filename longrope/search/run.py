@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, MissingRequirementError
 from longrope.factors import WHO_READS_ATTENTION, RescaleFactors
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
@@ -26,11 +26,11 @@ from longrope.search.ledger import HistoryPoint, Ledger
 from longrope.search.memory import SHARE
 from longrope.search.objective import Side, perplexity
 from longrope.search.options import SearchOptions
-from longrope.search.plan import SearchPlan, plan_search, require_plan
+from longrope.search.plan import SearchPlan, plan_search, require_plan, slow_seconds
 from longrope.search.space import SearchSpace, Seed, make_space
 from longrope.search.strategies import check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
-from longrope.search.trial import Candidate, Trial
+from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Trial
 from longrope.search.windows import build_objective, oddities
 from longrope.text import Corpus
 
@@ -123,6 +123,7 @@ def search(
     options: SearchOptions | None = None,
     journal_dir: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Search rescale factors that extend `checkpoint` to `target_length` tokens.
@@ -134,6 +135,7 @@ def search(
         options: strategy, budget, objective and machine; None for the defaults.
         journal_dir: where `search.jsonl` is kept, so that a killed run can be continued; None keeps no journal.
         resume: continue the journal that is there.
+        overwrite: start it anew, unless `resume` is given.
         progress: where bars and lines go; None shows nothing.
 
     Returns:
@@ -154,12 +156,18 @@ def search(
     if options.attention_factor != "formula":
         (progress or Silent()).warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
     objective = build_objective(checkpoint, corpus, target_length, options)
-    for left_out in oddities(corpus, target_length, options.num_documents):
-        (progress or Silent()).warn(left_out)
+    for oddity in oddities(corpus, target_length, options):
+        (progress or Silent()).warn(oddity)
     seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
-        checkpoint, problem, options, journal_dir=journal_dir, resume=resume, progress=progress or Silent()
+        checkpoint,
+        problem,
+        options,
+        journal_dir=journal_dir,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress or Silent(),
     )
 
 
@@ -171,6 +179,7 @@ def run_search(
     journal_dir: Path | None,
     resume: bool,
     progress: Progress,
+    overwrite: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> SearchResult:
     """Solve a problem; see `search` for what it takes, returns and raises. `about`: what else decides it, as JSON."""
@@ -184,22 +193,31 @@ def run_search(
     check_strategy(options.strategy, n_hat=options.n_hat == "search", attention=options.attention_factor == "search")
     plan = plan_search(checkpoint, problem.space.target, options)
     notes = {"available_memory": plan.forward.available}
-    journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume, notes=notes) if journal_dir else None
-    with journal or nullcontext(), ExitStack() as stack:
+    journal = None
+    if journal_dir:
+        journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume, overwrite=overwrite, notes=notes)
+    with journal or nullcontext():
         plan = _as_begun(plan, journal, checkpoint, problem, options, progress)
         require_plan(plan)
         if plan.skips_gradient:
             progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
             problem = replace(problem, gradients=False)
-        evaluator = _evaluator(checkpoint, problem, options, plan, progress)
-        stack.callback(evaluator.close)
-        ledger = Ledger(problem.objective, evaluator, journal)
-        with progress.task(f"search ({options.strategy})", _budget_tokens(problem, options.strategy)) as task:
+        title, tokens = f"search ({options.strategy})", _budget_tokens(problem, options.strategy)
+        with (
+            closing(_evaluator(checkpoint, problem, options, plan, progress)) as evaluator,
+            progress.task(title, tokens) as task,
+        ):
+            ledger = Ledger(problem.objective, evaluator, journal)
             ledger.on_measured = lambda tokens, replayed: _show(task, ledger, tokens, replayed)
             problem = _capped(checkpoint, problem, options, ledger)
             strategy = make_strategy(options.strategy, problem)
             while trials := strategy.ask():
                 strategy.tell(ledger.evaluate(trials))
+                if plan.needs_gradient and ledger.lost_gradients:
+                    raise MissingRequirementError(
+                        f"strategy {options.strategy} needs gradients, and one did not fit into memory ({plan.gradient}); "
+                        "use --strategy auto, a smaller --dtype, or another machine"
+                    )
     if ledger.lost_gradients:
         progress.warn(f"{ledger.lost_gradients} gradients did not fit into memory; the search went on without them")
     return _result(checkpoint, problem, options, ledger, time.perf_counter() - start, progress)
@@ -223,8 +241,8 @@ def _as_begun(
     if now is None or needed <= SHARE * now:
         return first
     progress.warn(
-        f"{now / 2**30:.1f} GiB are free, {begun / 2**30:.1f} GiB were when this search began: it goes on in shorter passes, "
-        "and may end with other factors than it would have"
+        f"{now / 2**30:.1f} GiB are free, {begun / 2**30:.1f} GiB were when this search began: it goes on with what "
+        "fits now, and may end with other factors than it would have"
     )
     return plan
 
@@ -232,16 +250,14 @@ def _as_begun(
 def _evaluator(
     checkpoint: Checkpoint, problem: Problem, options: SearchOptions, plan: SearchPlan, progress: Progress
 ) -> Evaluator:
-    machine = replace(options.machine, available=plan.forward.available)
-    recipe = Recipe(
-        checkpoint.path,
-        checkpoint.name,
-        problem.objective,
-        machine,
-        problem.space.default_attention,
-        plan.patience,
-    )
-    return make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn)
+    objective, machine = problem.objective, replace(options.machine, available=plan.forward.available)
+
+    def cost(job: Job) -> float:
+        forwards = GRADIENT_FORWARDS if job.gradient else 1
+        return forwards * slow_seconds(checkpoint, len(objective.windows[job.window]))
+
+    recipe = Recipe(checkpoint.path, checkpoint.name, objective, machine, problem.space.default_attention)
+    return make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn, cost=cost)
 
 
 def _capped(checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem:
@@ -254,6 +270,8 @@ def _capped(checkpoint: Checkpoint, problem: Problem, options: SearchOptions, le
         before = Candidate(base.short_factor, base.n_hat, base.effective_attention_factor)
     (outcome,) = ledger.evaluate([Trial(before, problem.objective.short_windows, "before extension")])
     reference = problem.objective.mean("short", outcome.trial.windows, outcome.losses)
+    if not math.isfinite(reference):
+        raise LongRopeError("the factors before this search could not be measured at the original window")
     objective = replace(problem.objective, short_cap=reference + math.log1p(options.short_budget))
     ledger.objective = objective
     return replace(problem, objective=objective)

@@ -57,7 +57,8 @@ class Measurement:
     Args:
         nll: mean negative log-likelihood of the window's counted tokens, nats; infinite when the job failed.
         tokens: tokens forwarded; a gradient counts as three forwards.
-        gradient: [d/2 + 1] derivative of `nll` by ln factor[i] and, last, by ln attention_factor; None if not asked for.
+        gradient: [d/2 + 1] derivative of `nll` by ln factor[i] and, last, by ln attention_factor; None if not asked for, if
+            there is no memory for it, and where the job failed.
         seconds: wall time of the measurement.
     """
 
@@ -110,7 +111,7 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """What results are chosen by: the cap first, then the loss."""
+        """As `Objective.rank`."""
         return self.excess > 0, self.loss
 
     @property

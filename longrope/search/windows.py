@@ -53,13 +53,14 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
     return Objective((*windows, *_extra_windows(checkpoint, corpus, target, options)))
 
 
-def oddities(corpus: Corpus, length: int, num_documents: int) -> Iterator[str]:
+def oddities(corpus: Corpus, length: int, options: SearchOptions) -> Iterator[str]:
     """What a person should know of texts that serve, but not as asked."""
+    num_documents = options.num_documents
     count, short = len(corpus.documents), sum(len(document) < length for document in corpus.documents)
     if short:
-        yield f"{short} of {count} documents are shorter than {length} tokens and were left out"
+        yield f"{short} of {count} documents are shorter than {length} tokens and were left out at that length"
     windows = len(corpus.windows(length, num_documents))
-    if windows < num_documents:
+    if windows < num_documents and options.objective == "perplexity":
         yield f"expected {num_documents} windows of {length} tokens, got {windows}; more text ranks candidates better"
 
 
@@ -129,15 +130,15 @@ def _extra_windows(checkpoint: Checkpoint, corpus: Corpus, target: int, options:
     """Fresh ones, of each kind about as many as its share of the objective."""
 
     def fresh(length: int, share: float) -> list[Window]:
-        count = round(EXTRA_WINDOWS * share)
-        return [Window(ids) for ids in corpus.windows(length, options.num_documents + count)[options.num_documents :]]
+        last = options.num_documents + round(EXTRA_WINDOWS * share)
+        return [Window(ids) for ids in corpus.windows(length, last)[options.num_documents :]]
 
     own = 1.0 - sum(share for _, share in options.window_shares)
-    extra = [window for length, share in options.window_shares for window in fresh(length, share)]
-    if options.objective != "needle":
-        extra += fresh(target, own)
-    if options.objective != "perplexity":
-        extra += needle_windows(checkpoint, corpus, target, max(1, round(own * EXTRA_WINDOWS / 2)), seed=1)
+    whole, needles = {"perplexity": (own, 0.0), "needle": (0.0, own), "mixed": (own / 2, own / 2)}[options.objective]
+    extra = fresh(target, whole)
+    if needles:
+        extra += needle_windows(checkpoint, corpus, target, max(1, round(EXTRA_WINDOWS * needles)), seed=1)
+    extra += [window for length, share in options.window_shares for window in fresh(length, share)]
     return [replace(window, extra=True) for window in extra]
 
 

@@ -9,7 +9,8 @@ import torch
 
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
 from longrope.progress import Silent
-from longrope.search import Candidate, Machine, SearchOptions, WindowModel, plan_search, search
+from longrope.search import Candidate, Machine, SearchOptions, WindowModel, plan_search, run, search
+from longrope.search.ledger import Ledger
 from longrope.search.measure import smaller
 from longrope.search.memory import (
     MIN_PASS,
@@ -22,6 +23,7 @@ from longrope.search.memory import (
     spread,
 )
 from longrope.search.objective import PENALTY, Objective, Window
+from longrope.search.strategies.evolution import keep
 from longrope.search.trial import Job, Measurement, Trial
 from longrope.search.windows import build_objective, needle_windows, oddities
 from longrope.text import Corpus, Document
@@ -246,11 +248,16 @@ def test_a_resumed_search_keeps_its_passes(checkpoint, corpus, tmp_path, monkeyp
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:20]))
     resumed = search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "tight", resume=True)
     assert resumed.history == begun.history
+    used = []
+    make = run.make_evaluator
+    monkeypatch.setattr(run, "make_evaluator", lambda recipe, **rest: used.append(recipe) or make(recipe, **rest))
     search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "plenty")
     monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: tight)
     progress = Silent()
     search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "plenty", resume=True, progress=progress)
     assert any("when this search began" in warning for warning in progress.warnings)
+    search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "tight", resume=True)
+    assert [recipe.machine.available for recipe in used] == [plenty, tight, tight]
 
 
 def test_what_is_no_number_counts_as_failed(checkpoint, corpus, monkeypatch):
@@ -266,6 +273,16 @@ def test_what_is_no_number_counts_as_failed(checkpoint, corpus, monkeypatch):
     assert result.factors.long_factor[1] <= 3
 
 
+def test_a_gradient_that_its_machine_has_no_memory_for_is_not_tried(checkpoint, corpus):
+    window = Window(corpus.windows(TARGET, 1)[0])
+    forward, gradient = (plan_memory(checkpoint, TARGET, gradient=g, available=math.inf).total for g in (False, True))
+    tight = Machine(threads=1, available=int(1.001 * forward / SHARE))
+    assert forward < plan_memory(checkpoint, TARGET, gradient=True, available=1).total < gradient
+    measured = WindowModel(checkpoint, tight).measure(Job(CANDIDATE, 0, gradient=True), window)
+    assert (measured.gradient, measured.tokens) == (None, TARGET)
+    assert measured.nll == WindowModel(checkpoint, Machine(threads=1)).nll(CANDIDATE, window)
+
+
 def test_gradients_that_do_not_fit_are_left_out(checkpoint, corpus, monkeypatch):
     def too_large(model, candidate, window):
         raise MissingRequirementError("out of memory")
@@ -277,6 +294,8 @@ def test_gradients_that_do_not_fit_are_left_out(checkpoint, corpus, monkeypatch)
     )
     assert any("1 gradients did not fit" in warning for warning in progress.warnings)
     assert any(point.label == "mutant" for point in result.history)
+    with pytest.raises(MissingRequirementError, match="strategy gradient needs gradients"):
+        search(checkpoint, corpus, TARGET, options=replace(OPTIONS, strategy="gradient", max_evals=40))
 
 
 def test_the_cap_comes_before_the_loss(checkpoint, corpus, monkeypatch):
@@ -286,6 +305,18 @@ def test_the_cap_comes_before_the_loss(checkpoint, corpus, monkeypatch):
     breaks = objective.outcome(Trial(CANDIDATE, (0, 1), "breaks"), [Measurement(3.0, 4), Measurement(2.02, 4)])
     assert breaks.loss < keeps.loss
     assert keeps.rank < breaks.rank
+    measured = {keeps.candidate: keeps, replace(CANDIDATE, n_hat=3): breaks}
+
+    class Known:
+        def measure(self, jobs):
+            return ((job, Measurement(measured[job.candidate].losses[job.window], 4)) for job in jobs)
+
+    for order in (list(measured), list(measured)[::-1]):
+        ledger = Ledger(objective, Known())
+        ledger.evaluate([Trial(candidate, (0, 1), "") for candidate in order])
+        assert ledger.best.candidate == keeps.candidate
+        assert ledger.lowest == keeps.loss
+        assert keep(1, [breaks, keeps]) == [keeps]
     progress = Silent()
     options = replace(OPTIONS, max_evals=6, short_budget=0.0, num_short_windows=2, start_from=())
     monkeypatch.setattr("longrope.search.run.math.log1p", lambda budget: -1.0)  # a cap that nothing keeps
@@ -298,7 +329,7 @@ def test_gradient_steps_see_every_length(checkpoint, corpus):
     objective = build_objective(checkpoint, corpus, TARGET, options)
     lengths = [len(objective.windows[index]) for index in objective.extra_windows]
     assert lengths.count(64) == 16
-    assert TARGET in lengths
+    assert lengths[0] == TARGET, "steps are as long as the target's tokens allow"
     with pytest.raises(InputError, match="at most the target's"):
         build_objective(checkpoint, corpus, TARGET, replace(OPTIONS, window_shares=((TARGET + 1, 0.25),)))
 
@@ -306,12 +337,12 @@ def test_gradient_steps_see_every_length(checkpoint, corpus):
 def test_texts_that_serve_only_in_part_are_told(checkpoint, corpus):
     mixed = Corpus((*corpus.documents[:1], Document("short", corpus.documents[1].ids[:50])))
     many = len(mixed.windows(TARGET)) + 1
-    told = list(oddities(mixed, TARGET, many))
+    told = list(oddities(mixed, TARGET, replace(OPTIONS, num_documents=many)))
     assert told == [
-        f"1 of 2 documents are shorter than {TARGET} tokens and were left out",
+        f"1 of 2 documents are shorter than {TARGET} tokens and were left out at that length",
         f"expected {many} windows of {TARGET} tokens, got {many - 1}; more text ranks candidates better",
     ]
-    assert not list(oddities(corpus, TARGET, 2))
+    assert not list(oddities(corpus, TARGET, OPTIONS))
 
 
 def test_a_device_that_is_not_there_is_told_before_the_search(checkpoint):

@@ -260,7 +260,7 @@ def test_actors_that_no_machine_has_room_for_are_refused(recipe, fake):
 
 
 def test_a_slow_first_job_is_waited_for(recipe):
-    """Before anything was measured, what a job takes on a slow machine is what counts."""
+    """Before anything was measured, what a job takes on a very slow machine is what counts."""
 
     class Crew:
         size, asked = 1, []
@@ -270,15 +270,16 @@ def test_a_slow_first_job_is_waited_for(recipe):
 
         def reports(self, busy, timeout):
             self.asked.append(timeout)
-            return [Report(0, Measurement(1.0, 1, seconds=2.0))]
+            return [Report(0, Measurement(1.0, 1, seconds=50.0))]
 
         def stop(self, worker):
             pass
 
     crew = Crew()
-    pool = PoolEvaluator(crew, patience=5000.0)
-    assert len(dict(pool.measure([Job(GOOD[0], 0)]))) == 1
-    assert 5590 < crew.asked[0] <= 5600
+    pool = PoolEvaluator(crew, cost=lambda job: 5000.0 if job.gradient else 1000.0)
+    assert len(dict(pool.measure([Job(GOOD[0], 0), Job(GOOD[1], 0), Job(GOOD[2], 0, gradient=True)]))) == 3
+    patience = [600 + 1000, 600 + 20 * 50, 600 + 20 * 50 * 5]
+    assert crew.asked == pytest.approx(patience, abs=5), "then twenty times the pace of what was measured"
 
 
 def test_ray_actors_die_and_are_replaced(recipe, fake):

@@ -105,3 +105,16 @@ def test_differences_name_the_leaves():
         "c was 1, is null",
         "d was null, is 1",
     ]
+
+
+def test_overwrite_starts_anew_unless_resumed(tmp_path):
+    path = written(tmp_path / "j.jsonl", {"n": 1})
+    with Journal(path, HEADER, resume=True, overwrite=True) as journal:
+        assert journal.records == [{"n": 1}]
+        with pytest.raises(InputError, match="another run"):
+            Journal(path, HEADER, resume=False, overwrite=True)
+    with Journal(path, {"other": 1}, resume=False, overwrite=True) as journal:
+        assert journal.records == []
+        journal.append({"n": 2})
+    with Journal(path, {"other": 1}, resume=True) as journal:
+        assert journal.records == [{"n": 2}]

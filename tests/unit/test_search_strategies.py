@@ -84,17 +84,15 @@ def test_the_smallest_budgets_are_kept(name, budget):
     assert best(problem, told).trial.known or budget > 1
 
 
-@pytest.mark.parametrize("name", ["auto", "gradient"])
-def test_gradients_that_do_not_fit_are_asked_for_once(name):
+def test_gradients_that_do_not_fit_are_asked_for_once():
     problem = make_problem(max_evals=40)
-    strategy, told = make_strategy(name, problem), []
+    strategy, told = make_strategy("auto", problem), []
     while trials := strategy.ask():
         outcomes = [replace(answer(problem, trial), gradient=None) for trial in trials]
         strategy.tell(outcomes)
         told += outcomes
-    runs = 2 if name == "gradient" else 1
-    assert sum(outcome.lost_gradient for outcome in told) == runs
-    assert best(problem, told)
+    assert sum(outcome.lost_gradient for outcome in told) == 1
+    assert spent(told) > 36, "the rest goes to mutants"
 
 
 @pytest.mark.parametrize(("name", "options"), [("longrope2", {"attention": True}), ("cma", {"n_hat": True})])

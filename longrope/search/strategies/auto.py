@@ -62,14 +62,15 @@ def descend(problem: Problem, best: Outcome, purse: Purse) -> Outcomes:
     )
     turn, kept = STEPS * problem.step_tokens + problem.objective.tokens, (1 - STEP_SHARE) * purse.left
     while purse.left - turn >= kept:
-        purse.pay(turn)
         for _ in range(STEPS):
+            purse.pay(problem.step_tokens)
             (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
             if outcome.lost_gradient:
                 return best
             descent.step(outcome)
+        purse.pay(problem.objective.tokens)
         (outcome,) = yield [problem.full(descent.mean(), "gradient mean")]
-        best = min(best, outcome, key=lambda o: o.loss)
+        best = min(best, outcome, key=lambda o: o.rank)
     return best
 
 
@@ -81,7 +82,7 @@ def screen(problem: Problem, purse: Purse) -> Outcomes:
     starts = list(starting_points(problem))[: max(1, (purse.left - more) // price)]
     purse.pay(price * len(starts))
     outcomes = yield [Trial(start.candidate, first, start.name, known=not more) for start in starts]
-    ranked = sorted(range(len(starts)), key=lambda i: outcomes[i].loss)
+    ranked = sorted(range(len(starts)), key=lambda i: outcomes[i].rank)
     if not more:
         return outcomes[ranked[0]]
     purse.pay(more)
@@ -117,7 +118,7 @@ def race(problem: Problem, start: Seed, best: Outcome, purse: Purse, *, known: b
         paid = problem.tokens(windows)
         last = windows == best.trial.windows
         (outcome,) = yield [Trial(start.candidate, windows, start.name, known=known and last)]
-        if outcome.loss >= problem.objective.loss(windows, [on_best[w] for w in windows]):
+        if outcome.rank >= problem.objective.rank(windows, [on_best[w] for w in windows]):
             return best
     return outcome
 

@@ -82,7 +82,7 @@ def evolution(problem: Problem) -> Plan:
 
 
 def dim_mono(problem: Problem) -> Plan:
-    """Algorithm 1 over λ only, as the authors' variant of that name: n_hat stays at the space's first choice."""
+    """As the authors' variant of that name: n_hat stays at the space's first choice."""
     space = replace(problem.space, n_hats=problem.space.n_hats[:1])
     return evolution(replace(problem, space=space))
 
@@ -103,7 +103,7 @@ def evolve(problem: Problem, make_breed: Callable[[Schedule], Breed]) -> Plan:
 def keep(count: int, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The best so many of different candidates; the one met first wins a tie."""
     different = {outcome.candidate: outcome for outcome in outcomes}
-    return sorted(different.values(), key=lambda outcome: outcome.loss)[:count]
+    return sorted(different.values(), key=lambda outcome: outcome.rank)[:count]
 
 
 class Breeder:

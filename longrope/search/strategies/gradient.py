@@ -141,7 +141,5 @@ def descend(
     for step in range(done, done + steps):
         trial = Trial(descent.candidate, order.next(), "gradient step", gradient=True)
         (outcome,) = yield [trial]
-        if outcome.lost_gradient:
-            break
         descent.step(outcome, RATE * (0.55 + 0.45 * math.cos(math.pi * step / total)))
     return descent
