@@ -18,7 +18,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import StagePlan
-from longrope.progress import Progress
+from longrope.progress import Progress, Silent
 from longrope.search import (
     MethodScore,
     Recovery,
@@ -219,6 +219,14 @@ def extend(
     return dataclasses.replace(done, methods=measure_methods(checkpoint, held_out, done, options, progress))
 
 
+def help_to_train(
+    checkpoint: Checkpoint, corpus: Corpus, options: ExtendOptions, *, stages_dir: Path, resume: bool
+) -> None:
+    """What the other processes of torchrun do while the first one runs `extend`; arguments as there."""
+    assert options.stages is not None, "there is nothing to help with without stages"
+    _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, Silent())
+
+
 def _staged(
     checkpoint: Checkpoint,
     plan: StagePlan,
@@ -228,22 +236,23 @@ def _staged(
     resume: bool,
     progress: Progress,
 ) -> Extension:
-    """Factors and model at the end of all stages."""
-    from longrope.finetune.parallel import Parallel  # training's libraries are loaded when there is something to train
+    """Factors and model at the end of all stages; all processes that torchrun started call it."""
+    from longrope.finetune.parallel import processes  # training's libraries are loaded when there is something to train
     from longrope.finetune.progressive import run_stages
 
-    progression = run_stages(
-        checkpoint,
-        plan,
-        corpus,
-        folder,
-        search_options=options.search,
-        train_options=options.training,
-        load_texts=lambda paths: load_corpus(paths, checkpoint.encode),
-        resume=resume,
-        parallel=Parallel.single(options.training.device),
-        progress=progress,
-    )
+    with processes(options.training) as parallel:
+        progression = run_stages(
+            checkpoint,
+            plan,
+            corpus,
+            folder,
+            search_options=options.search,
+            train_options=dataclasses.replace(options.training, device=str(parallel.device)),
+            load_texts=lambda paths: load_corpus(paths, checkpoint.encode),
+            resume=resume,
+            parallel=parallel,
+            progress=progress,
+        )
     last = progression.stages[-1]
     return Extension(
         progression.checkpoint, progression.factors, last.search, MethodTable({}), stages=progression.stages

@@ -5,8 +5,7 @@ model, factors ──finetune──► OUTPUT.training/: log.jsonl, checkpoints/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.finetune.cost import measure_rates, stage_cost
 from longrope.finetune.options import TrainOptions
-from longrope.finetune.parallel import Parallel
+from longrope.finetune.parallel import processes
 from longrope.finetune.plan import DecoderShape
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import Training, finetune, training_factors
@@ -112,13 +111,6 @@ def plan_lines(request: FinetuneRequest) -> list[str]:
         f"{stage.steps} steps of {stage.batch} rows of {stage.row_length} tokens, {stage.learning_rate:g} {stage.schedule}",
         str(cost),
     ]
-
-
-@contextmanager
-def processes(options: TrainOptions) -> Iterator[Parallel]:
-    """The processes that torchrun started, or this one with the device that was asked for."""
-    with Parallel.from_environment(options.sequence_size, device=options.device.split(":")[0]) as parallel:
-        yield parallel if parallel.world_size > 1 else Parallel.single(options.device)
 
 
 def training_folder(output: Path) -> Path:

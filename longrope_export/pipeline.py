@@ -25,12 +25,12 @@ from converters.base import Check, Converter, Export
 from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
-from longrope.extend import ExtendOptions, MethodTable, extend
+from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.journal import differences
 from longrope.modeling import require_device, set_threads
-from longrope.progress import Progress
+from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
 from longrope.search import plan_recovery, plan_search
 from longrope.text import Corpus, load_corpus
@@ -40,6 +40,9 @@ from longrope_export.models import DEFAULT, load_texts, open_model
 from longrope_export.report import write_report
 
 SCHEMA_VERSION = 1
+STAGES = "stages"
+# This process among those that torchrun started.
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 # Room that a run needs on the disk, as a multiple of the weights it writes.
 DISK_MARGIN = 1.2
 
@@ -120,8 +123,10 @@ class Outcome:
         return all(validation.passed for validation in self.validations)
 
 
-def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
+def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     """Do the whole job; see the module's picture.
+
+    Of the processes that torchrun started, the first one does it. The others help to train, and return None.
 
     Everything that can be refused is refused before the run's folder is made: the model, the texts' length, each
     format's libraries and what it can express, room on the disk.
@@ -129,7 +134,12 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
     Raises:
         LongRopeError: the input cannot be used, the machine lacks something, or a format cannot express the model.
     """
+    _check_processes(request.options)
     checkpoint = open_model(request.model)
+    if RANK > 0:
+        corpus, _ = _corpora(request, checkpoint, Silent())
+        help_to_train(checkpoint, corpus, request.options, stages_dir=request.output / STAGES, resume=request.resume)
+        return None
     corpus, held_out = _corpora(request, checkpoint, progress)
     outputs = _outputs(request, checkpoint)
     _check_plan(request, checkpoint, corpus, held_out, outputs)
@@ -143,7 +153,7 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome:
         held_out,
         request.options,
         journal_dir=run.folder / "journal",
-        stages_dir=run.folder / "stages",
+        stages_dir=run.folder / STAGES,
         resume=request.resume,
         dual=_wants_dual(request, outputs),
         progress=progress,
@@ -185,7 +195,9 @@ def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequenc
 
     if options.stages:
         training = measure_rates(shape, options.training.dtype, options.training.device)
-        planned = plan_stages(checkpoint, options.stages, options.search, options.training, training)
+        planned = plan_stages(
+            checkpoint, options.stages, options.search, options.training, training, world_size=WORLD_SIZE
+        )
         lines = plan_lines(options.stages, planned)
     else:
         searching = plan_search(checkpoint, request.target_length, options.search)
@@ -252,14 +264,27 @@ def _check_plan(
     _check_disk(request.output, checkpoint, len(outputs), request.options)
 
 
+def _check_processes(options: ExtendOptions) -> None:
+    """Refuse what this many processes could not share."""
+    if WORLD_SIZE > 1 and options.stages is None:
+        raise InputError("several processes share the training of --stages; a search is shared by --workers")
+    size = options.training.sequence_size
+    if WORLD_SIZE % size:
+        raise InputError(
+            f"--sequence-size {size}: expected a divisor of the number of processes ({WORLD_SIZE}); torchrun starts them"
+        )
+    for stage in options.stages.stages if options.stages else ():
+        if stage.steps and (stage.batch % (WORLD_SIZE // size) or stage.row_length % size):
+            raise InputError(
+                f"stage at {stage.length}: expected a batch that {WORLD_SIZE // size} processes share, and rows that {size} "
+                f"share, got {stage.batch} rows of {stage.row_length}"
+            )
+
+
 def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus) -> None:
     """Refuse a plan of stages that could not be run to its end."""
     if options.stages is None:
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or options.training.sequence_size > 1:
-        raise InputError(
-            "extend runs in one process; with torchrun, run search, finetune and recover one after the other"
-        )
     from longrope.finetune.model import require_extras, require_trainable
     from longrope.finetune.progressive import check_texts
 

@@ -16,11 +16,12 @@ The engines are torch's: torchrun starts the processes, `fully_shard` (FSDP2) sp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import InputError, LongRopeError, UnsupportedError
+from longrope.finetune.options import TrainOptions
+
+Result = TypeVar("Result")
+# How long processes wait for what the first one does alone, such as a search.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Parallel:
         device: what this process computes on.
         weights_mesh: [copies, parts of a copy] of the weights; None in one process.
         sequence_group: the processes that share this one's sequences; None where sequence_size is 1.
+        patient_group: all processes again, over gloo, whose collectives wait for days; None in one process.
     """
 
     rank: int
@@ -50,6 +57,7 @@ class Parallel:
     device: torch.device
     weights_mesh: DeviceMesh | None = None
     sequence_group: dist.ProcessGroup | None = None
+    patient_group: dist.ProcessGroup | None = None
 
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> Parallel:
@@ -91,7 +99,8 @@ class Parallel:
         weights = init_device_mesh(kind, (world_size // shards, shards), mesh_dim_names=("copies", "parts"))
         rows = init_device_mesh(kind, (world_size // sequence_size, sequence_size), mesh_dim_names=("data", "sequence"))
         group = rows.get_group("sequence") if sequence_size > 1 else None
-        return cls(dist.get_rank(), world_size, sequence_size, place, weights, group)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), world_size, sequence_size, place, weights, group, patient)
 
     # -- who this is
 
@@ -187,6 +196,28 @@ class Parallel:
 
     # -- together
 
+    def main_alone(self, work: Callable[[], Result]) -> Result | None:
+        """Let the first process do something alone, for as long as it takes; the others wait, without computing.
+
+        Returns:
+            What it gave, in the first process; None in the others.
+
+        Raises:
+            LongRopeError: it failed; the first process raises its own error.
+        """
+        if self.patient_group is None:
+            return work()
+        result, failed = None, torch.ones(1)
+        try:
+            if self.is_main:
+                result = work()
+                failed.zero_()
+        finally:
+            dist.broadcast(failed, 0, group=self.patient_group)
+        if failed.item():
+            raise LongRopeError("the first process failed; it says why")
+        return result
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world_size > 1:
@@ -204,6 +235,13 @@ class Parallel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def processes(options: TrainOptions) -> Iterator[Parallel]:
+    """The processes that torchrun started, or this one with the device that was asked for."""
+    with Parallel.from_environment(options.sequence_size, device=options.device.split(":")[0]) as parallel:
+        yield parallel if parallel.world_size > 1 else Parallel.single(options.device)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

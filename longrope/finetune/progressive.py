@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from longrope.progress import Progress
 from longrope.search import SearchOptions, SearchPlan, SearchResult, plan_search, search
 from longrope.text import Corpus
 
+FACTORS = "factors.json"
 LoadTexts = Callable[[Sequence[Path]], Corpus]
 
 
@@ -97,7 +99,7 @@ def run_stages(
     parallel: Parallel,
     progress: Progress,
 ) -> Progression:
-    """Run all stages of a plan.
+    """Run all stages of a plan. Of several processes the first one searches, and all train; they see the same `folder`.
 
     Args:
         checkpoint: the model before extension.
@@ -119,16 +121,10 @@ def run_stages(
         progress.line(f"Stage {number} of {len(plan.stages)}: {describe(stage)}.")
         last = replace(results[-1].factors.as_single(), provenance={}) if results else None
         options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals, from_factors=last)
-        found = None
-        if stage.factors == SEARCH:
-            journal = here / "journal"
-            again = resume and journal.exists()
-            found = search(
-                checkpoint, corpus, stage.length, options=options, journal_dir=journal, resume=again, progress=progress
-            )
-        factors = found.factors if found else known_stage_factors(checkpoint, stage, last)
-        factors.save(here / "factors.json")
-        training = None
+        found = parallel.main_alone(
+            partial(_begin, checkpoint, stage, corpus, here, options, last, resume=resume, progress=progress)
+        )
+        factors, training = RescaleFactors.load(here / FACTORS), None
         if stage.steps:
             training = finetune(
                 checkpoint,
@@ -145,6 +141,30 @@ def run_stages(
             checkpoint, factors = training.checkpoint, training.factors
         results.append(StageResult(stage, factors, found, training))
     return Progression(checkpoint, tuple(results))
+
+
+def _begin(
+    checkpoint: Checkpoint,
+    stage: Stage,
+    corpus: Corpus,
+    folder: Path,
+    options: SearchOptions,
+    last: RescaleFactors | None,
+    *,
+    resume: bool,
+    progress: Progress,
+) -> SearchResult | None:
+    """Write a stage's factors, searched where they are to be."""
+    if stage.factors != SEARCH:
+        known_stage_factors(checkpoint, stage, last).save(folder / FACTORS)
+        return None
+    journal = folder / "journal"
+    again = resume and journal.exists()
+    found = search(
+        checkpoint, corpus, stage.length, options=options, journal_dir=journal, resume=again, progress=progress
+    )
+    found.factors.save(folder / FACTORS)
+    return found
 
 
 def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFactors | None) -> RescaleFactors:

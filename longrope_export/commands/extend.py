@@ -50,7 +50,7 @@ def command(plan: bool, **arguments: Any) -> int:
     """Extend MODEL (a folder, a Hub id, a .gguf file, or `default`), export every format, prove each against the original.
 
     The run's folder gets factors.json, the artifacts, validation.json and report.html. Interrupted, it goes on with
-    --resume. Exit code 1 when a check fails.
+    --resume. Exit code 1 when a check fails. With torchrun, all processes share the training of --stages.
     """
     from longrope_export.console import ConsoleProgress
     from longrope_export.pipeline import extend_plan_lines, run_extend
@@ -64,6 +64,8 @@ def command(plan: bool, **arguments: Any) -> int:
             click.echo(line)
         return 0
     outcome = run_extend(request, ConsoleProgress())
+    if outcome is None:  # another process tells it
+        return 0
     print_methods(outcome.methods)
     print_parity(outcome.validations)
     verdict = "all checks passed" if outcome.passed else "some checks FAILED"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from longrope.factors import RescaleFactors
 from longrope.finetune.log import read_log
 from longrope.finetune.progressive import known_stage_factors, rescaled
 from longrope.finetune.stages import Stage
-from tests.common import PICO_BUDGET, cli_process, pico_factors, run_cli
+from tests.common import PICO_BUDGET, REPOSITORY, cli_process, pico_factors, run_cli
 
 PLAN = """
 [[stage]]
@@ -114,6 +116,59 @@ def test_a_killed_run_of_stages_goes_on(pico: Checkpoint, texts: Path, plan: Pat
     assert first.stat().st_mtime_ns == before
     assert [record.step for record in read_log(log)] == [1, 2]
     check_artifact(out, pico)
+
+
+def test_processes_share_the_training_and_nothing_else(
+    pico: Checkpoint, texts: Path, plan: Path, tmp_path: Path
+) -> None:
+    """torchrun: the first process searches, recovers and exports, both train; the same factors and curves as of one."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "longrope_export")
+    told = subprocess.run(
+        [*program, *map(str, arguments(pico, texts, plan, two))],
+        check=True,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.count("all checks passed") == 1
+    assert told.stderr.count("all stages: about") == 1
+    done = run_cli(*arguments(pico, texts, plan, one))
+    assert done.code == 0, done.err
+    for stage in ("1-128", "2-192"):
+        log = Path("stages") / stage / "training" / "log.jsonl"
+        losses = [[record.loss for record in read_log(run / log)] for run in (one, two)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    first = [open_folder(run / "stages" / "1-128" / "training" / "model") for run in (one, two)]
+    assert first[0].config == first[1].config
+    factors = [RescaleFactors.load(run / "stages" / "1-128" / "factors.json") for run in (one, two)]
+    assert factors[0] == factors[1]
+    check_artifact(two, pico)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "change", "message"),
+    [
+        (2, (), "shared by --workers"),
+        (1, ("--stages", "PLAN", "--sequence-size", 2), "expected a divisor of the number of processes"),
+        (3, ("--stages", "PLAN"), "expected a batch that 3 processes share"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(
+    pico: Checkpoint,
+    texts: Path,
+    plan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    world_size: int,
+    change: tuple[Any, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr("longrope_export.pipeline.WORLD_SIZE", world_size)
+    asked = ("--target-length", 256, "-o", tmp_path / "run", "--text", texts)
+    done = run_cli("extend", pico.path, *asked, *(plan if word == "PLAN" else word for word in change))
+    assert (done.code, message in done.err) == (2, True), done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_is_told_and_nothing_done(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
