@@ -42,8 +42,10 @@ def command(
         for line in plan_lines(model, target_length, wanted):
             click.echo(line)
         return 0
-    if output is None or not texts:
-        raise click.UsageError("a search needs --text and -o; only --plan goes without")
+    if not texts:
+        raise click.MissingParameter(param_type="option", param_hint="'--text'")  # only a plan goes without
+    if output is None:
+        raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
     result = run_search(
         model,
         texts,

@@ -336,8 +336,8 @@ def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> 
     planned = run_cli("search", pico.path, "--target-length", TARGET, "--plan")
     assert planned.code == 0, planned.err
     assert "budget: 32 evaluations" in planned.out
-    refused = run_cli("search", pico.path, "--target-length", TARGET)
-    assert (refused.code, "--text and -o" in refused.err) == (2, True)
+    refused = run_cli("search", pico.path, "--target-length", TARGET, "--text", tmp_path)
+    assert (refused.code, "Missing option '-o' / '--output'" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(("device", "code"), [("cuda", 3), ("gpu", 2)])
