@@ -28,8 +28,8 @@ from longrope.search.objective import Objective
 from longrope.search.trial import Candidate, Job, Measurement
 
 MAX_DEATHS = 3
-# A worker is taken for hung after this many seconds, and, beside them, what the longest job takes on a very slow machine, or
-# this many times the slowest job so far.
+# A worker is taken for hung after this many seconds and, beside them, this many times what its job takes at the slowest pace
+# so far; before anything was measured, once what it takes on a very slow machine.
 PATIENCE_SECONDS = 600.0
 PATIENCE_FACTOR = 20.0
 

@@ -145,6 +145,7 @@ def search(
         InputError: documents too short, an option out of range, a journal of another run.
         MissingRequirementError: the machine lacks memory, disk or an extra.
     """
+    progress = progress or Silent()
     options = options or SearchOptions()
     space = make_space(
         checkpoint,
@@ -154,10 +155,10 @@ def search(
         from_factors=options.from_factors,
     )
     if options.attention_factor != "formula":
-        (progress or Silent()).warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
+        progress.warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
     objective = build_objective(checkpoint, corpus, target_length, options)
     for oddity in oddities(corpus, target_length, options):
-        (progress or Silent()).warn(oddity)
+        progress.warn(oddity)
     seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
@@ -167,7 +168,7 @@ def search(
         journal_dir=journal_dir,
         resume=resume,
         overwrite=overwrite,
-        progress=progress or Silent(),
+        progress=progress,
     )
 
 
