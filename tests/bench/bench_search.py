@@ -246,9 +246,10 @@ def cost(bench: Bench) -> None:
     """Tokens until the default strategy is as good, on held-out documents, as the paper's middle run ends, and its best."""
     found = {}
     for setting in bench.settings:
-        paper = list(paper_runs(bench, setting).values())
+        windows = len(bench.held_out_windows(bench.target(setting.scale), bench.size.fine))
+        paper = [run for run in paper_runs(bench, setting).values() if len(run["held_out_losses"]) == windows]
         if not paper:
-            say(f"    {setting.name}: no baseline of this model; make it with --part baseline")
+            say(f"    {setting.name}: no baseline of this model on {windows} windows; make it with --part baseline")
             continue
         ends = sorted(run["held_out_perplexity"] for run in paper)
         middle = statistics.median(ends)
