@@ -292,11 +292,9 @@ def savings(
     """The paper's tokens, and CPU seconds, over those of each run until it was at `level`; sorted, 0 for never."""
     tokens, times = [], []
     for run in runs:
-        first = next((point for point in run if point["held_out_perplexity"] <= level), None)
-        if first is None:
-            tokens.append(0.0)
-            times.append(0.0)
-            continue
+        first = next(
+            (point for point in run if point["held_out_perplexity"] <= level), {"tokens": math.inf, "in_steps": 0}
+        )
         seconds = speed[0] * (first["tokens"] - first["in_steps"]) + speed[1] * first["in_steps"]
         tokens.append(paper_tokens / first["tokens"])
         times.append(paper_tokens * speed[0] / seconds)
