@@ -134,6 +134,7 @@ class Bench:
         self.results = self.out if self.size == QUICK else RESULTS
         self.figures = Figures("search", facts, self.results)
         self.add = self.figures.add
+        self._measured: dict[tuple[Candidate, int, int], Losses] = {}
 
     @property
     def baselines(self) -> Path:
@@ -187,8 +188,12 @@ class Bench:
         return [Window(ids) for ids in self.held_out.windows(length, count)]
 
     def losses(self, candidate: Candidate, length: int, times: int = 1) -> Losses:
-        """Mean NLL of each held-out window."""
-        return np.array([self.scorer.nll(candidate, window) for window in self.held_out_windows(length, times)])
+        """Mean NLL of each held-out window; measured once, for seeds begin with the same starts."""
+        key = (candidate, length, times)
+        if key not in self._measured:
+            windows = self.held_out_windows(length, times)
+            self._measured[key] = np.array([self.scorer.nll(candidate, window) for window in windows])
+        return self._measured[key]
 
     def held_out_losses(self, factors: RescaleFactors, times: int = 1) -> Losses:
         candidate = Candidate(factors.long_factor, factors.n_hat, factors.effective_attention_factor)
