@@ -104,12 +104,13 @@ class Checkpoint:
         return self._config_value("vocab_size")
 
     def bind(self, factors: RescaleFactors, target: int | None = None) -> RescaleFactors:
-        """`factors` with this model's facts filled in. Raises InputError on a contradiction."""
-        rope_type = rope_parameters(self.config).get("rope_type", rope_parameters(self.config).get("type"))
-        if rope_type not in EXTENDABLE_ROPE_TYPES:
-            raise UnsupportedError(
-                f"{self.name}: its RoPE is already rescaled by {rope_type!r}; expected an unscaled or a longrope model"
-            )
+        """`factors` with this model's facts filled in.
+
+        Raises:
+            InputError: a contradiction.
+            UnsupportedError: as `require_extendable`.
+        """
+        self.require_extendable()
         return factors.bound_to(
             original=self.window,
             rope_theta=self.rope_theta,
@@ -118,9 +119,17 @@ class Checkpoint:
             target=target,
         )
 
+    def require_extendable(self) -> None:
+        """Raise UnsupportedError when another method rescales the RoPE already."""
+        rope_type = rope_parameters(self.config).get("rope_type", rope_parameters(self.config).get("type"))
+        if rope_type not in EXTENDABLE_ROPE_TYPES:
+            raise UnsupportedError(
+                f"{self.name}: its RoPE is already rescaled by {rope_type!r}; expected an unscaled or a longrope model"
+            )
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizers-library tokenizer of tokenizer.json.
+        """The tokenizers-library tokenizer of tokenizer.json, which neither cuts nor pads, whatever the file says.
 
         Raises:
             UnsupportedError: there is no tokenizer.json, or the tokenizers library cannot read it.
@@ -134,11 +143,14 @@ class Checkpoint:
                 "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...))"
             )
         try:
-            return Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # noqa: BLE001  the library raises bare Exception
             raise UnsupportedError(
                 f"{self.name}: tokenizer.json is not one the tokenizers library knows: {error}"
             ) from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with whatever the tokenizer adds by itself (BOS)."""

@@ -153,9 +153,9 @@ class Extension:
 def search_json(search: SearchResult) -> dict[str, Any]:
     """A search for run.json and the report."""
     history = [
-        {"tokens": point.tokens, "perplexity": perplexity(point.best)}
+        {"tokens": point.tokens, "perplexity": perplexity(point.best_target)}
         for point in search.history
-        if point.best is not None
+        if point.best_target is not None
     ]
     front = [
         {"short": perplexity(point.short_loss), "target": perplexity(point.target_loss), "chosen": point.chosen}

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -49,7 +49,7 @@ class ConsoleProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(compact=True),
+            _TimeLeft(),
             _Note(),
         ]
         with Progress(*columns, console=self.console, transient=False) as progress:
@@ -72,12 +72,22 @@ class _Note(ProgressColumn):
         return Text(str(task.fields.get("note", "")), style="cyan")
 
 
+class _TimeLeft(ProgressColumn):
+    """By the speed since the task began: rich's own column forgets after half a minute, less than a long window takes."""
+
+    def render(self, task: Task) -> Text:
+        left = _time_left(task.elapsed or 0.0, task.completed, task.total or 0.0, task.fields.get("before", 0.0))
+        return Text(left, style="progress.remaining")
+
+
 class _Bar:
     def __init__(self, progress: Progress, id: Any) -> None:
         self._progress, self._id = progress, id
+        self._before = 0.0
 
     def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
-        self._progress.advance(self._id, units)
+        self._before += units if before else 0.0
+        self._progress.update(self._id, advance=units, before=self._before)
         if note is not None:
             self._progress.update(self._id, note=note)
 
@@ -96,18 +106,21 @@ class _Lines:
         self._note = self._note if note is None else note
         if time.monotonic() - self._last >= PLAIN_INTERVAL:
             self._last = time.monotonic()
-            self._print(f"{100 * self._done / self._total:.0f} %, {self._time_left()} left")
+            left = _time_left(time.monotonic() - self._start, self._done, self._total, self._before)
+            self._print(f"{100 * self._done / self._total:.0f} %, {left} left")
 
     def finish(self) -> None:
         self._print(f"done in {_clock(time.monotonic() - self._start)}")
 
-    def _time_left(self) -> str:
-        spent = time.monotonic() - self._start
-        return _clock(spent * max(self._total - self._done, 0.0) / max(self._done - self._before, 1e-9))
-
     def _print(self, state: str) -> None:
         note = f" ({self._note})" if self._note else ""
         self._console.print(f"{self._title}: {state}{note}", markup=False, soft_wrap=True)
+
+
+def _time_left(spent: float, done: float, total: float, before: float) -> str:
+    """What the rest takes at the speed so far; `before` units were done by an earlier run and say nothing of that."""
+    here = done - before
+    return _clock(spent * max(total - done, 0.0) / here) if here > 0 else "-:--"
 
 
 def _clock(seconds: float) -> str:

@@ -132,7 +132,13 @@ def search_options(function: Decorated) -> Decorated:
     """Strategy, budget and what is searched."""
     for option in (
         dtype("float32"),
-        click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes or actors."),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Processes or actors; one thread each by default.",
+        ),
         click.option(
             "--executor",
             type=click.Choice(["local", "processes", "ray"]),

@@ -13,13 +13,15 @@ import numpy as np
 
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
-from longrope.files import write_atomically
+from longrope.files import refuse_existing, write_atomically
 from longrope.retrieval import RetrievalRow
 from longrope.search import SearchResult
 from longrope.search.objective import perplexity
 from longrope_export.factor_tables import known_methods
 
 SUFFIXES = (".png", ".svg")
+# What `plot_search` draws, the last one of two-sided searches only.
+PICTURES = ("factors", "convergence", "pareto")
 
 Points = Sequence[tuple[float, float]]
 
@@ -57,7 +59,7 @@ def plot_search(result: SearchResult, folder: Path) -> list[Path]:
     figures = {
         "factors": factors_figure({"found": result.factors}),
         "convergence": convergence_figure(
-            [(point.tokens, perplexity(point.best)) for point in result.history if point.best is not None]
+            [(point.tokens, perplexity(point.best_target)) for point in result.history if point.best_target is not None]
         ),
     }
     if result.short_cap is not None:
@@ -71,6 +73,16 @@ def plot_search(result: SearchResult, folder: Path) -> list[Path]:
             paths.append(folder / f"{name}{suffix}")
             write_atomically(paths[-1], render(figure, suffix[1:]))
     return paths
+
+
+def check_picture_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work is done, a folder that is a file or holds these pictures already, and a lack of matplotlib."""
+    require_matplotlib()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; expected a folder for pictures")
+    for name in PICTURES:
+        for suffix in SUFFIXES:
+            refuse_existing(folder / f"{name}{suffix}", overwrite=overwrite)
 
 
 def require_matplotlib() -> None:

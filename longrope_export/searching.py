@@ -13,10 +13,11 @@ from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope.provenance import provenance
-from longrope.search import Recovery, SearchOptions, SearchResult, plan_search, recover_short, search
+from longrope.search import Recovery, SearchOptions, SearchResult, check_search, plan_search, recover_short, search
+from longrope.search.run import JOURNAL_NAME
 from longrope.text import load_corpus
 from longrope_export.models import open_model
-from longrope_export.plots import plot_search, require_matplotlib
+from longrope_export.plots import check_picture_folder, plot_search
 
 
 def run_search(
@@ -36,14 +37,11 @@ def run_search(
     Raises:
         LongRopeError: the target is not above the model's window, or anything `search` refuses.
     """
-    if not resume:
-        refuse_existing(output, overwrite=overwrite)
+    _refuse_output(output, resume=resume, overwrite=overwrite)
     if plots:
-        require_matplotlib()
+        check_picture_folder(plots, overwrite=overwrite or resume)
     checkpoint = open_model(model)
-    window = options.from_factors.target if options.from_factors else checkpoint.window
-    if target_length <= window:
-        raise InputError(f"--target-length {target_length}: expected more than the window of {window} tokens")
+    check_search(checkpoint, target_length, options)
     corpus = load_corpus(texts, checkpoint.encode)
     result = search(
         checkpoint,
@@ -62,8 +60,14 @@ def run_search(
 
 
 def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[str]:
-    """What a search would cost, for a person; no weights are loaded."""
-    return plan_search(open_model(model), target_length, options).lines()
+    """What a search would cost, for a person, and whether it fits; no weights are loaded.
+
+    Raises:
+        LongRopeError: what `search` refuses of a model, a target and options.
+    """
+    checkpoint = open_model(model)
+    check_search(checkpoint, target_length, options)
+    return plan_search(checkpoint, target_length, options).lines()
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ class RecoverRequest:
 
 def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progress) -> Recovery:
     """Search a short set, compare it on held-out text, and save both sets. The journal is kept in `OUTPUT.journal/`."""
-    if not request.resume:
-        refuse_existing(request.output, overwrite=request.overwrite)
+    _refuse_output(request.output, resume=request.resume, overwrite=request.overwrite)
     checkpoint = open_model(request.model)
     known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:
@@ -136,6 +139,14 @@ def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]
         **recovery.to_json(),
         "provenance": made,
     }
+
+
+def _refuse_output(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work is done, a name that cannot be written; what a resumed run wrote before is its own."""
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; expected the name of a file")
+    own = resume and (_journal_of(output) / JOURNAL_NAME).is_file()
+    refuse_existing(output, overwrite=overwrite or own)
 
 
 def _journal_of(output: Path) -> Path:

@@ -13,7 +13,7 @@ from longrope.search.methods import MethodScore, evaluate_methods, known_rows
 from longrope.search.options import SearchOptions
 from longrope.search.plan import SearchPlan, plan_search
 from longrope.search.recover import Recovery, plan_recovery, recover_short
-from longrope.search.run import ParetoPoint, Scored, SearchResult, search
+from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
 from longrope.search.strategies import STRATEGIES
 from longrope.search.trial import Candidate
 
@@ -31,6 +31,7 @@ __all__ = [
     "SearchPlan",
     "SearchResult",
     "WindowModel",
+    "check_search",
     "evaluate_methods",
     "known_rows",
     "plan_memory",

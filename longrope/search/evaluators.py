@@ -28,6 +28,8 @@ from longrope.search.objective import Objective
 from longrope.search.trial import Candidate, Job, Measurement
 
 MAX_DEATHS = 3
+# What a candidate that workers die of is worth, on all its windows.
+FAILED = Measurement(float("inf"), 0)
 # A worker is taken for hung after this many seconds and, beside them, this many times what its job takes at the slowest pace
 # so far; before anything was measured, once what it takes on a very slow machine.
 PATIENCE_SECONDS = 600.0
@@ -164,9 +166,13 @@ class PoolEvaluator:
         waiting, running, since = deque(jobs), dict[int, Job](), dict[int, float]()
         while waiting or running:
             for worker in range(self._crew.size):
+                while waiting and self._deaths[waiting[0].candidate] >= MAX_DEATHS:
+                    yield waiting.popleft(), FAILED
                 if waiting and worker not in running:
                     running[worker], since[worker] = waiting.popleft(), time.monotonic()
                     self._crew.submit(worker, running[worker])
+            if not running:
+                continue
             for report in self._next_reports(running, since):
                 job = running.pop(report.worker)
                 if report.error:
@@ -176,7 +182,7 @@ class PoolEvaluator:
                     self._slowest = max(self._slowest or 0.0, pace)
                     yield job, report.measurement
                 elif self._give_up(job, report.reason):
-                    yield job, Measurement(float("inf"), 0)
+                    yield job, FAILED
                 else:
                     waiting.appendleft(job)
 

@@ -28,6 +28,7 @@ class HistoryPoint:
         windows: indices of the windows it was measured on.
         tokens: tokens forwarded up to and with this trial; a gradient counts three forwards.
         best: loss of the best full trial so far, which may rise where one is the first to keep a cap; None before the first.
+        best_target: its mean NLL at the target: without the penalty for what it is above a cap.
         losses: mean NLL of each window.
         known: a seed, not searched.
         gradient: measured with its derivative.
@@ -39,6 +40,7 @@ class HistoryPoint:
     windows: tuple[int, ...]
     tokens: int
     best: float | None
+    best_target: float | None
     losses: tuple[float, ...]
     known: bool
     gradient: bool = False
@@ -74,7 +76,7 @@ class Ledger:
     _candidates: set[Candidate] = field(default_factory=set)
     _replayed: dict[Job, Measurement] = field(default_factory=dict)
     _best: Outcome | None = None
-    _lowest: tuple[bool, float] = (True, math.inf)
+    _lowest: tuple[bool, float, float] = (True, math.inf, math.inf)
 
     def __post_init__(self) -> None:
         for record in self.journal.records if self.journal else []:
@@ -93,8 +95,8 @@ class Ledger:
 
     @property
     def lowest(self) -> float:
-        """Its loss, up to the last measurement, for whoever watches a batch."""
-        return self._lowest[1]
+        """Its mean NLL at the target, up to the last measurement, for whoever watches a batch."""
+        return self._lowest[-1]
 
     @property
     def evaluations(self) -> int:
@@ -127,7 +129,7 @@ class Ledger:
         losses = [m.nll for m in measured if m is not None]
         if len(losses) == len(windows):
             rank = self.objective.rank(windows, losses)
-            self._lowest = min(self._lowest, rank)
+            self._lowest = min(self._lowest, (*rank, self.objective.mean("target", windows, losses)))
 
     def _lookup(self, job: Job) -> Measurement | None:
         return self._known.get(job) or (None if job.gradient else self._known.get(Job(job.candidate, job.window, True)))
@@ -148,7 +150,8 @@ class Ledger:
             self._best is None or outcome.rank < self._best.rank
         ):
             self._best = outcome
-        best = self._best.loss if self._best else None
+        best = self._best
+        best_target = self.objective.mean("target", best.trial.windows, best.losses) if best else None
         self.history.append(
             HistoryPoint(
                 trial.label,
@@ -156,7 +159,8 @@ class Ledger:
                 outcome.loss,
                 trial.windows,
                 self.tokens,
-                best,
+                best.loss if best else None,
+                best_target,
                 outcome.losses,
                 trial.known,
                 trial.gradient,

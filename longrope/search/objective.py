@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ class Window:
         start, stop: the counted tokens are ids[start:stop]; a whole window counts all but the first.
         weight: this window's share, relative to the others of its side.
         side: `target`, or `short` for windows of the original length in a two-sided objective.
+        part: which part of the objective it belongs to: windows of one part are alike, those of two may disagree.
         extra: a further window for gradient steps, not among those that rank candidates.
     """
 
@@ -44,6 +46,7 @@ class Window:
     stop: int = 0
     weight: float = 1.0
     side: Side = "target"
+    part: int = 0
     extra: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +61,21 @@ class Window:
     @property
     def counted(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Part:
+    """The windows of one kind in an objective: whole ones of the target's length, needles, or another length's.
+
+    Args:
+        share: of the objective.
+        ranking: indices of the windows that rank candidates.
+        fresh: indices of those for gradient steps: further ones or, where the text has none, the same.
+    """
+
+    share: float
+    ranking: tuple[int, ...]
+    fresh: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -81,10 +99,18 @@ class Objective:
     def short_windows(self) -> tuple[int, ...]:
         return tuple(i for i, window in enumerate(self.windows) if window.side == "short")
 
-    @property
-    def extra_windows(self) -> tuple[int, ...]:
-        """Indices of further windows, for gradient steps."""
-        return tuple(i for i, window in enumerate(self.windows) if window.extra)
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What the target's side is made of."""
+        total = sum(self.windows[i].weight for i in self.target_windows)
+        return tuple(
+            self._part(number, total) for number in sorted({self.windows[i].part for i in self.target_windows})
+        )
+
+    def _part(self, number: int, total: float) -> Part:
+        ranking = tuple(i for i in self.target_windows if self.windows[i].part == number)
+        fresh = tuple(i for i, window in enumerate(self.windows) if window.extra and window.part == number)
+        return Part(sum(self.windows[i].weight for i in ranking) / total, ranking, fresh or ranking)
 
     @property
     def ranking_windows(self) -> tuple[int, ...]:
@@ -119,19 +145,20 @@ class Objective:
         gradient = None
         if trial.gradient and all(m.gradient is not None for m in measured):
             gradient = np.asarray(weights @ np.array([m.gradient for m in measured]), dtype=np.float64)
-        return Outcome(trial, self.loss(trial.windows, losses), losses, gradient, self._excess(trial.windows, losses))
+        return Outcome(trial, self.loss(trial.windows, losses), losses, gradient, self.excess(trial.windows, losses))
 
     def loss(self, indices: Sequence[int], losses: Sequence[float]) -> float:
         """The number that is minimised, nats per token."""
         target = self.mean("target", indices, losses)
-        excess = self._excess(indices, losses)
+        excess = self.excess(indices, losses)
         return target + PENALTY * excess if excess else target
 
     def rank(self, indices: Sequence[int], losses: Sequence[float]) -> tuple[bool, float]:
         """What candidates are compared by: the cap first, then the loss."""
-        return self._excess(indices, losses) > 0, self.loss(indices, losses)
+        return self.excess(indices, losses) > 0, self.loss(indices, losses)
 
-    def _excess(self, indices: Sequence[int], losses: Sequence[float]) -> float:
+    def excess(self, indices: Sequence[int], losses: Sequence[float]) -> float:
+        """Nats that the short side is above the cap; 0 without one."""
         if self.short_cap is None:
             return 0.0
         short = self.mean("short", indices, losses)
@@ -139,7 +166,7 @@ class Objective:
 
     def _derivatives(self, indices: Sequence[int], losses: Sequence[float]) -> Float64:
         """[W] derivative of the loss by the NLL of each of these windows."""
-        over = PENALTY if self._excess(indices, losses) else 0.0
+        over = PENALTY if self.excess(indices, losses) else 0.0
         factor = {"target": 1.0, "short": over}
         total = {
             side: sum(self.windows[i].weight for i in indices if self._is(i, side)) or 1.0

@@ -63,8 +63,8 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected a number above 0, got {value}")
-        if self.seed < 0:
-            raise InputError(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed: expected 0 … {2**32 - 1}, got {self.seed}")
         if self.short_budget is not None and not self.short_budget >= 0:
             raise InputError(f"short budget: expected a fraction of 0 or more, got {self.short_budget}")
         if self.workers > 1 and self.executor == "local":

@@ -44,7 +44,13 @@ class SearchPlan:
     def lines(self) -> list[str]:
         """What a person reads."""
         found = [f"budget: {self.evaluations} evaluations, {self.tokens / 1e6:.2f}M tokens", f"forward: {self.forward}"]
-        return [*found, f"gradient: {self.gradient}"] if self.gradient else found
+        if self.gradient:
+            found.append(f"gradient: {self.gradient}")
+        if not self.forward.fits or (self.gradient and self.needs_gradient and not self.gradient.fits):
+            found.append("does not fit: the search would be refused")
+        elif self.skips_gradient:
+            found.append("gradients do not fit: the search would go without")
+        return found
 
 
 def available_memory(options: SearchOptions) -> int | None:

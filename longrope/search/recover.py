@@ -35,7 +35,7 @@ from longrope.search.space import SearchSpace, Seed
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate
 from longrope.search.windows import whole_windows
-from longrope.text import Corpus
+from longrope.text import Corpus, TokenIds
 
 # Short windows are cheap: as many as one long evaluation of 8× costs.
 SHORT_WINDOWS = 40
@@ -113,14 +113,16 @@ def recover_short(
         InputError: the factors belong to another model, no document is long enough, or no runtime would use a short set
             at the window.
     """
-    if window is not None and window > factors.original:
+    bound = checkpoint.bind(factors)
+    if window is not None and window > bound.original:
         raise InputError(
-            f"window {window}: expected at most the original window of {factors.original} tokens; runtimes use the long set "
+            f"window {window}: expected at most the original window of {bound.original} tokens; runtimes use the long set "
             "beyond"
         )
+    if held_out is not None:
+        _held_out_windows(held_out, window or bound.original)  # refused before the search, not after it
     stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
     options = _short_options(options)
-    bound = checkpoint.bind(factors)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
     seeds = tuple(_seeds(space, bound, stages))
@@ -166,7 +168,7 @@ def compare_short(
     progress: Progress | None = None,
 ) -> Sequence[MethodScore]:
     """What each short set gives on held-out windows; arguments as `recover_short`, factors with both sets."""
-    windows = [window.ids for window in whole_windows(held_out, window or factors.original, HELD_OUT_WINDOWS)]
+    windows = _held_out_windows(held_out, window or factors.original)
     ones = tuple(rope.unscaled_factors(2 * factors.num_pairs).tolist())
     sets = {SEARCHED: factors.short_factor, ORIGINAL: ones}
     sets |= {name: earlier.long_factor for name, earlier in stages.items()}
@@ -174,6 +176,10 @@ def compare_short(
     named = {name: replace(factors, long_factor=values) for name, values in sets.items()}
     machine = options.machine if options else None
     return evaluate_methods(checkpoint, windows, factors.target, named, methods=(), machine=machine, progress=progress)
+
+
+def _held_out_windows(held_out: Corpus, window: int) -> list[TokenIds]:
+    return held_out.windows(window, HELD_OUT_WINDOWS)
 
 
 def _values(factors: RescaleFactors) -> dict[str, Any]:

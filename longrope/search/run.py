@@ -46,15 +46,20 @@ class Scored:
         name: e.g. `NTK`.
         factors: the point.
         loss: objective, nats per token.
+        target_loss: mean NLL at the target: without the penalty for what it is above the short budget.
+        excess: nats that it is above the short budget; 0 without one.
     """
 
     name: str
     factors: RescaleFactors
     loss: float
+    target_loss: float
+    excess: float = 0.0
 
     @property
     def perplexity(self) -> float:
-        return perplexity(self.loss)
+        """At the target."""
+        return perplexity(self.target_loss)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class SearchResult:
         factors: the best, bound to the checkpoint, as a single set.
         label: where the best candidate came from, e.g. `crossover`.
         loss: its objective on the search windows, nats per token.
+        target_loss: its mean NLL at the target: without the penalty, should it be above the short budget.
         seeds: the known methods that were measured, on the same windows.
         history: every trial, in order.
         tokens: tokens forwarded, a gradient counted as three forwards.
@@ -95,6 +101,7 @@ class SearchResult:
     factors: RescaleFactors
     label: str
     loss: float
+    target_loss: float
     seeds: tuple[Scored, ...]
     history: tuple[HistoryPoint, ...]
     tokens: int
@@ -106,8 +113,8 @@ class SearchResult:
 
     @property
     def perplexity(self) -> float:
-        """exp of the objective; a perplexity when the objective is one-sided."""
-        return perplexity(self.loss)
+        """At the target."""
+        return perplexity(self.target_loss)
 
     @property
     def best_seed(self) -> Scored | None:
@@ -147,17 +154,11 @@ def search(
     """
     progress = progress or Silent()
     options = options or SearchOptions()
-    space = make_space(
-        checkpoint,
-        target_length,
-        n_hat=options.n_hat,
-        attention_factor=options.attention_factor,
-        from_factors=options.from_factors,
-    )
+    space = check_search(checkpoint, target_length, options)
     if options.attention_factor != "formula":
         progress.warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
     objective = build_objective(checkpoint, corpus, target_length, options)
-    for oddity in oddities(corpus, target_length, options):
+    for oddity in (*oddities(corpus, target_length, options), *_dropped(checkpoint, space, options)):
         progress.warn(oddity)
     seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
@@ -169,6 +170,23 @@ def search(
         resume=resume,
         overwrite=overwrite,
         progress=progress,
+    )
+
+
+def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOptions) -> SearchSpace:
+    """The space of a search, and what is refused of its model, target and strategy before any text is read.
+
+    Raises:
+        InputError: the target is no longer than what is there, the strategy is unknown or does not search what it should.
+        UnsupportedError: the model attends over fewer tokens, or another method rescales its RoPE already.
+    """
+    check_strategy(options.strategy, n_hat=options.n_hat == "search", attention=options.attention_factor == "search")
+    return make_space(
+        checkpoint,
+        target_length,
+        n_hat=options.n_hat,
+        attention_factor=options.attention_factor,
+        from_factors=options.from_factors,
     )
 
 
@@ -191,7 +209,6 @@ def run_search(
         "text": problem.objective.fingerprint,
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
-    check_strategy(options.strategy, n_hat=options.n_hat == "search", attention=options.attention_factor == "search")
     plan = plan_search(checkpoint, problem.space.target, options)
     notes = {"available_memory": plan.forward.available}
     journal = None
@@ -287,6 +304,25 @@ def given_seeds(checkpoint: Checkpoint, space: SearchSpace, given: Sequence[Resc
         yield Seed(f"given {number} ({factors.method})", candidate)
 
 
+def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions) -> Iterator[str]:
+    """What given factor files say that this search does not keep."""
+    files = [("--from", options.from_factors)] if options.from_factors else []
+    files += [("--start-from", factors) for factors in options.start_from]
+    for option, factors in files:
+        bound = checkpoint.bind(factors)
+        if bound.n_hat not in space.n_hats:
+            yield (
+                f"{option}: its n_hat of {bound.n_hat} is not kept, candidates have {space.n_hats[0]}; "
+                f"--n-hat {bound.n_hat} keeps it, and --n-hat search searches it"
+            )
+        own = bound.attention_factor
+        if own is not None and not space.search_attention and abs(own - space.default_attention) > 1e-6:
+            yield (
+                f"{option}: its attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
+                f"--attention-factor {own:g} keeps it, and --attention-factor search searches it"
+            )
+
+
 def _result(
     checkpoint: Checkpoint,
     problem: Problem,
@@ -308,15 +344,12 @@ def _result(
         method=options.strategy,
         provenance=_provenance(checkpoint, problem, options, ledger, best.loss),
     )
-    seeds = {
-        point.label: Scored(point.label, checkpoint.bind(problem.space.to_factors(point.candidate)), point.loss)
-        for point in ledger.history
-        if point.known
-    }
+    seeds = {point.label: _scored(point, checkpoint, problem) for point in ledger.history if point.known}
     return SearchResult(
         factors=found,
         label=best.trial.label,
         loss=best.loss,
+        target_loss=problem.objective.mean("target", best.trial.windows, best.losses),
         seeds=tuple(seeds.values()),
         history=tuple(ledger.history),
         tokens=ledger.tokens,
@@ -326,6 +359,12 @@ def _result(
         front=_front(ledger, best.candidate),
         short_cap=ledger.objective.short_cap,
     )
+
+
+def _scored(point: HistoryPoint, checkpoint: Checkpoint, problem: Problem) -> Scored:
+    target = problem.objective.mean("target", point.windows, point.losses)
+    excess = problem.objective.excess(point.windows, point.losses)
+    return Scored(point.label, checkpoint.bind(problem.space.to_factors(point.candidate)), point.loss, target, excess)
 
 
 def _front(ledger: Ledger, chosen: Candidate) -> tuple[ParetoPoint, ...]:

@@ -159,8 +159,9 @@ def make_space(
 
     Raises:
         InputError: the target is not longer than what is there, or a value is out of range.
-        UnsupportedError: the model attends over fewer tokens than the target.
+        UnsupportedError: the model attends over fewer tokens than the target, or another method rescales its RoPE already.
     """
+    checkpoint.require_extendable()
     architecture_of({**checkpoint.config, "max_position_embeddings": target})  # refuses a shorter sliding window
     base = checkpoint.bind(from_factors) if from_factors else None
     reached = base.target if base else checkpoint.window

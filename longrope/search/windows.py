@@ -44,13 +44,14 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
     for length, _ in options.window_shares:
         if length > target:
             raise InputError(f"a window share of {length} tokens: expected at most the target's {target}")
-    windows = _target_windows(checkpoint, corpus, target, options, own_share)
-    for length, share in options.window_shares:
-        windows += whole_windows(corpus, length, options.num_documents, share=share)
+    windows, extra = list[Window](), list[Window]()
+    for part, (ranking, fresh) in enumerate(_parts(checkpoint, corpus, target, options, own_share)):
+        windows += [replace(window, part=part) for window in ranking]
+        extra += [replace(window, part=part, extra=True) for window in fresh]
     if options.short_budget is not None:
         short = whole_windows(corpus, checkpoint.window, options.num_short_windows)
         windows += [replace(window, side="short") for window in short]
-    return Objective((*windows, *_extra_windows(checkpoint, corpus, target, options)))
+    return Objective((*windows, *extra))
 
 
 def oddities(corpus: Corpus, length: int, options: SearchOptions) -> Iterator[str]:
@@ -109,37 +110,38 @@ def needle_windows(
     return _shared([_needle(sample) for sample in samples], share)
 
 
-def _target_windows(
-    checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions, share: float
-) -> list[Window]:
+def _parts(
+    checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions, own_share: float
+) -> Iterator[tuple[list[Window], list[Window]]]:
+    """(windows that rank candidates, further ones for gradient steps) of each part of the objective.
+
+    Of further ones about as many as its share; none where the documents have no more.
+    """
     count = options.num_documents
-    if options.objective == "perplexity":
-        return whole_windows(corpus, target, count, share=share)
-    if options.objective == "needle":
-        return needle_windows(checkpoint, corpus, target, count, share=share)
-    if options.objective == "mixed":
-        half = max(1, count // 2)
-        return [
-            *whole_windows(corpus, target, count - half or 1, share=share / 2),
-            *needle_windows(checkpoint, corpus, target, half, share=share / 2),
-        ]
-    raise InputError(f"objective: expected perplexity, needle or mixed, got {options.objective!r}")
-
-
-def _extra_windows(checkpoint: Checkpoint, corpus: Corpus, target: int, options: SearchOptions) -> list[Window]:
-    """Fresh ones, of each kind about as many as its share of the objective."""
+    half = max(1, count // 2)
+    plans = {
+        "perplexity": (count, 0),
+        "needle": (0, count),
+        "mixed": (count - half or 1, half),
+    }
+    if options.objective not in plans:
+        raise InputError(f"objective: expected perplexity, needle or mixed, got {options.objective!r}")
+    num_whole, num_needles = plans[options.objective]
+    share = own_share / 2 if num_whole and num_needles else own_share
 
     def fresh(length: int, share: float) -> list[Window]:
-        last = options.num_documents + round(EXTRA_WINDOWS * share)
-        return [Window(ids) for ids in corpus.windows(length, last)[options.num_documents :]]
+        return [Window(ids) for ids in corpus.windows(length, count + round(EXTRA_WINDOWS * share))[count:]]
 
-    own = 1.0 - sum(share for _, share in options.window_shares)
-    whole, needles = {"perplexity": (own, 0.0), "needle": (0.0, own), "mixed": (own / 2, own / 2)}[options.objective]
-    extra = fresh(target, whole)
-    if needles:
-        extra += needle_windows(checkpoint, corpus, target, max(1, round(EXTRA_WINDOWS * needles)), seed=1)
-    extra += [window for length, share in options.window_shares for window in fresh(length, share)]
-    return [replace(window, extra=True) for window in extra]
+    if num_whole:
+        yield whole_windows(corpus, target, num_whole, share=share), fresh(target, share)
+    if num_needles:
+        further = max(1, round(EXTRA_WINDOWS * share))
+        yield (
+            needle_windows(checkpoint, corpus, target, num_needles, share=share),
+            needle_windows(checkpoint, corpus, target, further, seed=1),
+        )
+    for length, part in options.window_shares:
+        yield whole_windows(corpus, length, count, share=part), fresh(length, part)
 
 
 def _shared(windows: Sequence[Window], share: float) -> list[Window]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def command(
         mark = " (chosen)" if point.chosen else ""
         progress.line(f"Pareto front: {sides}, {perplexity(point.target_loss):.4f} at the target{mark}")
     for seed in sorted(result.seeds, key=lambda seed: seed.loss):
-        progress.line(f"{seed.name}: perplexity {seed.perplexity:.4f}")
+        above = f", {100 * math.expm1(seed.excess):.2f} % above the short budget" if seed.excess else ""
+        progress.line(f"{seed.name}: perplexity {seed.perplexity:.4f}{above}")
     progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")
     return 0

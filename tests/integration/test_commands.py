@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -308,6 +309,27 @@ def test_search_draws_what_it_found(pico: Checkpoint, texts: Path, tmp_path: Pat
     assert "(chosen)" in found.err
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert names == [f"{name}.{kind}" for name in ("convergence", "factors", "pareto") for kind in ("png", "svg")]
+    output.unlink()
+    assert "factors.png" in run_cli(*asked, *budget).err, "pictures are not replaced unasked"
+    anew = run_cli(*asked, *budget, "--short-budget", "0%", "--overwrite")
+    assert re.search(r": perplexity [\d.]+, [\d.]+ % above the short budget", anew.err), anew.err
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_search(
+    pico: Checkpoint, texts: Path, tmp_path: Path
+) -> None:
+    asked = ["search", pico.path, "--target-length", TARGET, "--text", texts, "--max-evals", 2, "--documents", 1]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for arguments, words in (
+        (("-o", tmp_path / "f.json", "--plots", tmp_path / "file"), "is a file; expected a folder"),
+        (("-o", tmp_path / "folder", "--overwrite"), "is a folder; expected the name of a file"),
+        (("-o", tmp_path / "file", "--resume"), "--overwrite"),
+    ):
+        refused = run_cli(*asked, *arguments)
+        assert (refused.code, words in refused.err) == (2, True), refused.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_model_that_does_not_load_leaves_no_journal(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
@@ -336,6 +358,12 @@ def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> 
     planned = run_cli("search", pico.path, "--target-length", TARGET, "--plan")
     assert planned.code == 0, planned.err
     assert "budget: 32 evaluations" in planned.out
+    for arguments, code, words in (
+        (("--target-length", 1), 2, "above 64 tokens"),
+        (("--target-length", TARGET, "--strategy", "cma", "--n-hat", "search"), 2, "does not search the n_hat"),
+    ):
+        refused = run_cli("search", pico.path, *arguments, "--plan")
+        assert (refused.code, words in refused.err) == (code, True), refused.err
     refused = run_cli("search", pico.path, "--target-length", TARGET, "--text", tmp_path)
     assert (refused.code, "Missing option '-o' / '--output'" in refused.err) == (2, True)
 

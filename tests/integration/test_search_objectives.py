@@ -324,14 +324,41 @@ def test_the_cap_comes_before_the_loss(checkpoint, corpus, monkeypatch):
     assert any("no candidate kept the short budget" in warning for warning in progress.warnings)
 
 
+def test_perplexity_is_the_targets_even_above_the_cap(checkpoint, corpus):
+    """The penalty is for strategies; people are shown what the model scores."""
+    options = replace(OPTIONS, strategy="seeds", max_evals=4, short_budget=0.0, num_short_windows=2)
+    result = search(checkpoint, corpus, TARGET, options=options)
+    model, windows = WindowModel(checkpoint, Machine(threads=1)), corpus.windows(TARGET, options.num_documents)
+    above = [seed for seed in result.seeds if seed.excess]
+    assert above, "no seed is better than the original RoPE at its own window"
+    for seed in above:
+        attention = seed.factors.effective_attention_factor
+        candidate = Candidate(seed.factors.long_factor, 0, attention)
+        plain = np.mean([model.nll(candidate, Window(ids)) for ids in windows])
+        assert seed.perplexity == pytest.approx(math.exp(plain), rel=1e-6)
+        assert seed.loss == pytest.approx(plain + PENALTY * seed.excess)
+    last = result.history[-1]
+    assert math.exp(last.best_target) == pytest.approx(result.perplexity)
+
+
 def test_gradient_steps_see_every_length(checkpoint, corpus):
     options = replace(OPTIONS, window_shares=((64, 0.25),))
     objective = build_objective(checkpoint, corpus, TARGET, options)
-    lengths = [len(objective.windows[index]) for index in objective.extra_windows]
+    lengths = [len(window) for window in objective.windows if window.extra]
     assert lengths.count(64) == 16
     assert lengths[0] == TARGET, "steps are as long as the target's tokens allow"
     with pytest.raises(InputError, match="at most the target's"):
         build_objective(checkpoint, corpus, TARGET, replace(OPTIONS, window_shares=((TARGET + 1, 0.25),)))
+
+
+def test_a_part_without_fresh_windows_gives_its_own_again(checkpoint, corpus):
+    short = Corpus(tuple(replace(document, ids=document.ids[: TARGET + 70]) for document in corpus.documents[:2]))
+    objective = build_objective(checkpoint, short, TARGET, replace(OPTIONS, window_shares=((64, 0.25),)))
+    target, other = objective.parts
+    assert target.share == pytest.approx(0.75)
+    assert target.fresh == target.ranking == (0, 1)
+    assert {len(objective.windows[i]) for i in other.fresh} == {64}
+    assert not set(other.fresh) & set(other.ranking)
 
 
 def test_texts_that_serve_only_in_part_are_told(checkpoint, corpus):

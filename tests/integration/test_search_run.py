@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from longrope import scoring
-from longrope.errors import InputError
+from longrope.errors import InputError, UnsupportedError
 from longrope.modeling import TorchSource, build_model
+from longrope.progress import Silent
 from longrope.search import (
     Candidate,
     Machine,
@@ -145,9 +146,26 @@ def test_given_factors_are_a_seed(checkpoint, corpus):
     assert "none" in [seed.name for seed in result.seeds]
 
 
+def test_what_given_files_lose_is_told(checkpoint, corpus):
+    """Start tokens and an attention factor that the search neither keeps nor searches."""
+    given = replace(pico_factors(dual=False, target=128), n_hat=4, attention_factor=1.07)
+    for options, words in (
+        ({"start_from": (given,)}, ["--start-from: its n_hat of 4", "--start-from: its attention factor of 1.07"]),
+        ({"from_factors": given}, ["--from: its n_hat of 4", "--from: its attention factor of 1.07"]),
+        ({"from_factors": given, "n_hat": 4, "attention_factor": 1.07}, []),
+        ({"start_from": (given,), "n_hat": "search", "attention_factor": "search", "strategy": "evolution"}, []),
+    ):
+        progress = Silent()
+        wanted = replace(OPTIONS, **{"strategy": "seeds", "max_evals": 3, **options})
+        search(checkpoint, corpus, TARGET, options=wanted, progress=progress)
+        told = [warning for warning in progress.warnings if "is not kept" in warning]
+        assert [warning.startswith(word) for warning, word in zip(told, words, strict=True)] == [True] * len(words)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seed": 2**32}, "seed: expected 0"),
         ({"strategy": "evolutoin"}, "did you mean evolution"),
         ({"n_hat": 256}, "n_hat"),
         ({"attention_factor": "auto"}, "attention factor"),
@@ -165,6 +183,17 @@ def test_wrong_options(checkpoint, corpus, changes, message):
 def test_numbers_below_one(name):
     with pytest.raises(InputError, match=name):
         SearchOptions(**{name: 0})
+
+
+def test_another_methods_model_is_refused_before_anything_is_measured(checkpoint, corpus, tmp_path):
+    config = {
+        **checkpoint.config,
+        "rope_parameters": {**checkpoint.config.get("rope_parameters", {}), "rope_type": "yarn"},
+    }
+    rescaled = replace(checkpoint, config=config)
+    with pytest.raises(UnsupportedError, match="already rescaled by 'yarn'"):
+        search(rescaled, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path / "journal")
+    assert not (tmp_path / "journal").exists()
 
 
 def test_short_documents_are_counted(checkpoint, corpus):
@@ -300,6 +329,24 @@ def test_a_short_set_is_never_worse_than_the_long_one(checkpoint, corpus):
     short_windows = [w.ids for w in whole_windows(corpus, WINDOW, 4)]
     assert scoring.nll(source, short_windows, "short") == pytest.approx(found.loss, rel=1e-5)
     assert len(found.search.history) <= 24
+
+
+def test_a_recovery_that_could_not_be_compared_is_refused_before_it_searches(checkpoint, corpus, tmp_path):
+    short = Corpus((Document("short", corpus.documents[0].ids[: WINDOW - 1]),))
+    with pytest.raises(InputError, match=f"the longest with {WINDOW - 1}"):
+        recover_short(checkpoint, corpus, pico_factors(dual=False), held_out=short, journal_dir=tmp_path / "journal")
+    assert not (tmp_path / "journal").exists()
+
+
+def test_recovery_fills_what_the_factors_leave_open(checkpoint, corpus):
+    """A CSV of factors says no window; the model does."""
+    bound = checkpoint.bind(pico_factors(dual=False))
+    open_window = replace(bound, original_max_position_embeddings=None)
+    options = SearchOptions(max_evals=2, threads=1)
+    found = recover_short(checkpoint, corpus, open_window, window=WINDOW, num_windows=1, options=options)
+    assert found.factors.original == WINDOW
+    with pytest.raises(InputError, match=f"at most the original window of {WINDOW}"):
+        recover_short(checkpoint, corpus, open_window, window=WINDOW + 1, options=options)
 
 
 def test_recovery_compares_short_sets_on_held_out_text(checkpoint, corpus):

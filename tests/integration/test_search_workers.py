@@ -155,6 +155,18 @@ def test_a_hung_worker_is_given_up(monkeypatch):
     assert crew.stopped == 3
 
 
+def test_a_failed_candidate_kills_no_more_workers(monkeypatch):
+    monkeypatch.setattr("longrope.search.evaluators.PATIENCE_SECONDS", 0.05)
+    crew = SleepyCrew()
+    pool = PoolEvaluator(crew)
+    measured = dict(pool.measure([Job(GOOD[0], 0), *(Job(CURSED, window) for window in range(21))]))
+    assert [measured[Job(CURSED, window)].nll for window in range(21)] == [float("inf")] * 21
+    assert np.isfinite(measured[Job(GOOD[0], 0)].nll)
+    assert crew.stopped <= 4, "three deaths, and the other worker's, which had begun"
+    assert dict(pool.measure([Job(CURSED, 30)]))[Job(CURSED, 30)].nll == float("inf")
+    assert crew.stopped <= 4
+
+
 def test_errors_with_a_message_come_through(recipe, tmp_path):
     pool = make_evaluator(replace(recipe, path=tmp_path), executor="processes", workers=1)
     try:

@@ -223,6 +223,16 @@ def test_a_model_rescaled_by_another_method_is_not_extended(folder: Path, rope_t
 # -- tokenizers
 
 
+def test_a_tokenizer_that_cuts_or_pads_reads_whole_documents(folder: Path) -> None:
+    plain = open_checkpoint(folder).tokenizer
+    text = "It is a truth universally acknowledged " * 20
+    for configure in (lambda t: t.enable_truncation(max_length=16), lambda t: t.enable_padding(length=4096)):
+        fresh = open_checkpoint(folder).tokenizer
+        configure(fresh)
+        fresh.save(str(folder / "tokenizer.json"))
+        assert open_checkpoint(folder).encode(text) == plain.encode(text).ids
+
+
 @pytest.mark.parametrize(("content", "message"), [(None, "no tokenizer.json"), (b"{}", "is not one the tokenizers")])
 def test_an_unknown_tokenizer_is_not_expressible(folder: Path, content: bytes | None, message: str) -> None:
     (folder / "tokenizer.json").unlink()

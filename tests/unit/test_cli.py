@@ -12,9 +12,10 @@ from pathlib import Path
 
 import click
 import pytest
+import rich.progress
 
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
-from longrope_export import __main__, cli
+from longrope_export import __main__, cli, console
 from longrope_export.commands import doctor
 from tests.common import REPOSITORY, run_cli
 
@@ -203,3 +204,16 @@ def test_json_to_a_file_leaves_stdout_for_people(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("longrope_export.doctor.examine", list)
     assert run_cli("doctor", "--json", tmp_path / "found.json").code == 0
     assert json.loads((tmp_path / "found.json").read_text()) == []
+
+
+@pytest.mark.parametrize(("replayed", "steps", "left"), [(0, 10, "60:00"), (50, 7, "28:40"), (50, 0, "-:--")])
+def test_the_time_left_is_by_the_speed_of_this_run(replayed: int, steps: int, left: str) -> None:
+    """However long a step takes, and whatever an earlier run did before: 100 steps of 40 seconds each."""
+    now = 0.0
+    bars = rich.progress.Progress(get_time=lambda: now, disable=True)
+    bar = console._Bar(bars, bars.add_task("search", total=100))
+    bar.advance(replayed, before=True)
+    for _ in range(steps):
+        now += 40.0
+        bar.advance(1)
+    assert str(console._TimeLeft().render(bars.tasks[0])) == left

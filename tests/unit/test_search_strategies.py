@@ -10,6 +10,7 @@ from longrope.search.objective import Objective, Window
 from longrope.search.space import SearchSpace
 from longrope.search.strategies import STRATEGIES, check_strategy, make_strategy
 from longrope.search.strategies.auto import Mutants
+from longrope.search.strategies.gradient import Descent, WindowOrder
 from longrope.search.strategies.longrope2 import CriticalBreeder
 from longrope.search.strategies.monotone import Monotone, rising
 from longrope.search.strategies.natural import NaturalDescent
@@ -148,6 +149,39 @@ def test_the_attention_factor_moves_when_asked(name):
 def test_gradients_are_taken_on_extra_windows(name):
     told = solve(make_problem(max_evals=30), name)
     assert {w for o in told if o.trial.gradient for w in o.trial.windows} <= set(range(5, 12))
+
+
+def two_parts(shares, num_fresh) -> Problem:
+    """Three whole windows and two of another kind, so many further ones of each, with these shares of the objective."""
+    ids = np.zeros(TARGET, dtype=np.int64)
+    whole = [Window(ids, weight=shares[0] / 3) for _ in range(3)]
+    other = [Window(ids, weight=shares[1] / 2, part=1) for _ in range(2)]
+    extra = [Window(ids, part=part, extra=True) for part, count in enumerate(num_fresh) for _ in range(count)]
+    return replace(make_problem(max_evals=60), objective=Objective((*whole, *other, *extra)))
+
+
+def test_a_race_sees_every_part_of_the_objective():
+    problem = replace(two_parts((0.5, 0.5), (0, 0)), gradients=False)
+    assert problem.stages == [(0, 3), (0, 1, 3, 4), (0, 1, 2, 3, 4)]
+    strategy, found = make_strategy("auto", problem), []
+    while trials := strategy.ask():  # whole windows rise a little with the factors, the others fall by much
+        outcomes = []
+        for trial in trials:
+            height = float(np.log(trial.candidate.factors).mean())
+            values = [3 + 0.05 * height if w < 3 else 4 - height for w in trial.windows]
+            outcomes.append(Outcome(trial, problem.objective.loss(trial.windows, values), tuple(values)))
+        strategy.tell(outcomes)
+        found += [(o.loss, o.trial.known) for o in outcomes if len(o.trial.windows) == 5]
+    assert min(found)[0] < min(loss for loss, known in found if known), "mutants that win on the whole are not stopped"
+
+
+@pytest.mark.parametrize("num_fresh", [(30, 30), (6, 20), (0, 30), (30, 0)])
+def test_gradient_steps_keep_to_the_shares(num_fresh):
+    problem = two_parts((0.7, 0.3), num_fresh)
+    order, parts = WindowOrder(problem), [set(part.fresh) for part in problem.objective.parts]
+    taken = [window for _ in range(100) for window in order.next()]
+    assert [sum(window in part for window in taken) for part in parts] == [70, 30]
+    assert parts[0] | parts[1] == set(taken), "all of them are used"
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 6, 9])

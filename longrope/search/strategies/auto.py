@@ -57,9 +57,8 @@ def auto(problem: Problem) -> Plan:
 def descend(problem: Problem, best: Outcome, purse: Purse) -> Outcomes:
     """Gradient steps from the best so far, whose mean competes after every turn."""
     order = WindowOrder(problem)
-    descent = NaturalDescent(
-        problem.space, best.candidate, problem.objective.windows[problem.gradient_windows[0]].counted
-    )
+    first = problem.objective.parts[0].fresh[0]
+    descent = NaturalDescent(problem.space, best.candidate, problem.objective.windows[first].counted)
     turn, kept = STEPS * problem.step_tokens + problem.objective.tokens, (1 - STEP_SHARE) * purse.left
     while purse.left - turn >= kept:
         for _ in range(STEPS):
@@ -76,7 +75,7 @@ def descend(problem: Problem, best: Outcome, purse: Purse) -> Outcomes:
 
 def screen(problem: Problem, purse: Purse) -> Outcomes:
     """The best of the starts: all of them on the first window, a few on more."""
-    first, full = stages(problem)[0], problem.objective.tokens
+    first, full = problem.stages[0], problem.objective.tokens
     price = problem.tokens(first)
     more = full - price
     starts = list(starting_points(problem))[: max(1, (purse.left - more) // price)]
@@ -103,17 +102,11 @@ def starting_points(problem: Problem) -> Iterator[Seed]:
             yield seed
 
 
-def stages(problem: Problem) -> list[tuple[int, ...]]:
-    """Growing sets of windows: a target window more each time, the whole short side, if there is one, from the first on."""
-    target, short = problem.objective.target_windows, problem.objective.short_windows
-    return [(*target[:count], *short) for count in range(1, len(target) + 1)]
-
-
 def race(problem: Problem, start: Seed, best: Outcome, purse: Purse, *, known: bool = False) -> Outcomes:
     """Measure a candidate on more and more windows until it is behind; the better of it and the best so far."""
     on_best = dict(zip(best.trial.windows, best.losses, strict=True))
     paid = 0
-    for windows in stages(problem):
+    for windows in problem.stages:
         purse.pay(problem.tokens(windows) - paid)
         paid = problem.tokens(windows)
         last = windows == best.trial.windows

@@ -21,7 +21,8 @@ from longrope.search.strategies.monotone import Monotone
 from longrope.search.strategies.problem import Problem, Purse
 from longrope.search.trial import Candidate, Float64, Outcome, Plan, Trial
 
-RATE = 0.15
+# Adam's rates: of the increments, and of ln attention, a hundred times as curved.
+RATE, ATTENTION_RATE = 0.15, 0.015
 BETAS = (0.8, 0.95)
 # Budget in full evaluations if none is given, and starts that are followed.
 OWN_BUDGET = 32
@@ -50,14 +51,14 @@ def gradient(problem: Problem) -> Plan:
 
 def screened(problem: Problem, purse: Purse) -> Generator[Sequence[Trial], Sequence[Outcome], list[Seed]]:
     """The starting points that the budget allows, the best on the first window in front."""
-    window = problem.objective.target_windows[:1]
-    price, full = problem.tokens(window), problem.objective.tokens
+    first, full = problem.stages[0], problem.objective.tokens
+    price = problem.tokens(first)
     starts = list(starting_points(problem))[: max(1, (purse.left - full) // price)]
     if purse.left < full + price:
         return starts
     purse.pay(len(starts) * price)
-    outcomes = yield [Trial(s.candidate, window, s.name) for s in starts]
-    order = sorted(range(len(starts)), key=lambda i: outcomes[i].loss)
+    outcomes = yield [Trial(s.candidate, first, s.name) for s in starts]
+    order = sorted(range(len(starts)), key=lambda i: outcomes[i].rank)
     return [starts[i] for i in order]
 
 
@@ -73,19 +74,24 @@ def starting_points(problem: Problem) -> Iterator[Seed]:
 
 
 class WindowOrder:
-    """Windows for gradient steps: all of them in a random order, then again in another."""
+    """Windows for gradient steps: parts of the objective by their shares, each part's in a random order, then in another."""
 
     def __init__(self, problem: Problem) -> None:
         self._rng = problem.rng()
-        self._windows = problem.gradient_windows
-        self._left: list[int] = []
+        self._parts = problem.objective.parts
+        self._left: list[list[int]] = [[] for _ in self._parts]
+        self._behind = [0.0 for _ in self._parts]
         self._short = problem.objective.short_windows
 
     def next(self) -> tuple[int, ...]:
         """One target window, and the short side whole when there is one: the cap must be seen at every step."""
-        if not self._left:
-            self._left = [self._windows[i] for i in self._rng.permutation(len(self._windows))]
-        return (self._left.pop(), *self._short)
+        self._behind = [behind + part.share for behind, part in zip(self._behind, self._parts, strict=True)]
+        number = max(range(len(self._parts)), key=self._behind.__getitem__)
+        self._behind[number] -= 1.0
+        left, windows = self._left[number], self._parts[number].fresh
+        if not left:
+            left += [windows[i] for i in self._rng.permutation(len(windows))]
+        return (left.pop(), *self._short)
 
 
 @dataclass
@@ -97,6 +103,7 @@ class Descent:
         x: [n] where it is.
         momentum, squares: [n] running means of the gradient and of its square.
         trail: all iterates, the start included.
+        rates: [n] Adam's rate of each number.
     """
 
     space: Monotone
@@ -104,19 +111,22 @@ class Descent:
     momentum: Float64
     squares: Float64
     trail: list[Float64]
+    rates: Float64
 
     @classmethod
     def start(cls, problem: Problem, candidate: Candidate) -> Descent:
         space = Monotone(problem.space, candidate.n_hat)
         x = space.encode(candidate)
-        return cls(space, x, np.zeros_like(x), np.zeros_like(x), [x])
+        rates = np.full_like(x, RATE)
+        rates[problem.space.num_pairs :] = ATTENTION_RATE
+        return cls(space, x, np.zeros_like(x), np.zeros_like(x), [x], rates)
 
     @property
     def candidate(self) -> Candidate:
         return self.space.decode(self.x)
 
-    def step(self, outcome: Outcome, rate: float) -> None:
-        """Move by one measured gradient; a failed measurement moves nothing."""
+    def step(self, outcome: Outcome, decay: float) -> None:
+        """Move by one measured gradient, at so much of the rates; a failed measurement moves nothing."""
         if outcome.gradient is None or not np.isfinite(outcome.gradient).all():
             return
         slope = self.space.pull_back(self.x, outcome.gradient)
@@ -124,7 +134,7 @@ class Descent:
         self.momentum = b1 * self.momentum + (1 - b1) * slope
         self.squares = b2 * self.squares + (1 - b2) * slope**2
         mean, square = self.momentum / (1 - b1**count), self.squares / (1 - b2**count)
-        self.x = self.x - rate * mean / (np.sqrt(square) + 1e-8)
+        self.x = self.x - decay * self.rates * mean / (np.sqrt(square) + 1e-8)
         self.trail.append(self.x)
 
     def mean(self, tail: float = TAIL) -> Candidate:
@@ -141,5 +151,5 @@ def descend(
     for step in range(done, done + steps):
         trial = Trial(descent.candidate, order.next(), "gradient step", gradient=True)
         (outcome,) = yield [trial]
-        descent.step(outcome, RATE * (0.55 + 0.45 * math.cos(math.pi * step / total)))
+        descent.step(outcome, 0.55 + 0.45 * math.cos(math.pi * step / total))
     return descent

@@ -64,13 +64,16 @@ class Problem:
     @property
     def step_tokens(self) -> int:
         """Tokens of one gradient step: a window, the short side if there is one, three forwards each."""
-        longest = max(len(self.objective.windows[index]) for index in self.gradient_windows)
+        longest = max(len(self.objective.windows[i]) for part in self.objective.parts for i in part.fresh)
         return GRADIENT_FORWARDS * (longest + self.tokens(self.objective.short_windows))
 
     @property
-    def gradient_windows(self) -> tuple[int, ...]:
-        """Where gradient steps take their windows from: the extra ones, if there are any."""
-        return self.objective.extra_windows or self.objective.target_windows
+    def stages(self) -> list[tuple[int, ...]]:
+        """Growing sets of windows: one of each part of the objective more each time, and the whole short side from the first
+        on. The last one holds them all."""
+        parts, short = self.objective.parts, self.objective.short_windows
+        rounds = max(len(part.ranking) for part in parts)
+        return [(*(i for part in parts for i in part.ranking[:n]), *short) for n in range(1, rounds + 1)]
 
     def full(self, candidate: Candidate, label: str) -> Trial:
         """A trial on every window."""
