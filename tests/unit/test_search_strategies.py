@@ -288,6 +288,21 @@ def test_natural_steps_ignore_noisy_pairs_and_follow_steady_ones():
     descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), np.inf, (np.inf,), None))
 
 
+def test_attention_moves_in_small_steps_whatever_the_first_window_says():
+    """A gradient that is small by chance must not send what perplexity is most sensitive to far away."""
+    problem = make_problem(search_attention=True)
+    descent = NaturalDescent(problem.space, problem.seeds[2].candidate, TARGET)
+    for slope in (1e-4, 0.05, 0.05):
+        before = descent.candidate.attention_factor
+        gradient = np.append(np.zeros(16), slope)
+        descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
+        assert 0 < abs(np.log(descent.candidate.attention_factor / before)) <= 0.0101
+    adam = Descent.start(problem, problem.seeds[2].candidate)
+    trial = Trial(adam.candidate, (5,), "gradient step", gradient=True)
+    adam.step(Outcome(trial, 4.0, (4.0,), np.append(np.zeros(16), 1e-4)), 1.0)
+    assert 0 < np.log(adam.space.space.default_attention / adam.candidate.attention_factor) <= 0.0151
+
+
 def test_names():
     with pytest.raises(InputError, match="did you mean gradient"):
         make_strategy("gradeint", make_problem())

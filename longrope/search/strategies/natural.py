@@ -19,6 +19,9 @@ from longrope.search.trial import Candidate, Float64, Outcome
 
 # c, how fast m forgets, ε in nats, and the longest step in ln μ.
 RATE, MEMORY, FLOOR, LONGEST = 4.0, 0.8, 1e-3, 0.15
+# The longest step in ln attention. Its curvature is some nats, a hundred times a pair's: where the first window's gradient is
+# small by chance, the preconditioner alone would send it a tenth away within a few steps, and ten percent of perplexity up.
+LONGEST_ATTENTION = 0.01
 # Standard deviations beyond which a gradient is cut: those of fast pairs have heavy tails.
 OUTLIER = 4.0
 
@@ -37,6 +40,8 @@ class NaturalDescent:
         u = np.log(space.multipliers(start))
         self._u = np.append(u, math.log(space.attention(start))) if space.search_attention else u
         self._mean, self._squares = np.zeros_like(self._u), np.zeros_like(self._u)
+        self._longest = np.full_like(self._u, LONGEST)
+        self._longest[space.num_pairs :] = LONGEST_ATTENTION
         self._count = 0
         self._trail = [self._u]
 
@@ -56,7 +61,7 @@ class NaturalDescent:
         self._mean = MEMORY * self._mean + (1 - MEMORY) * slope
         self._squares = self._squares + slope**2
         mean, square = self._mean / (1 - MEMORY**self._count), self._squares / self._count
-        u = self._u - np.clip(self._rate * mean / (square + FLOOR**2), -LONGEST, LONGEST)
+        u = self._u - np.clip(self._rate * mean / (square + FLOOR**2), -self._longest, self._longest)
         pairs = self._space.num_pairs
         u[:pairs] = np.clip(rising(u[:pairs], square[:pairs] + 1e-8), 0.0, math.log(self._space.upper))
         self._u = u
