@@ -288,6 +288,19 @@ def test_natural_steps_ignore_noisy_pairs_and_follow_steady_ones():
     descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), np.inf, (np.inf,), None))
 
 
+def test_a_gradient_that_is_small_by_chance_sends_no_pair_away():
+    """A pair's curvature is at least that of the slower ones."""
+    problem = make_problem()
+    start = problem.space.candidate(np.geomspace(1.5, 6.0, 16))
+    descent, slopes = NaturalDescent(problem.space, start, TARGET), np.full(16, 0.3)
+    slopes[[2, 7]] = 1e-3
+    gradient = np.append(slopes, 0.0)
+    descent.step(Outcome(Trial(start, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
+    moved = np.abs(np.log(descent.candidate.factors) - np.log(start.factors))
+    assert moved.max() < 0.01
+    assert moved[[2, 7]].max() < 1e-4
+
+
 def test_attention_moves_in_small_steps_whatever_the_first_window_says():
     """A gradient that is small by chance must not send what perplexity is most sensitive to far away."""
     problem = make_problem(search_attention=True)

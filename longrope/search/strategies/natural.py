@@ -3,8 +3,10 @@
     u ← rising(u − c / T · m / (v + ε²))        m running mean of the gradient, v its mean square, T tokens of a window
 
 By the theory of maximum likelihood T times the variance of a window's gradient is the Fisher information of a token, and so
-about the curvature of the loss: the diagonal of it is the preconditioner. What competes is the mean of the last half of the
-iterates. Sources: Amari, Natural Gradient Works Efficiently in Learning (1998); averaging: Polyak and Juditsky (1992).
+about the curvature of the loss: the diagonal of it is the preconditioner. The faster a pair turns, the more its factor
+matters; so v is made to fall from pair to pair. Else a first gradient that is small by chance sends its pair into another
+basin, out of which no later step is long enough to bring it back. What competes is the mean of the last half of the iterates.
+Sources: Amari, Natural Gradient Works Efficiently in Learning (1998); averaging: Polyak and Juditsky (1992).
 """
 
 from __future__ import annotations
@@ -61,8 +63,9 @@ class NaturalDescent:
         self._mean = MEMORY * self._mean + (1 - MEMORY) * slope
         self._squares = self._squares + slope**2
         mean, square = self._mean / (1 - MEMORY**self._count), self._squares / self._count
-        u = self._u - np.clip(self._rate * mean / (square + FLOOR**2), -self._longest, self._longest)
         pairs = self._space.num_pairs
+        square[:pairs] = np.maximum.accumulate(square[:pairs][::-1])[::-1]
+        u = self._u - np.clip(self._rate * mean / (square + FLOOR**2), -self._longest, self._longest)
         u[:pairs] = np.clip(rising(u[:pairs], square[:pairs] + 1e-8), 0.0, math.log(self._space.upper))
         self._u = u
         self._trail.append(u)
