@@ -286,6 +286,7 @@ def curve(bench: Bench, setting: Setting, seed: int, *, until: float) -> list[di
         steps = sum(point.gradient and point.tokens <= tokens for point in result.history)
         in_steps = GRADIENT_FORWARDS * result.factors.target * steps
         points.append({"tokens": tokens, "in_steps": in_steps, "held_out_perplexity": perplexity(losses.mean())})
+        say(f"      {tokens:,} tokens: held out {points[-1]['held_out_perplexity']:.3f}")
         if points[-1]["held_out_perplexity"] <= until:
             break
     return points
