@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing
@@ -40,8 +41,7 @@ def run_search(
     _refuse_output(output, resume=resume, overwrite=overwrite)
     if plots:
         check_picture_folder(plots, overwrite=overwrite or resume)
-    checkpoint = open_model(model)
-    check_search(checkpoint, target_length, options)
+    checkpoint = _open_for_search(model, target_length, options)
     corpus = load_corpus(texts, checkpoint.encode)
     result = search(
         checkpoint,
@@ -59,14 +59,23 @@ def run_search(
     return result
 
 
+def _open_for_search(model: str, target_length: int, options: SearchOptions) -> Checkpoint:
+    """The model, after what `search` refuses of it, the target and the options."""
+    checkpoint = open_model(model)
+    window = options.from_factors.target if options.from_factors else checkpoint.window
+    if target_length <= window:
+        raise InputError(f"--target-length {target_length}: expected more than the window of {window} tokens")
+    check_search(checkpoint, target_length, options)
+    return checkpoint
+
+
 def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[str]:
     """What a search would cost, for a person, and whether it fits; no weights are loaded.
 
     Raises:
         LongRopeError: what `search` refuses of a model, a target and options.
     """
-    checkpoint = open_model(model)
-    check_search(checkpoint, target_length, options)
+    checkpoint = _open_for_search(model, target_length, options)
     return plan_search(checkpoint, target_length, options).lines()
 
 
@@ -143,10 +152,10 @@ def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]
 
 def _refuse_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse, before any work is done, a name that cannot be written; what a resumed run wrote before is its own."""
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; expected the name of a file")
     own = resume and (_journal_of(output) / JOURNAL_NAME).is_file()
     refuse_existing(output, overwrite=overwrite or own)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; expected the name of a file")
 
 
 def _journal_of(output: Path) -> Path:

@@ -359,7 +359,7 @@ def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> 
     assert planned.code == 0, planned.err
     assert "budget: 32 evaluations" in planned.out
     for arguments, code, words in (
-        (("--target-length", 1), 2, "above 64 tokens"),
+        (("--target-length", 1), 2, "more than the window of 64"),
         (("--target-length", TARGET, "--strategy", "cma", "--n-hat", "search"), 2, "does not search the n_hat"),
     ):
         refused = run_cli("search", pico.path, *arguments, "--plan")
