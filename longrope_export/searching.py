@@ -40,7 +40,7 @@ def run_search(
     """
     _refuse_output(output, resume=resume, overwrite=overwrite)
     if plots:
-        check_picture_folder(plots, overwrite=overwrite or resume)
+        check_picture_folder(plots, overwrite=overwrite or _goes_on(output, resume=resume))
     checkpoint = _open_for_search(model, target_length, options)
     corpus = load_corpus(texts, checkpoint.encode)
     result = search(
@@ -73,7 +73,7 @@ def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[s
     """What a search would cost, for a person, and whether it fits; no weights are loaded.
 
     Raises:
-        LongRopeError: what `search` refuses of a model, a target and options.
+        LongRopeError: what `check_search` refuses.
     """
     checkpoint = _open_for_search(model, target_length, options)
     return plan_search(checkpoint, target_length, options).lines()
@@ -150,10 +150,14 @@ def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]
     }
 
 
+def _goes_on(output: Path, *, resume: bool) -> bool:
+    """Whether there is a run to resume, which may replace what it wrote."""
+    return resume and (_journal_of(output) / JOURNAL_NAME).is_file()
+
+
 def _refuse_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse, before any work is done, a name that cannot be written; what a resumed run wrote before is its own."""
-    own = resume and (_journal_of(output) / JOURNAL_NAME).is_file()
-    refuse_existing(output, overwrite=overwrite or own)
+    refuse_existing(output, overwrite=overwrite or _goes_on(output, resume=resume))
     if output.is_dir():
         raise InputError(f"{output} is a folder; expected the name of a file")
 

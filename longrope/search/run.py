@@ -18,7 +18,7 @@ from typing import Any
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError, MissingRequirementError
-from longrope.factors import WHO_READS_ATTENTION, RescaleFactors
+from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
@@ -310,13 +310,17 @@ def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions)
     files += [("--start-from", factors) for factors in options.start_from]
     for option, factors in files:
         bound = checkpoint.bind(factors)
-        if bound.n_hat not in space.n_hats:
+        searched = option == "--start-from" and len(space.n_hats) > 1
+        if bound.n_hat not in space.n_hats and not searched:
             yield (
                 f"{option}: its n_hat of {bound.n_hat} is not kept, candidates have {space.n_hats[0]}; "
                 f"--n-hat {bound.n_hat} keeps it, and --n-hat search searches it"
             )
         own = bound.attention_factor
-        if own is not None and not space.search_attention and abs(own - space.default_attention) > 1e-6:
+        usual = [space.default_attention]
+        if bound.target_length is not None:
+            usual.append(attention_factor_formula(bound.length_scale, bound.original))
+        if own is not None and not space.search_attention and min(abs(own - value) for value in usual) > 1e-6:
             yield (
                 f"{option}: its attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
                 f"--attention-factor {own:g} keeps it, and --attention-factor search searches it"

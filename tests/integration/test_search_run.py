@@ -13,6 +13,7 @@ import pytest
 
 from longrope import scoring
 from longrope.errors import InputError, UnsupportedError
+from longrope.factors import attention_factor_formula
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.search import (
@@ -153,6 +154,15 @@ def test_what_given_files_lose_is_told(checkpoint, corpus):
         ({"start_from": (given,)}, ["--start-from: its n_hat of 4", "--start-from: its attention factor of 1.07"]),
         ({"from_factors": given}, ["--from: its n_hat of 4", "--from: its attention factor of 1.07"]),
         ({"from_factors": given, "n_hat": 4, "attention_factor": 1.07}, []),
+        ({"from_factors": replace(given, n_hat=0, attention_factor=attention_factor_formula(2.0, WINDOW))}, []),
+        (
+            {
+                "start_from": (replace(given, n_hat=5, attention_factor=None),),
+                "n_hat": "search",
+                "strategy": "evolution",
+            },
+            [],
+        ),
         ({"start_from": (given,), "n_hat": "search", "attention_factor": "search", "strategy": "evolution"}, []),
     ):
         progress = Silent()
