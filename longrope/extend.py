@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.finetune.options import TrainOptions
-from longrope.finetune.stages import StagePlan
+from longrope.finetune.stages import SEARCH, StagePlan
 from longrope.progress import Progress, Silent
 from longrope.search import (
     MethodScore,
@@ -62,6 +62,13 @@ class ExtendOptions:
     methods: tuple[str, ...] | None = None
     stages: StagePlan | None = None
     training: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+
+    @property
+    def searched_lengths(self) -> tuple[int, ...]:
+        """Every L' that factors are searched for."""
+        if self.stages is None:
+            return (self.target_length,)
+        return tuple(stage.length for stage in self.stages.stages if stage.factors == SEARCH)
 
     @property
     def mixed(self) -> bool:
@@ -168,6 +175,7 @@ def search_json(search: SearchResult) -> dict[str, Any]:
         "evaluations": search.evaluations,
         "seconds": search.seconds,
         "seeds": {seed.name: seed.perplexity for seed in search.seeds},
+        "seeds_above_cap": {seed.name: seed.excess for seed in search.seeds if seed.excess},
         "history": history,
         "short_cap": search.short_cap and perplexity(search.short_cap),
         "front": front,

@@ -62,13 +62,16 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             for new in made:
                 refuse_existing(path.parent / new.name, overwrite=overwrite)
             for new in made:
+                _sync_tree(new)
+            for new in made:
                 _replace(new, path.parent / new.name)
+            sync(path.parent)
         finally:
             shutil.rmtree(room, ignore_errors=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk; a rename is not safe from a power cut before."""
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk; a rename is not safe from a power cut before."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,6 +104,13 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(path: Path) -> None:
+    """`sync` a file, or a folder and all that is in it."""
+    for inside in path.rglob("*"):
+        sync(inside)
+    sync(path)
 
 
 def _replace(new: Path, path: Path) -> None:

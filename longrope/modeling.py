@@ -281,6 +281,27 @@ def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
     return hidden
 
 
+def hidden_blocks(model: Any, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Last hidden states [t, D] of one window, in one full pass or in passes of so many tokens through the KV cache."""
+    if ids_BT.shape[1] <= tokens:
+        yield hidden_states(model, ids_BT)[0]
+        return
+    cache = None
+    for part in ids_BT.split(tokens, dim=1):
+        output, cache = read_on(model.get_decoder(), part, cache)
+        yield output.last_hidden_state[0]
+
+
+def read_on(module: Any, ids_BT: Tensor, cache: Any, **options: Any) -> tuple[Any, Any]:
+    """A pass over the tokens after those in the KV cache (None: from the start); its output, and the cache with them.
+
+    transformers called the cache `past_key_values` before it was `cache`.
+    """
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    output = module(input_ids=ids_BT, use_cache=True, **{name: cache}, **options)
+    return output, getattr(output, name)
+
+
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [..., V] of hidden states [..., D], with the scaling and soft-capping the model's own forward applies."""
     logits: Tensor = model.get_output_embeddings()(hidden)
@@ -340,19 +361,9 @@ class TorchSource:
         ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
         if self._pin is not None:
             self._pin.use(factor_set)
-        for hidden_TD in self._hidden_blocks(ids_BT, max(self.prefill_tokens // chunk, 1) * chunk):
+        for hidden_TD in hidden_blocks(self.model, ids_BT, max(self.prefill_tokens // chunk, 1) * chunk):
             for block in hidden_TD.split(chunk):
                 yield head_logits(self.model, block).float().cpu()
-
-    def _hidden_blocks(self, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
-        if ids_BT.shape[1] <= tokens:
-            yield hidden_states(self.model, ids_BT)[0]
-            return
-        cache = None
-        for part in ids_BT.split(tokens, dim=1):
-            output = self.model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            yield output.last_hidden_state[0]
 
     @torch.inference_mode()
     def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
@@ -362,14 +373,9 @@ class TorchSource:
             [T - prefill + 1, V] float32: the rows of positions prefill - 1 … T - 1.
         """
         ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
-        output = self.model(input_ids=ids_BT[:, :prefill], use_cache=True, logits_to_keep=1)
-        rows = [output.logits[0, -1]]
-        for position in range(prefill, ids_BT.shape[1]):
-            output = self.model(
-                input_ids=ids_BT[:, position : position + 1],
-                past_key_values=output.past_key_values,
-                use_cache=True,
-            )
+        rows, cache = list[Tensor](), None
+        for part in (ids_BT[:, :prefill], *ids_BT[:, prefill:].split(1, dim=1)):
+            output, cache = read_on(self.model, part, cache, logits_to_keep=1)
             rows.append(output.logits[0, -1])
         return torch.stack(rows).float().cpu()
 
@@ -404,8 +410,7 @@ class TorchSource:
         while start < len(ids):
             stop = min(start + (self._first_pass(factor_set) if start == 0 else LATER_TOKENS), len(ids))
             part_BT = torch.as_tensor(ids[start:stop], device=self.model.device)[None]
-            output = self.model.get_decoder()(input_ids=part_BT, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output, cache = read_on(self.model.get_decoder(), part_BT, cache)
             rows.append(output.last_hidden_state[0, max(first - start, 0) :])
             start = stop
         self._held = _Held(np.array(ids), factor_set, cache)

@@ -32,7 +32,7 @@ from longrope.journal import differences
 from longrope.modeling import require_device, set_threads
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
-from longrope.search import plan_recovery, plan_search
+from longrope.search import check_search, plan_recovery, plan_search
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 from longrope_export.conversion import chosen_sets
@@ -250,6 +250,8 @@ def _check_plan(
             f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens); "
             "start from the original model"
         )
+    for length in request.options.searched_lengths:
+        check_search(checkpoint, length, request.options.search)
     if request.options.search.executor != "ray":  # its actors run elsewhere
         require_device(request.options.search.device)
     corpus.first_windows(target, 1)

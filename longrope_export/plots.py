@@ -78,8 +78,9 @@ def plot_search(result: SearchResult, folder: Path) -> list[Path]:
 def check_picture_folder(folder: Path, *, overwrite: bool) -> None:
     """Refuse, before any work is done, a folder that is a file or holds these pictures already, and a lack of matplotlib."""
     require_matplotlib()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; expected a folder for pictures")
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{folder}: {part} is a file; expected a folder for pictures")
     for name in PICTURES:
         for suffix in SUFFIXES:
             refuse_existing(folder / f"{name}{suffix}", overwrite=overwrite)

@@ -40,7 +40,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, MissingRequirementError
-from longrope.files import PARTIAL, errors_of_writing, remove_partial, sync_folder, write_atomically
+from longrope.files import PARTIAL, errors_of_writing, remove_partial, sync, write_atomically
 
 CHECKPOINT_VERSION = 1
 # A file is put together in memory before it is written.
@@ -144,7 +144,7 @@ def _write_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
     with _quiet():
         save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
-    sync_folder(folder)
+    sync(folder)
     return plain
 
 
@@ -254,11 +254,11 @@ def _check_shared(room: Path) -> None:
 
 def _publish(room: Path, folder: Path) -> None:
     """Flush and rename; a checkpoint of the same step is moved aside first, under a name that the next writer sweeps."""
-    sync_folder(room)
+    sync(room)
     if folder.exists():
         folder.replace(folder.with_name(f".{folder.name}.old{PARTIAL}"))
     room.replace(folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def _prune(folder: Path, keep: int) -> None:

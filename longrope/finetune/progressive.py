@@ -217,7 +217,12 @@ class PlannedStage:
         if self.search:
             budget, forward, *_ = self.search.lines()
             found.append(f"  search: {budget}, about {duration(self.search_seconds)} on this device; {forward}")
-        return [*found, f"  training: {self.training}"] if self.training else found
+            found += [f"  search: {caveat}" for caveat in self.search.caveats()]
+        if self.training:
+            found.append(f"  training: {self.training}")
+            if not self.training.memory.fits:
+                found.append("  training: may run out of memory")
+        return found
 
 
 def plan_stages(

@@ -29,6 +29,7 @@ from longrope.modeling import (
     RescaledRotary,
     build_model,
     head_logits,
+    hidden_blocks,
     hidden_states,
     replace_rotary,
     use_fastest_attention,
@@ -144,7 +145,7 @@ class WindowModel:
     def _nll(self, candidate: Candidate, window: Window, plan: MemoryPlan) -> float:
         self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
         total, start = 0.0, 0
-        for hidden_TD in self._passes(self._ids(window), plan.pass_tokens):
+        for hidden_TD in hidden_blocks(self.model, self._ids(window), plan.pass_tokens):
             chunks = self._chunks(hidden_TD, window, start, plan.rows)
             total += sum(float(self._nll_sum(hidden, targets)) for hidden, targets in chunks)
             start += len(hidden_TD)
@@ -176,17 +177,6 @@ class WindowModel:
             (slopes_TD[start:stop],) = torch.autograd.grad(loss, leaf)
             total += float(loss.detach())
         return total, slopes_TD
-
-    def _passes(self, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
-        """Hidden states [t, D], the whole window at once or in passes through the KV cache."""
-        if ids_BT.shape[1] <= tokens:
-            yield hidden_states(self.model, ids_BT)[0]
-            return
-        cache = None
-        for part in ids_BT.split(tokens, dim=1):
-            output = self.model.get_decoder()(input_ids=part, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            yield output.last_hidden_state[0]
 
     def _recompute_activations(self, on: bool) -> None:
         """Switch activation checkpointing: each layer's activations are computed again when its gradient is."""

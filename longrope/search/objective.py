@@ -2,9 +2,9 @@
 
     loss(λ) = Σ_w weight_w · nll_w(λ) / Σ_w weight_w  +  ρ · max(0, short(λ) − cap)
 
-`nll_w` is a window's mean NLL in nats per counted token, `weight_w` its number of counted tokens times the share of the
-group it belongs to. The second term is there for two-sided objectives only: `short` is the same mean over windows of the
-original length.
+`nll_w` is a window's mean NLL in nats per counted token, `weight_w` its part of the counted tokens of the windows of its
+kind, times that kind's share. The second term is there for two-sided objectives only: `short` is the same mean over windows
+of the original length.
 Source: LongRoPE (arXiv 2402.13753), section 4.2 (whole windows).
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,9 +135,9 @@ class Objective:
 
     def mean(self, side: Side, indices: Sequence[int], losses: Sequence[float]) -> float:
         """Weighted mean NLL of those of `indices` that are on `side`; nan when there are none."""
-        chosen = [(self.windows[i].weight, nll) for i, nll in zip(indices, losses, strict=True) if self._is(i, side)]
-        total = sum(weight for weight, _ in chosen)
-        return sum(weight * nll for weight, nll in chosen) / total if chosen else math.nan
+        weights = self._weights(side, indices)
+        total = sum(weights)
+        return sum(w * nll for w, nll in zip(weights, losses, strict=True) if w) / total if total else math.nan
 
     def outcome(self, trial: Trial, measured: Sequence[Measurement]) -> Outcome:
         """The outcome of a trial whose windows gave these measurements."""
@@ -167,17 +168,19 @@ class Objective:
     def _derivatives(self, indices: Sequence[int], losses: Sequence[float]) -> Float64:
         """[W] derivative of the loss by the NLL of each of these windows."""
         over = PENALTY if self.excess(indices, losses) else 0.0
-        factor = {"target": 1.0, "short": over}
-        total = {
-            side: sum(self.windows[i].weight for i in indices if self._is(i, side)) or 1.0
-            for side in ("target", "short")
-        }
-        return np.array(
-            [factor[self.windows[i].side] * self.windows[i].weight / total[self.windows[i].side] for i in indices]
-        )
+        sides: dict[Side, float] = {"target": 1.0, "short": over}
+        slopes = np.zeros(len(indices))
+        for side, factor in sides.items():
+            weights = np.array(self._weights(side, indices))
+            slopes += factor * weights / (weights.sum() or 1.0)
+        return slopes
 
-    def _is(self, index: int, side: str) -> bool:
-        return self.windows[index].side == side
+    def _weights(self, side: Side, indices: Sequence[int]) -> list[float]:
+        """[W] weight of each window, 0 of the other side's. A part of which only some windows are there keeps its share."""
+        there, found = [self.windows[i] for i in indices], defaultdict[int, float](float)
+        for window in there:
+            found[window.part] += window.weight * (window.side == side)
+        return [self.parts[w.part].share * w.weight / found[w.part] if w.side == side else 0.0 for w in there]
 
 
 def perplexity(loss: float) -> float:

@@ -67,6 +67,9 @@ class SearchOptions:
             raise InputError(f"seed: expected 0 … {2**32 - 1}, got {self.seed}")
         if self.short_budget is not None and not self.short_budget >= 0:
             raise InputError(f"short budget: expected a fraction of 0 or more, got {self.short_budget}")
+        shares = [share for _, share in self.window_shares]
+        if sum(shares) >= 1 or any(share <= 0 for share in shares):
+            raise InputError(f"window shares: expected shares above 0, below 1 in all, got {self.window_shares}")
         if self.workers > 1 and self.executor == "local":
             raise InputError(f"{self.workers} workers need executor processes or ray, got local")
 

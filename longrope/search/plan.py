@@ -46,11 +46,13 @@ class SearchPlan:
         found = [f"budget: {self.evaluations} evaluations, {self.tokens / 1e6:.2f}M tokens", f"forward: {self.forward}"]
         if self.gradient:
             found.append(f"gradient: {self.gradient}")
+        return [*found, *self.caveats()]
+
+    def caveats(self) -> list[str]:
+        """What of it does not fit into memory, for a person."""
         if not self.forward.fits or (self.gradient and self.needs_gradient and not self.gradient.fits):
-            found.append("does not fit: the search would be refused")
-        elif self.skips_gradient:
-            found.append("gradients do not fit: the search would go without")
-        return found
+            return ["does not fit: the search would be refused"]
+        return ["gradients do not fit: the search would go without"] if self.skips_gradient else []
 
 
 def available_memory(options: SearchOptions) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
-from longrope.errors import LongRopeError, MissingRequirementError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
 from longrope.journal import Journal
 from longrope.progress import Progress, Silent, Task
@@ -160,7 +160,8 @@ def search(
     objective = build_objective(checkpoint, corpus, target_length, options)
     for oddity in (*oddities(corpus, target_length, options), *_dropped(checkpoint, space, options)):
         progress.warn(oddity)
-    seeds = (*space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
+    mild = space.mild_methods() if options.short_budget is not None else ()
+    seeds = (*mild, *space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
         checkpoint,
@@ -177,17 +178,24 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
     """The space of a search, and what is refused of its model, target and strategy before any text is read.
 
     Raises:
-        InputError: the target is no longer than what is there, the strategy is unknown or does not search what it should.
+        InputError: the target is no longer than what is there, the strategy is unknown or does not search what it should,
+            a window share is of no length up to the target, or factors to start from are another model's.
         UnsupportedError: the model attends over fewer tokens, or another method rescales its RoPE already.
     """
     check_strategy(options.strategy, n_hat=options.n_hat == "search", attention=options.attention_factor == "search")
-    return make_space(
+    space = make_space(
         checkpoint,
         target_length,
         n_hat=options.n_hat,
         attention_factor=options.attention_factor,
         from_factors=options.from_factors,
     )
+    for length, _ in options.window_shares:
+        if not 2 <= length <= target_length:
+            raise InputError(f"a window share of {length} tokens: expected 2 to the target's {target_length}")
+    for factors in options.start_from:
+        checkpoint.bind(factors)
+    return space
 
 
 def run_search(
@@ -227,7 +235,7 @@ def run_search(
         ):
             ledger = Ledger(problem.objective, evaluator, journal)
             ledger.on_measured = lambda tokens, replayed: _show(task, ledger, tokens, replayed)
-            problem = _capped(checkpoint, problem, options, ledger)
+            problem = _capped(checkpoint, problem, options, ledger, progress)
             strategy = make_strategy(options.strategy, problem)
             while trials := strategy.ask():
                 strategy.tell(ledger.evaluate(trials))
@@ -278,20 +286,36 @@ def _evaluator(
     return make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn, cost=cost)
 
 
-def _capped(checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger) -> Problem:
-    """The problem with the short side's cap: what the factors before this search score there, and the budget above it."""
+def _capped(
+    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger, progress: Progress
+) -> Problem:
+    """The problem with the short side's cap: what the factors before this search score there, and the budget above it.
+
+    An attention factor that breaks the cap without any rescaling is told at once: no factors are likely to mend that.
+    """
     if options.short_budget is None:
         return problem
     before = Candidate((1.0,) * problem.space.num_pairs, 0, 1.0)
     if options.from_factors is not None:
         base = checkpoint.bind(options.from_factors)
         before = Candidate(base.short_factor, base.n_hat, base.effective_attention_factor)
-    (outcome,) = ledger.evaluate([Trial(before, problem.objective.short_windows, "before extension")])
-    reference = problem.objective.mean("short", outcome.trial.windows, outcome.losses)
+    windows, attention = problem.objective.short_windows, problem.space.default_attention
+    (outcome,) = ledger.evaluate([Trial(before, windows, "before extension")])
+    reference = problem.objective.mean("short", windows, outcome.losses)
     if not math.isfinite(reference):
         raise LongRopeError("the factors before this search could not be measured at the original window")
     objective = replace(problem.objective, short_cap=reference + math.log1p(options.short_budget))
     ledger.objective = objective
+    if not problem.space.search_attention and attention != before.attention_factor:
+        alone = Trial(replace(before, attention_factor=attention), windows, "attention factor alone")
+        (outcome,) = ledger.evaluate([alone])
+        rise = math.expm1(objective.mean("short", windows, outcome.losses) - reference)
+        if rise > options.short_budget:
+            progress.warn(
+                f"the attention factor of {attention:.3f} alone raises perplexity at the original window by "
+                f"{100 * rise:.1f} %, the short budget is {100 * options.short_budget:g} %; --attention-factor search finds "
+                "a smaller one, which some engines ignore, and both factor sets (recover) do without a budget"
+            )
     return replace(problem, objective=objective)
 
 

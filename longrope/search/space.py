@@ -8,6 +8,7 @@ Source: LongRoPE (arXiv 2402.13753), section 4.2 and table 4; second interpolati
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ STEP = 0.01
 UPPER_BOUND = 1.25
 # YaRN's own ramp, in turns within the original window.
 YARN_BETAS = (32.0, 1.0)
+# The ramp that costs least at the original window, and powers of its factors that cost less still.
+MILD_BETAS, MILD_POWERS = (4.0, 0.25), (1.0, 0.8, 0.6, 0.4, 0.2)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,19 @@ class SearchSpace:
             Seed("NTK", self.candidate(rope.ntk_factors(self.rotary_dim, self.length_scale))),
             Seed("YaRN 32/1", self.yarn(*YARN_BETAS)),
         )
+
+    def mild_methods(self) -> Iterator[Seed]:
+        """A long YaRN ramp and powers of its factors, from which a search with a cap at the original window can begin.
+
+        Known methods rescale by s whatever that costs there. μ^p and, if it is searched, attention^(p/2) lead down to what
+        the model was trained with, which keeps any cap.
+        """
+        ramp = self.multipliers(self.yarn(*MILD_BETAS))
+        for power in MILD_POWERS:
+            attention = self.default_attention ** (power / 2) if self.search_attention else None
+            yield Seed(
+                f"YaRN {MILD_BETAS[0]:g}/{MILD_BETAS[1]:g} ^ {power:g}", self.candidate(ramp**power, None, attention)
+            )
 
     def to_factors(self, candidate: Candidate) -> RescaleFactors:
         """The candidate as a single set for the target length."""

@@ -36,14 +36,9 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
         options: objective, num_documents, window_shares, short_budget, num_short_windows.
 
     Raises:
-        InputError: documents too short, shares that leave nothing for the target, or an unknown objective.
+        InputError: documents too short, or an unknown objective.
     """
     own_share = 1.0 - sum(share for _, share in options.window_shares)
-    if own_share <= 0 or any(share <= 0 or length < 2 for length, share in options.window_shares):
-        raise InputError(f"expected shares above 0 that leave some weight for {target}, got {options.window_shares}")
-    for length, _ in options.window_shares:
-        if length > target:
-            raise InputError(f"a window share of {length} tokens: expected at most the target's {target}")
     windows, extra = list[Window](), list[Window]()
     for part, (ranking, fresh) in enumerate(_parts(checkpoint, corpus, target, options, own_share)):
         windows += [replace(window, part=part) for window in ranking]

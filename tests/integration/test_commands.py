@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_search(
     (tmp_path / "folder").mkdir()
     for arguments, words in (
         (("-o", tmp_path / "f.json", "--plots", tmp_path / "file"), "is a file; expected a folder"),
+        (("-o", tmp_path / "f.json", "--plots", tmp_path / "file" / "below"), "is a file; expected a folder"),
         (("-o", tmp_path / "folder", "--overwrite"), "is a folder; expected the name of a file"),
         (("-o", tmp_path / "file", "--resume"), "--overwrite"),
     ):
@@ -355,12 +357,17 @@ def test_overwrite_starts_a_search_anew(pico: Checkpoint, texts: Path, tmp_path:
 
 
 def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> None:
+    others = tmp_path / "others.json"
+    replace(pico_factors(), short_factor=(1.0,) * 3, long_factor=(2.0,) * 3).save(others)
     planned = run_cli("search", pico.path, "--target-length", TARGET, "--plan")
     assert planned.code == 0, planned.err
     assert "budget: 32 evaluations" in planned.out
     for arguments, code, words in (
         (("--target-length", 1), 2, "more than the window of 64"),
         (("--target-length", TARGET, "--strategy", "cma", "--n-hat", "search"), 2, "does not search the n_hat"),
+        (("--target-length", TARGET, "--window-share", 512, "50%"), 2, "expected 2 to the target's 256"),
+        (("--target-length", TARGET, "--window-share", 64, "100%"), 2, "below 1 in all"),
+        (("--target-length", TARGET, "--start-from", others), 2, "3"),
     ):
         refused = run_cli("search", pico.path, *arguments, "--plan")
         assert (refused.code, words in refused.err) == (code, True), refused.err

@@ -9,7 +9,7 @@ import torch
 
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
 from longrope.progress import Silent
-from longrope.search import Candidate, Machine, SearchOptions, WindowModel, plan_search, run, search
+from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, plan_search, run, search
 from longrope.search.ledger import Ledger
 from longrope.search.measure import smaller
 from longrope.search.memory import (
@@ -81,9 +81,26 @@ def test_shares_of_other_lengths(checkpoint, corpus):
     objective = build_objective(checkpoint, corpus, TARGET, replace(OPTIONS, window_shares=((128, 0.25), (64, 0.25))))
     shares = {n: sum(w.weight for w in objective.windows if len(w) == n and not w.extra) for n in (TARGET, 128, 64)}
     assert shares == pytest.approx({TARGET: 0.5, 128: 0.25, 64: 0.25})
-    for wrong in (((128, 1.0),), ((128, -0.1),), ((1, 0.1),)):
+    for wrong in (((128, 1.0),), ((128, -0.1),), ((128, 0.5), (64, 0.5))):
         with pytest.raises(InputError, match="shares"):
-            build_objective(checkpoint, corpus, TARGET, replace(OPTIONS, window_shares=wrong))
+            replace(OPTIONS, window_shares=wrong)
+    for length in (1, TARGET + 1):
+        with pytest.raises(InputError, match=f"a window share of {length} tokens: expected 2 to the target's {TARGET}"):
+            check_search(checkpoint, TARGET, replace(OPTIONS, window_shares=((length, 0.25),)))
+
+
+def test_a_part_keeps_its_share_when_some_of_its_windows_are_measured():
+    """Races measure a window of every part at a time, however many each has."""
+    ids = np.arange(10)
+    windows = (Window(ids, weight=0.5), *(Window(ids, weight=0.125, part=1) for _ in range(4)))
+    objective = Objective(windows)
+    assert objective.mean("target", (0, 1), (1.0, 3.0)) == pytest.approx(2.0)
+    assert objective.mean("target", (0, 1, 2), (1.0, 3.0, 5.0)) == pytest.approx(2.5)
+    assert objective.mean("target", (1, 2), (3.0, 5.0)) == pytest.approx(4.0)
+    assert objective.mean("target", (0, 1, 2, 3, 4), (1.0, 3.0, 5.0, 3.0, 5.0)) == pytest.approx(2.5)
+    trial, slopes = Trial(CANDIDATE, (0, 1, 2), "", gradient=True), ((1.0, 0.0), (0.0, 1.0), (0.0, 1.0))
+    measured = [Measurement(2.0, 30, slope) for slope in slopes]
+    np.testing.assert_allclose(objective.outcome(trial, measured).gradient, [0.5, 0.5])
 
 
 # -- two sides
@@ -324,6 +341,42 @@ def test_the_cap_comes_before_the_loss(checkpoint, corpus, monkeypatch):
     assert any("no candidate kept the short budget" in warning for warning in progress.warnings)
 
 
+def test_an_attention_factor_that_breaks_the_cap_is_told_at_once(checkpoint, corpus):
+    options = replace(OPTIONS, strategy="seeds", max_evals=3, num_short_windows=2, attention_factor=3.0)
+    for budget, told in ((0.0, True), (1000.0, False)):
+        progress = Silent()
+        search(checkpoint, corpus, TARGET, options=replace(options, short_budget=budget), progress=progress)
+        assert any("the attention factor of 3.000 alone raises" in line for line in progress.warnings) is told
+
+
+def test_a_cap_is_kept_from_the_start(checkpoint, corpus):
+    """No known method keeps a small cap; powers of a ramp's factors lead down to what the model was trained with."""
+    space = check_search(checkpoint, TARGET, replace(OPTIONS, attention_factor="search"))
+    mild = [seed.candidate for seed in space.mild_methods()]
+    assert mild[0].factors == space.yarn(4, 0.25).factors
+    assert np.all(np.diff([candidate.factors for candidate in mild], axis=0) <= 0)
+    assert np.all(np.diff([candidate.attention_factor for candidate in mild]) < 0)
+    assert max(mild[-1].factors) == pytest.approx(space.length_scale**0.2, abs=1e-6)
+    assert [seed.candidate.attention_factor for seed in check_search(checkpoint, TARGET, OPTIONS).mild_methods()] == [
+        None
+    ] * 5
+    options = replace(
+        OPTIONS, strategy="auto", max_evals=30, short_budget=0.02, attention_factor="search", num_short_windows=3
+    )
+    progress = Silent()
+    result = search(checkpoint, corpus, TARGET, options=options, progress=progress)
+    assert not any("short budget" in line for line in progress.warnings)
+    (chosen,) = [point for point in result.front if point.chosen]
+    assert chosen.short_loss <= result.short_cap
+    started = {
+        point.label: point for point in result.history if len(point.windows) == 4 and "mutant" not in point.label
+    }
+    freest = min((p for p in started.values() if not p.gradient), key=lambda point: point.losses[0])
+    assert freest.label in {seed.name for seed in result.seeds}, (
+        "the best at the target is measured whole, whatever the cap"
+    )
+
+
 def test_perplexity_is_the_targets_even_above_the_cap(checkpoint, corpus):
     """The penalty is for strategies; people are shown what the model scores."""
     options = replace(OPTIONS, strategy="seeds", max_evals=4, short_budget=0.0, num_short_windows=2)
@@ -347,8 +400,6 @@ def test_gradient_steps_see_every_length(checkpoint, corpus):
     lengths = [len(window) for window in objective.windows if window.extra]
     assert lengths.count(64) == 16
     assert lengths[0] == TARGET, "steps are as long as the target's tokens allow"
-    with pytest.raises(InputError, match="at most the target's"):
-        build_objective(checkpoint, corpus, TARGET, replace(OPTIONS, window_shares=((TARGET + 1, 0.25),)))
 
 
 def test_a_part_without_fresh_windows_gives_its_own_again(checkpoint, corpus):

@@ -171,7 +171,9 @@ def test_what_processes_cannot_share_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plan_is_told_and_nothing_done(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+def test_a_plan_is_told_and_nothing_done(
+    pico: Checkpoint, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = ("--target-length", 8192, "--text", texts, "-o", tmp_path / "run", "--plan", "--threads", 1)
     done = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
     assert done.code == 0, done.err
@@ -186,12 +188,20 @@ def test_a_plan_is_told_and_nothing_done(pico: Checkpoint, texts: Path, tmp_path
         assert f"short set: budget: 64 evaluations, {64 * 40 * pico.window / 1e6:.2f}M tokens, about" in out
         assert f"table of methods at 8192: up to {8 * 8 * 8192 / 1e6:.2f}M tokens, about" in out
         assert "then hf, gguf, onnx: written and validated" in out
+    assert "run out of memory" not in done.out
+    monkeypatch.setattr("longrope.finetune.cost.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("longrope.search.plan.available_memory", lambda options: 1 << 20)
+    tight = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
+    assert tight.out.count("  training: may run out of memory") == 2
+    assert tight.out.count("  search: does not fit: the search would be refused") == 3
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
+        (("--window-share", 1, "50%"), 2, "a window share of 1 tokens: expected 2 to the target's"),
+        (("--strategy", "cma", "--n-hat", "search"), 2, "does not search the n_hat"),
         (("--stages", "papper"), 2, "one of paper-llama2"),
         (("--stages", "paper-llama2"), 2, "beyond --target-length 256"),
         (("--optimizer", "adamw8bit"), 3, "bitsandbytes"),

@@ -96,6 +96,20 @@ def test_the_name_appears_only_when_the_block_has_ended(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {"a.gguf": "x"}
 
 
+def test_the_name_is_given_to_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut after the rename must find the bytes; so they are flushed first, and the rename itself afterwards."""
+    flushed: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "out").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    _staged_folder(tmp_path / "out", "weights")
+    assert flushed == [("weights", False), ("out", False), (tmp_path.name, True)]
+
+
 @pytest.mark.parametrize("error", [BoomError, KeyboardInterrupt, SystemExit])
 def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), half_written(tmp_path / "out") as temporary:

@@ -86,6 +86,9 @@ def screen(problem: Problem, purse: Purse) -> Outcomes:
         return outcomes[ranked[0]]
     purse.pay(more)
     (best,) = yield [problem.known(starts[ranked[0]])]
+    if problem.objective.short_windows and purse.pay(more):  # the front's other end: what the cap costs
+        freest = min(range(len(starts)), key=lambda i: outcomes[i].losses[0])
+        yield [problem.known(starts[freest])]
     for index in ranked[1:FINALISTS]:
         if purse.left >= full:
             best = yield from race(problem, starts[index], best, purse, known=True)
