@@ -161,7 +161,7 @@ def search(
     for oddity in (*oddities(corpus, target_length, options), *_dropped(checkpoint, space, options)):
         progress.warn(oddity)
     mild = space.mild_methods() if options.short_budget is not None else ()
-    seeds = (*mild, *space.known_methods(), *given_seeds(checkpoint, space, options.start_from))
+    seeds = (*space.known_methods(), *mild, *given_seeds(checkpoint, space, options.start_from))
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
         checkpoint,
