@@ -33,3 +33,10 @@ class UnsupportedError(LongRopeError):
     """The model or the format cannot express what was asked."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, or torch's: a RuntimeError that on most devices only its text tells from others."""
+    said = str(error).lower()
+    words = ("allocate memory", "out of memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in words))

@@ -374,7 +374,7 @@ class TorchSource:
         """
         ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
         rows, cache = list[Tensor](), None
-        for part in (ids_BT[:, :prefill], *ids_BT[:, prefill:].split(1, dim=1)):
+        for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
             output, cache = read_on(self.model, part, cache, logits_to_keep=1)
             rows.append(output.logits[0, -1])
         return torch.stack(rows).float().cpu()

@@ -13,7 +13,7 @@ import warnings
 import click
 
 from longrope import __version__
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, is_out_of_memory
 from longrope.files import is_disk_full
 
 COMMANDS = {
@@ -84,7 +84,7 @@ def _explain(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, LongRopeError):
         click.echo(f"Error: {error}", err=True)
         return error.exit_code
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
         return 3
     if isinstance(error, OSError) and is_disk_full(error):
@@ -93,11 +93,3 @@ def _explain(error: BaseException, *, debug: bool) -> int:
     if not debug:
         click.echo(f"Error: {type(error).__name__}: {error} (a fault of this program; --debug shows where)", err=True)
     return 70
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, or torch's: a RuntimeError that only its text tells from others."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
-    )

@@ -175,8 +175,13 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
 
 
 def extend_plan_lines(request: ExtendRequest) -> list[str]:
-    """What a run would take, for a person; no weights are loaded, nothing is written."""
+    """What a run would take, for a person; no weights are loaded, nothing is written.
+
+    Raises:
+        LongRopeError: what a run would refuse of the model, the target and the search.
+    """
     checkpoint = open_model(request.model)
+    _check_search(request, checkpoint)
     return _plan_lines(request, checkpoint, _outputs(request, checkpoint))
 
 
@@ -240,18 +245,8 @@ def _outputs(request: ExtendRequest, checkpoint: Checkpoint) -> list[Output]:
 def _check_plan(
     request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus, outputs: Sequence[Output]
 ) -> None:
+    _check_search(request, checkpoint)
     target = request.target_length
-    if target <= checkpoint.window:
-        raise InputError(
-            f"--target-length {target}: expected more than the model's window of {checkpoint.window} tokens"
-        )
-    if checkpoint.factors is not None:
-        raise InputError(
-            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens); "
-            "start from the original model"
-        )
-    for length in request.options.searched_lengths:
-        check_search(checkpoint, length, request.options.search)
     if request.options.search.executor != "ray":  # its actors run elsewhere
         require_device(request.options.search.device)
     corpus.first_windows(target, 1)
@@ -264,6 +259,22 @@ def _check_plan(
         output.converter.plan(Export(checkpoint, factors, output.outtype))
     _check_stages(request.options, checkpoint, corpus)
     _check_disk(request.output, checkpoint, len(outputs), request.options)
+
+
+def _check_search(request: ExtendRequest, checkpoint: Checkpoint) -> None:
+    """Refuse a model, a target or a search for what they are, before any text is read."""
+    target = request.target_length
+    if target <= checkpoint.window:
+        raise InputError(
+            f"--target-length {target}: expected more than the model's window of {checkpoint.window} tokens"
+        )
+    if checkpoint.factors is not None:
+        raise InputError(
+            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens); "
+            "start from the original model"
+        )
+    for length in request.options.searched_lengths:
+        check_search(checkpoint, length, request.options.search)
 
 
 def _check_processes(options: ExtendOptions) -> None:

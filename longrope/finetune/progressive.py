@@ -119,7 +119,7 @@ def run_stages(
     for number, stage in enumerate(plan.stages, start=1):
         here = folder / f"{number}-{stage.length}"
         progress.line(f"Stage {number} of {len(plan.stages)}: {describe(stage)}.")
-        last = replace(results[-1].factors.as_single(), provenance={}) if results else None
+        last = replace(results[-1].factors, provenance={}) if results else None
         options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals, from_factors=last)
         found = parallel.main_alone(
             partial(_begin, checkpoint, stage, corpus, here, options, last, resume=resume, progress=progress)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, MissingRequirementError
+from longrope.errors import InputError, MissingRequirementError, is_out_of_memory
 from longrope.modeling import (
     DTYPES,
     RescaledRotary,
@@ -34,7 +34,7 @@ from longrope.modeling import (
     replace_rotary,
     use_fastest_attention,
 )
-from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, free_memory, is_out_of_memory, plan_memory
+from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, free_memory, plan_memory
 from longrope.search.objective import Window
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
 

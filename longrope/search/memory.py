@@ -153,11 +153,6 @@ def logit_rows(vocab_size: int) -> int:
     return max(MIN_ROWS, LOGITS_AT_ONCE // vocab_size)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed for lack of memory; the CPU allocator says so only in words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def _ways(window: int, gradient: bool) -> list[tuple[bool, int]]:
     if gradient:
         return [(False, window), (True, window)]

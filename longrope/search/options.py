@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.search.measure import Machine
 
+ObjectiveName = Literal["perplexity", "needle", "mixed"]
+Executor = Literal["local", "processes", "ray"]
+OBJECTIVES, EXECUTORS = get_args(ObjectiveName), get_args(Executor)
 # Options that may change when a run is resumed.
 MACHINE_ONLY = ("device", "threads", "executor", "workers")
 
@@ -46,7 +49,7 @@ class SearchOptions:
     num_documents: int = 5
     n_hat: int | Literal["search"] = 0
     attention_factor: float | Literal["formula", "search"] = "formula"
-    objective: Literal["perplexity", "needle", "mixed"] = "perplexity"
+    objective: ObjectiveName = "perplexity"
     window_shares: tuple[tuple[int, float], ...] = ()
     short_budget: float | None = None
     num_short_windows: int = 16
@@ -55,7 +58,7 @@ class SearchOptions:
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
-    executor: Literal["local", "processes", "ray"] = "local"
+    executor: Executor = "local"
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -63,6 +66,9 @@ class SearchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected a number above 0, got {value}")
+        for name, known in (("objective", OBJECTIVES), ("executor", EXECUTORS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed: expected 0 … {2**32 - 1}, got {self.seed}")
         if self.short_budget is not None and not self.short_budget >= 0:

@@ -158,10 +158,10 @@ def search(
     if options.attention_factor != "formula":
         progress.warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")
     objective = build_objective(checkpoint, corpus, target_length, options)
-    for oddity in (*oddities(corpus, target_length, options), *_dropped(checkpoint, space, options)):
+    for oddity in (*oddities(corpus, target_length, options, checkpoint.window), *_dropped(checkpoint, space, options)):
         progress.warn(oddity)
     mild = space.mild_methods() if options.short_budget is not None else ()
-    seeds = (*space.known_methods(), *mild, *given_seeds(checkpoint, space, options.start_from))
+    seeds = (*given_seeds(checkpoint, space, options.start_from), *space.known_methods(), *mild)
     problem = Problem(space, objective, seeds, options.max_evals, options.seed)
     return run_search(
         checkpoint,
@@ -190,6 +190,11 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
         attention_factor=options.attention_factor,
         from_factors=options.from_factors,
     )
+    if checkpoint.factors is not None and options.from_factors is None:
+        raise InputError(
+            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens): "
+            "search on top of its factors (factors import, then --from FACTORS.json), or start from the original model"
+        )
     for length, _ in options.window_shares:
         if not 2 <= length <= target_length:
             raise InputError(f"a window share of {length} tokens: expected 2 to the target's {target_length}")
@@ -244,6 +249,11 @@ def run_search(
                         f"strategy {options.strategy} needs gradients, and one did not fit into memory ({plan.gradient}); "
                         "use --strategy auto, a smaller --dtype, or another machine"
                     )
+    measured = {point.label for point in ledger.history}
+    if left_out := [seed.name for seed in problem.seeds if seed.name not in measured]:
+        progress.warn(
+            f"the budget was too small for these starting points: {', '.join(left_out)}; --max-evals raises it"
+        )
     if ledger.lost_gradients:
         progress.warn(f"{ledger.lost_gradients} gradients did not fit into memory; the search went on without them")
     return _result(checkpoint, problem, options, ledger, time.perf_counter() - start, progress)
@@ -420,7 +430,7 @@ def _provenance(
         "longrope_export": __version__,
         "model": checkpoint.name,
         "model_fingerprint": checkpoint.fingerprint,
-        "text_fingerprint": problem.objective.fingerprint,
+        "text_fingerprint": replace(problem.objective, short_cap=None).fingerprint,
         "settings": options.settings(),
         "loss": loss,
         "tokens_forwarded": ledger.tokens,

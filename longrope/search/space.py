@@ -25,7 +25,7 @@ UPPER_BOUND = 1.25
 # YaRN's own ramp, in turns within the original window.
 YARN_BETAS = (32.0, 1.0)
 # The ramp that costs least at the original window, and powers of its factors that cost less still.
-MILD_BETAS, MILD_POWERS = (4.0, 0.25), (1.0, 0.8, 0.6, 0.4, 0.2)
+MILD_BETAS, MILD_POWERS = (4.0, 0.25), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class SearchSpace:
         upper: largest multiplier, 1.25 s as in the paper.
         base: [d/2] factors that multipliers are put on; None for ones.
         base_length: tokens the base was made for; s = target / base_length.
+        base_attention: the base's attention factor.
         n_hats: start-token counts to choose from; one number fixes it.
         attention_factor: None for the formula's, else the value candidates have (and start from, if searched).
         search_attention: whether strategies may move the attention factor.
@@ -60,6 +61,7 @@ class SearchSpace:
     upper: float
     base: tuple[float, ...] | None = None
     base_length: int | None = None
+    base_attention: float = 1.0
     n_hats: tuple[int, ...] = (0,)
     attention_factor: float | None = None
     search_attention: bool = False
@@ -130,14 +132,16 @@ class SearchSpace:
         )
 
     def mild_methods(self) -> Iterator[Seed]:
-        """A long YaRN ramp and powers of its factors, from which a search with a cap at the original window can begin.
+        """Powers of a long YaRN ramp, from which a search with a cap at the original window can begin.
 
-        Known methods rescale by s whatever that costs there. μ^p and, if it is searched, attention^(p/2) lead down to what
-        the model was trained with, which keeps any cap.
+        Known methods rescale by s whatever that costs there. μ^p and, if it is searched, an attention factor up to half of
+        the way (in logarithms) to the space's own lead up from what is there before the search, which keeps any cap.
         """
         ramp = self.multipliers(self.yarn(*MILD_BETAS))
         for power in MILD_POWERS:
-            attention = self.default_attention ** (power / 2) if self.search_attention else None
+            attention = None
+            if self.search_attention:
+                attention = self.base_attention ** (1 - power / 2) * self.default_attention ** (power / 2)
             yield Seed(
                 f"YaRN {MILD_BETAS[0]:g}/{MILD_BETAS[1]:g} ^ {power:g}", self.candidate(ramp**power, None, attention)
             )
@@ -192,6 +196,7 @@ def make_space(
         upper=UPPER_BOUND * target / reached,
         base=base.long_factor if base else None,
         base_length=base.target if base else None,
+        base_attention=base.effective_attention_factor if base else 1.0,
         n_hats=_n_hats(n_hat, target),
         attention_factor=_attention(attention_factor, checkpoint.window, target),
         search_attention=searched,

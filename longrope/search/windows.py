@@ -16,7 +16,6 @@ from dataclasses import replace
 import numpy as np
 
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError
 from longrope.retrieval import RetrievalSample, passkey_sample
 from longrope.search.objective import Objective, Window
 from longrope.search.options import SearchOptions
@@ -36,7 +35,7 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
         options: objective, num_documents, window_shares, short_budget, num_short_windows.
 
     Raises:
-        InputError: documents too short, or an unknown objective.
+        InputError: documents too short.
     """
     own_share = 1.0 - sum(share for _, share in options.window_shares)
     windows, extra = list[Window](), list[Window]()
@@ -49,15 +48,19 @@ def build_objective(checkpoint: Checkpoint, corpus: Corpus, target: int, options
     return Objective((*windows, *extra))
 
 
-def oddities(corpus: Corpus, length: int, options: SearchOptions) -> Iterator[str]:
-    """What a person should know of texts that serve, but not as asked."""
+def oddities(corpus: Corpus, length: int, options: SearchOptions, original: int) -> Iterator[str]:
+    """What a person should know of texts that serve, but not as asked; `original`: L, of a cap's windows."""
     num_documents = options.num_documents
     count, short = len(corpus.documents), sum(len(document) < length for document in corpus.documents)
     if short:
         yield f"{short} of {count} documents are shorter than {length} tokens and were left out at that length"
-    windows = len(corpus.windows(length, num_documents))
-    if windows < num_documents and options.objective == "perplexity":
-        yield f"expected {num_documents} windows of {length} tokens, got {windows}; more text ranks candidates better"
+    wanted = {length: _num_windows(options)[0], **{other: num_documents for other, _ in options.window_shares}}
+    if options.short_budget is not None:
+        wanted[original] = max(options.num_short_windows, wanted.get(original, 0))
+    for tokens, number in wanted.items():
+        windows = len(corpus.windows(tokens, number)) if number else 0
+        if windows < number:
+            yield f"expected {number} windows of {tokens} tokens, got {windows}; more text ranks candidates better"
 
 
 def whole_windows(corpus: Corpus, length: int, num_documents: int, *, share: float = 1.0) -> list[Window]:
@@ -112,16 +115,7 @@ def _parts(
 
     Of further ones about as many as its share; none where the documents have no more.
     """
-    count = options.num_documents
-    half = max(1, count // 2)
-    plans = {
-        "perplexity": (count, 0),
-        "needle": (0, count),
-        "mixed": (count - half or 1, half),
-    }
-    if options.objective not in plans:
-        raise InputError(f"objective: expected perplexity, needle or mixed, got {options.objective!r}")
-    num_whole, num_needles = plans[options.objective]
+    count, (num_whole, num_needles) = options.num_documents, _num_windows(options)
     share = own_share / 2 if num_whole and num_needles else own_share
 
     def fresh(length: int, share: float) -> list[Window]:
@@ -137,6 +131,13 @@ def _parts(
         )
     for length, part in options.window_shares:
         yield whole_windows(corpus, length, count, share=part), fresh(length, part)
+
+
+def _num_windows(options: SearchOptions) -> tuple[int, int]:
+    """How many whole windows and how many needles rank candidates."""
+    count = options.num_documents
+    half = max(1, count // 2)
+    return {"perplexity": (count, 0), "needle": (0, count), "mixed": (count - half or 1, half)}[options.objective]
 
 
 def _shared(windows: Sequence[Window], share: float) -> list[Window]:

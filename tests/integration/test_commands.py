@@ -17,6 +17,7 @@ import pytest
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.hf_config import extended_config
 from longrope.rope import ntk_factors
 from longrope_export import plots
 from tests.common import TARGET, WINDOW, pico_factors, run_cli
@@ -371,6 +372,12 @@ def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> 
     ):
         refused = run_cli("search", pico.path, *arguments, "--plan")
         assert (refused.code, words in refused.err) == (code, True), refused.err
+    config = json.loads((pico.path / "config.json").read_text())
+    extended = tmp_path / "extended"
+    shutil.copytree(pico.path, extended)
+    (extended / "config.json").write_text(json.dumps(extended_config(config, pico.bind(pico_factors()))))
+    refused = run_cli("search", extended, "--target-length", 2 * TARGET, "--plan")
+    assert (refused.code, "is extended already (64 → 256 tokens)" in refused.err) == (2, True), refused.err
     refused = run_cli("search", pico.path, "--target-length", TARGET, "--text", tmp_path)
     assert (refused.code, "Missing option '-o' / '--output'" in refused.err) == (2, True)
 

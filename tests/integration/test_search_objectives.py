@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from longrope.errors import InputError, MissingRequirementError, UnsupportedError
+from longrope.errors import InputError, MissingRequirementError, UnsupportedError, is_out_of_memory
 from longrope.progress import Silent
 from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, plan_search, run, search
 from longrope.search.ledger import Ledger
@@ -350,22 +350,19 @@ def test_an_attention_factor_that_breaks_the_cap_is_told_at_once(checkpoint, cor
 
 
 def test_a_cap_is_kept_from_the_start(checkpoint, corpus):
-    """No known method keeps a small cap; powers of a ramp's factors lead down to what the model was trained with."""
-    space = check_search(checkpoint, TARGET, replace(OPTIONS, attention_factor="search"))
+    """No known method keeps a small cap; powers of a ramp's factors lead up from what the model was trained with."""
+    options = replace(OPTIONS, strategy="auto", attention_factor="search", short_budget=0.0, num_short_windows=3)
+    space = check_search(checkpoint, TARGET, options)
     mild = [seed.candidate for seed in space.mild_methods()]
-    assert mild[0].factors == space.yarn(4, 0.25).factors
-    assert np.all(np.diff([candidate.factors for candidate in mild], axis=0) <= 0)
-    assert np.all(np.diff([candidate.attention_factor for candidate in mild]) < 0)
-    assert max(mild[-1].factors) == pytest.approx(space.length_scale**0.2, abs=1e-6)
-    assert [seed.candidate.attention_factor for seed in check_search(checkpoint, TARGET, OPTIONS).mild_methods()] == [
-        None
-    ] * 5
-    options = replace(
-        OPTIONS, strategy="auto", max_evals=30, short_budget=0.02, attention_factor="search", num_short_windows=3
-    )
+    assert (set(mild[0].factors), mild[0].attention_factor) == ({1.0}, 1.0)
+    assert mild[-1].factors == space.yarn(4, 0.25).factors
+    assert np.all(np.diff([candidate.factors for candidate in mild], axis=0) >= 0)
+    assert np.all(np.diff([candidate.attention_factor for candidate in mild]) > 0)
+    fixed = check_search(checkpoint, TARGET, OPTIONS).mild_methods()
+    assert all(seed.candidate.attention_factor is None for seed in fixed)
     progress = Silent()
-    result = search(checkpoint, corpus, TARGET, options=options, progress=progress)
-    assert not any("short budget" in line for line in progress.warnings)
+    result = search(checkpoint, corpus, TARGET, options=replace(options, max_evals=30), progress=progress)
+    assert not progress.warnings[1:], "but for who reads a searched attention factor"
     (chosen,) = [point for point in result.front if point.chosen]
     assert chosen.short_loss <= result.short_cap
     started = {
@@ -375,6 +372,33 @@ def test_a_cap_is_kept_from_the_start(checkpoint, corpus):
     assert freest.label in {seed.name for seed in result.seeds}, (
         "the best at the target is measured whole, whatever the cap"
     )
+
+
+def test_on_a_base_a_cap_is_kept_by_the_base(checkpoint):
+    """What is there before a second interpolation are the base's factors under the base's attention factor."""
+    base = checkpoint.bind(replace(pico_factors(dual=False, target=128), n_hat=0, attention_factor=1.3))
+    space = check_search(checkpoint, TARGET, replace(OPTIONS, from_factors=base, attention_factor="search"))
+    first, *_, last = [seed.candidate for seed in space.mild_methods()]
+    assert first.factors == pytest.approx(base.long_factor, abs=1e-6)
+    assert first.attention_factor == pytest.approx(1.3)
+    assert last.attention_factor == pytest.approx(math.sqrt(1.3 * space.default_attention))
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "cma", "auto"])
+def test_starting_points_that_the_budget_leaves_out_are_told(checkpoint, corpus, strategy):
+    """Given files come first, and a cap's mild starting points do not push them out."""
+    given = pico_factors(dual=False)
+    options = replace(
+        OPTIONS, strategy=strategy, start_from=(given,), short_budget=0.5, num_short_windows=2, max_evals=4
+    )
+    progress = Silent()
+    result = search(checkpoint, corpus, TARGET, options=options, progress=progress)
+    labels = {point.label for point in result.history}
+    assert "given 1 (test)" in labels
+    (told,) = [line for line in progress.warnings if "the budget was too small for these starting points" in line]
+    left_out = told.split(": ")[1].split(";")[0].split(", ")
+    assert left_out
+    assert not labels & set(left_out)
 
 
 def test_perplexity_is_the_targets_even_above_the_cap(checkpoint, corpus):
@@ -415,12 +439,42 @@ def test_a_part_without_fresh_windows_gives_its_own_again(checkpoint, corpus):
 def test_texts_that_serve_only_in_part_are_told(checkpoint, corpus):
     mixed = Corpus((*corpus.documents[:1], Document("short", corpus.documents[1].ids[:50])))
     many = len(mixed.windows(TARGET)) + 1
-    told = list(oddities(mixed, TARGET, replace(OPTIONS, num_documents=many)))
+    told = list(oddities(mixed, TARGET, replace(OPTIONS, num_documents=many), WINDOW))
     assert told == [
         f"1 of 2 documents are shorter than {TARGET} tokens and were left out at that length",
         f"expected {many} windows of {TARGET} tokens, got {many - 1}; more text ranks candidates better",
     ]
-    assert not list(oddities(corpus, TARGET, OPTIONS))
+    assert not list(oddities(corpus, TARGET, OPTIONS, WINDOW))
+    short = Corpus((Document("d", corpus.documents[0].ids[: 3 * WINDOW]),))
+    capped = replace(OPTIONS, num_documents=1, short_budget=0.01, num_short_windows=4, window_shares=((100, 0.25),))
+    told = list(oddities(short, 2 * WINDOW, replace(capped, objective="mixed", num_documents=4), WINDOW))
+    assert [line.split(";")[0] for line in told] == [
+        f"expected 2 windows of {2 * WINDOW} tokens, got 1",
+        "expected 4 windows of 100 tokens, got 1",
+        f"expected 4 windows of {WINDOW} tokens, got 3",
+    ]
+
+
+@pytest.mark.parametrize("name", ["objective", "executor"])
+def test_names_of_nothing_are_refused(name):
+    with pytest.raises(InputError, match=f"{name}: expected one of .*, got 'proces'"):
+        replace(OPTIONS, **{name: "proces"})
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_lack_of_memory_is_known_by_its_words(error, said):
+    assert is_out_of_memory(error) is said
 
 
 def test_a_device_that_is_not_there_is_told_before_the_search(checkpoint):

@@ -184,6 +184,8 @@ def test_a_plan_is_told_and_nothing_done(
     assert "all stages: about" in done.out
     plain = run_cli("extend", pico.path, *target)
     assert "budget:" in plain.out
+    refused = run_cli("extend", pico.path, *target, "--strategy", "cma", "--n-hat", "search")
+    assert (refused.code, "does not search the n_hat" in refused.err) == (2, True)
     for out in (done.out, plain.out):
         assert f"short set: budget: 64 evaluations, {64 * 40 * pico.window / 1e6:.2f}M tokens, about" in out
         assert f"table of methods at 8192: up to {8 * 8 * 8192 / 1e6:.2f}M tokens, about" in out

@@ -32,6 +32,8 @@ from longrope.search.trial import Candidate, Outcome, Plan, Trial
 OWN_BUDGET = 32
 # YaRN ramps (turns in L from which pairs keep their frequency, and up to which they are interpolated) beside YaRN's own.
 RAMPS = ((16, 1), (8, 1), (32, 0.5), (16, 0.5), (8, 0.5), (64, 1), (4, 0.5), (16, 0.25))
+# Seeds that are seldom best wait for the others.
+LAST = {"NTK": 1, "PI": 2}
 # Starts that are measured on more than one window.
 FINALISTS = 3
 # Gradient steps between two confirmations; they may cost this share of what screening left.
@@ -86,9 +88,10 @@ def screen(problem: Problem, purse: Purse) -> Outcomes:
         return outcomes[ranked[0]]
     purse.pay(more)
     (best,) = yield [problem.known(starts[ranked[0]])]
-    if problem.objective.short_windows and purse.pay(more):  # the front's other end: what the cap costs
-        freest = min(range(len(starts)), key=lambda i: outcomes[i].losses[0])
-        yield [problem.known(starts[freest])]
+    freest = min(range(len(starts)), key=lambda i: problem.objective.mean("target", first, outcomes[i].losses))
+    if problem.objective.short_windows and freest != ranked[0] and purse.pay(more):
+        (outcome,) = yield [problem.known(starts[freest])]  # the front's other end: what the cap costs
+        best = min(best, outcome, key=lambda o: o.rank)
     for index in ranked[1:FINALISTS]:
         if purse.left >= full:
             best = yield from race(problem, starts[index], best, purse, known=True)
@@ -96,10 +99,10 @@ def screen(problem: Problem, purse: Purse) -> Outcomes:
 
 
 def starting_points(problem: Problem) -> Iterator[Seed]:
-    """What was given, YaRN, NTK and PI, then other ramps, each once: the first ones are for the smallest budgets."""
+    """The seeds, PI at their end, then other ramps, each once: the first ones are for the smallest budgets."""
     ramps = (Seed(f"YaRN {fast:g}/{slow:g}", problem.space.yarn(fast, slow)) for fast, slow in RAMPS)
     seen: set[Candidate] = set()
-    for seed in (*reversed(problem.seeds), *ramps):
+    for seed in (*sorted(problem.seeds, key=lambda seed: LAST.get(seed.name, 0)), *ramps):
         if seed.candidate not in seen:
             seen.add(seed.candidate)
             yield seed

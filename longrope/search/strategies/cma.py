@@ -31,7 +31,7 @@ def cma(problem: Problem) -> Plan:
     """The known methods first, then generations around the best of them until the budget is spent."""
     budget = problem.budget(OWN_BUDGET)
     first = yield [problem.known(seed) for seed in problem.seeds[:budget]]
-    best = min(first, key=lambda outcome: outcome.loss)
+    best = min(first, key=lambda outcome: outcome.rank)
     yield from polish(problem, best.candidate, budget - len(first), SIGMA)
 
 
