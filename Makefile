@@ -48,8 +48,8 @@ demo-smollm2: $(SMOLLM2)
 	  --methods none,NTK --test-windows 1 --windows-per-length 1 --no-crossing
 
 default-model: setup
-	$(BIN)/python -m longrope_export.default_model.train --out runs/default-model --cache runs/texts --minutes 55
-	$(BIN)/python -m longrope_export.default_model.card --run runs/default-model --install
+	$(BIN)/python -m benchmarks.default_model.train --out runs/default-model --cache runs/texts --minutes 55
+	$(BIN)/python -m benchmarks.default_model.card --run runs/default-model --install
 
 test: setup
 	$(BIN)/pytest
@@ -67,7 +67,7 @@ style: setup
 	$(BIN)/ruff format .
 
 bench-search bench-gguf bench-onnx bench-train bench-progressive: bench-%: setup
-	$(BIN)/python -m tests.bench.bench_$*
+	$(BIN)/python -m benchmarks.bench_$*
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

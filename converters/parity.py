@@ -11,7 +11,6 @@ are scored in step, so that the reference runs once for all.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +107,7 @@ class Validation:
         return next((check.status for check in self.checks if check.id == wanted), "pass")
 
     def to_json(self) -> dict[str, Any]:
-        data = {
+        return {
             "schema_version": SCHEMA_VERSION,
             "artifact": self.artifact,
             "format": self.format,
@@ -120,7 +119,6 @@ class Validation:
             ],
             "provenance": dict(self.provenance),
         }
-        return {name: _finite(value) for name, value in data.items()}
 
 
 Judged = tuple[Artifact, Validation]
@@ -329,14 +327,3 @@ def _top1_limit(score: WindowScore, tolerance: Tolerance) -> float:
 
 def _window_id(format_name: str, score: WindowScore) -> str:
     return f"{format_name}.parity.{score.regime}.{score.length}"
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them, and strict readers refuse a file that has."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

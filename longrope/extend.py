@@ -18,6 +18,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import SEARCH, StagePlan
+from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search import (
     MethodScore,
@@ -29,7 +30,6 @@ from longrope.search import (
     recover_short,
     search,
 )
-from longrope.search.objective import perplexity
 from longrope.text import Corpus, load_corpus
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def search_json(search: SearchResult) -> dict[str, Any]:
         "tokens": search.tokens,
         "evaluations": search.evaluations,
         "seconds": search.seconds,
-        "seeds": {seed.name: seed.perplexity for seed in search.seeds},
-        "seeds_above_cap": {seed.name: seed.excess for seed in search.seeds if seed.excess},
+        "seeds": {start.name: start.perplexity for start in search.starting_points},
+        "seeds_above_cap": {start.name: start.excess for start in search.starting_points if start.excess},
         "history": history,
         "short_cap": search.short_cap and perplexity(search.short_cap),
         "front": front,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longrope.errors import FactorError, InputError, UnsupportedError
-from longrope.files import write_atomically
+from longrope.files import write_json
 
 SCHEMA_VERSION = 1
 
@@ -250,7 +250,7 @@ class RescaleFactors:
 
     def save(self, path: Path) -> None:
         """Write factors.json by temporary file and rename."""
-        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> RescaleFactors:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -38,6 +41,34 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def json_text(data: Any, *, keep_non_finite: bool = False) -> str:
+    """Indented JSON with paths as text.
+
+    Args:
+        data: dictionaries, lists and scalars.
+        keep_non_finite: write NaN and infinity as Python's words for them, as some configurations of transformers hold
+            them; else as null, for JSON has no word for either.
+    """
+    plain = data if keep_non_finite else _plain(data)
+    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, data: Any, *, keep_non_finite: bool = False) -> None:
+    """Write `json_text` so that `path` either keeps its old content or has all of the new."""
+    write_atomically(path, json_text(data, keep_non_finite=keep_non_finite))
+
+
+def _plain(value: Any) -> Any:
+    """What the json module can write, without the words NaN and Infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @contextmanager

@@ -22,18 +22,19 @@ import numpy.typing as npt
 import torch
 
 from longrope.errors import InputError
-from longrope.scoring import LogitSource, greedy, perplexity, tail_logits
+from longrope.metrics import perplexity
+from longrope.scoring import LogitSource, greedy, tail_logits
+from longrope.text import TokenIds
 
 Encode = Callable[[str], Sequence[int]]
 """Text to token ids, adding no special tokens."""
 
-TokenIds = npt.NDArray[np.int64]
 
 PASSKEY_STATEMENT: Final = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 PASSKEY_QUESTION: Final = "\n\nWhat is the pass key? The pass key is"
 PASSKEY_ANSWER: Final = " {key}"
 
-DECOYS: Final = (" {number}", "\n\n{number}\n\n", "\n\nCHAPTER {number}\n\n", "\n\nChapter {number}\n\n")
+DISTRACTORS: Final = (" {number}", "\n\n{number}\n\n", "\n\nCHAPTER {number}\n\n", "\n\nChapter {number}\n\n")
 
 NEEDLE_STATEMENT: Final = "\n\n{owner} keeps the {thing} in {place}.\n\n"
 NEEDLE_QUESTION: Final = "\n\nWhere does {owner} keep the {thing}? {owner} keeps the {thing} in"
@@ -114,7 +115,7 @@ def hide(
     return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
 
-def with_decoys(encode: Encode, filler_ids: TokenIds, count: int, rng: np.random.Generator) -> TokenIds:
+def with_distractors(encode: Encode, filler_ids: TokenIds, count: int, rng: np.random.Generator) -> TokenIds:
     """Filler in which `count` other numbers of one to five digits are told at random places, cut to its old length.
 
     A copying head that looks for what followed the last digit finds it after every such digit of the text. How many there
@@ -123,7 +124,7 @@ def with_decoys(encode: Encode, filler_ids: TokenIds, count: int, rng: np.random
     """
     pieces = np.split(filler_ids, np.sort(rng.integers(0, filler_ids.size + 1, count)))
     numbers = [int(10**exponent) for exponent in rng.uniform(0, 5, count)]
-    texts = [str(rng.choice(DECOYS)).format(number=number) for number in numbers]
+    texts = [str(rng.choice(DISTRACTORS)).format(number=number) for number in numbers]
     told = [np.array(encode(text), dtype=np.int64) for text in texts]
     mixed = [part for pair in zip(pieces, [*told, np.empty(0, np.int64)], strict=True) for part in pair]
     return np.concatenate(mixed)[: filler_ids.size]
@@ -139,7 +140,7 @@ def passkey_sample(
     num_digits: int = 5,
     start_ids: Sequence[int] = (),
 ) -> RetrievalSample:
-    """A random pass key told at `depth` in `length` tokens of filler and asked for at the end (LongRoPE's passkey task).
+    """A random passkey told at `depth` in `length` tokens of filler and asked for at the end (LongRoPE's passkey task).
 
     encode: text → ids, adding no special tokens; filler_ids: ids of real text, at least `length` of them.
     depth: relative place of the statement in the filler, 0 to 1. The same `rng` state gives the same sample.

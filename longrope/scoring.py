@@ -11,7 +11,6 @@ tokens predicts T - 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import FactorSet
+from longrope.metrics import perplexity
 from longrope.text import TokenIds
 
 Regime = Literal["short", "long", "crossing"]
@@ -245,11 +245,6 @@ def greedy(source: LogitSource, prompt: TokenIds, count: int, factor_set: Factor
         ids = np.concatenate([prompt, np.asarray(written, dtype=np.int64)])
         written.append(int(tail_logits(source, ids, factor_set, len(ids) - 1)[-1].argmax()))
     return np.asarray(written, dtype=np.int64)
-
-
-def perplexity(nll: float) -> float:
-    """exp of a mean NLL in nats per token; infinite where that is no number."""
-    return math.inf if nll > 700 else math.exp(nll)
 
 
 def check_vocabularies(reference: LogitSource, artifacts: Mapping[str, LogitSource]) -> None:

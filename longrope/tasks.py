@@ -25,8 +25,9 @@ import torch
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import FactorSet
+from longrope.metrics import perplexity
 from longrope.retrieval import common_prefix
-from longrope.scoring import LogitSource, Stop, greedy, perplexity, tail_logits
+from longrope.scoring import LogitSource, Stop, greedy, tail_logits
 from longrope.text import TokenIds
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from longrope.files import write_atomically
+from longrope.files import json_text, write_atomically
 
 # Seconds between two plain lines of one task where there is no terminal.
 PLAIN_INTERVAL = 10.0
@@ -146,7 +145,7 @@ def write_json(data: Any, path: str | None) -> None:
     """Write JSON to a file or, for `-`, to standard output; None writes nothing."""
     if path is None:
         return
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    text = json_text(data)
     if path == "-":
         click.echo(text, nl=False, file=sys.stdout)
     else:

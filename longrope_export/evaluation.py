@@ -7,7 +7,6 @@ JSONL ────tokenizer──► prompts ───────────�
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from converters import registry
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
+from longrope.metrics import perplexity
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.retrieval import RetrievalRow
-from longrope.scoring import LogitSource, nll, perplexity
+from longrope.scoring import LogitSource, nll
 from longrope.tasks import TaskRow, TaskRunner, read_records
 from longrope.text import Corpus, load_corpus
 from longrope_export.lm_harness import HarnessRequest, require_harness, run_harness
@@ -117,7 +117,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The versioned result; a perplexity that is no finite number is null."""
-        facts = _finite(asdict(self))
+        facts = asdict(self)
         made = provenance(text_fingerprint=facts.pop("text_fingerprint"), seed=facts.pop("seed"))
         return {"schema_version": SCHEMA_VERSION, **facts, "provenance": dict(made)}
 
@@ -207,15 +207,6 @@ def open_artifact(
     window = bound.target if bound is not None and bound.target_length else checkpoint.window
     source = converter.open_source(path, bound, max_length=max((*lengths, window)), threads=threads, **in_torch)
     return Opened(checkpoint, source, window)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _perplexities(

@@ -27,7 +27,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
 from longrope.factors import RescaleFactors
-from longrope.files import refuse_existing, remove_partial, write_atomically
+from longrope.files import json_text, refuse_existing, remove_partial, write_json
 from longrope.journal import differences
 from longrope.modeling import require_device, set_threads
 from longrope.progress import Progress, Silent
@@ -108,7 +108,7 @@ class Run:
         """Write run.json atomically."""
         data = {"schema_version": SCHEMA_VERSION, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
         data.pop("folder")
-        write_atomically(self.folder / "run.json", json.dumps(data, indent=2, default=str) + "\n")
+        write_json(self.folder / "run.json", data)
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ def _check_resumable(file: Path, configuration: Mapping[str, Any]) -> None:
     if not file.is_file():
         raise InputError(f"{file}: no such run to resume; leave --resume out to start one")
     stored = json.loads(file.read_text(encoding="utf-8"))["configuration"]
-    now = json.loads(json.dumps(configuration, default=str))
+    now = json.loads(json_text(configuration))
     decisive = ("model_fingerprint", "text_fingerprint", "options")
     before, after = ({name: run.get(name) for name in decisive} for run in (stored, now))
     changed = differences(before, after)
@@ -448,6 +448,6 @@ def _finish(run: Run, outcome: Outcome) -> None:
         "passed": run.passed,
         "artifacts": [validation.to_json() for validation in outcome.validations],
     }
-    write_atomically(run.folder / "validation.json", json.dumps(data, indent=2) + "\n")
+    write_json(run.folder / "validation.json", data)
     run.save()
     write_report(run.folder)

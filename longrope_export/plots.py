@@ -14,9 +14,9 @@ import numpy as np
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, write_atomically
+from longrope.metrics import perplexity
 from longrope.retrieval import RetrievalRow
 from longrope.search import SearchResult
-from longrope.search.objective import perplexity
 from longrope_export.factor_tables import known_methods
 
 SUFFIXES = (".png", ".svg")

@@ -43,7 +43,7 @@ STAGE_ARGUMENTS = (
     "short_share",
     "distil_short",
     "retrieval_share",
-    "retrieval_decoys",
+    "retrieval_distractors",
     "answer_share",
 )
 TRAIN_ARGUMENTS = (

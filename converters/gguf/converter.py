@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from converters.base import Check, Converter, Export, RuntimeUse
 from converters.gguf import readback
-from converters.gguf.agreement import difference
 from converters.gguf.blueprint import Blueprint
 from converters.gguf.checks import static_checks
 from converters.gguf.container import MAGIC, GgufFile, first_part
@@ -19,6 +18,7 @@ from converters.gguf.options import GgufOptions
 from converters.gguf.outtypes import OUTTYPES, outtype_named
 from converters.gguf.quantize import read_importance
 from converters.gguf.source import GgufCheckpoint
+from converters.gguf.tokenizer_parity import difference
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import FactorSets, RescaleFactors

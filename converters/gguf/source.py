@@ -31,7 +31,7 @@ from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors, attention_factor_formula
-from longrope.files import errors_of_writing
+from longrope.files import errors_of_writing, write_json
 from longrope.hf_config import extended_config
 
 # ggml types that safetensors can hold as they are.
@@ -83,10 +83,10 @@ def _unpack(file: GgufFile, folder: Path) -> None:
     layout = LAYOUTS[file.architecture]
     vocabulary = vocabulary_in(file.values)
     _ = list(_restored(file, row, layout))  # every tensor has a place, before anything is written
-    _write_json(folder / "config.json", _config(file, row, layout, vocabulary))
-    _write_json(folder / "generation_config.json", _token_ids(vocabulary))
-    _write_json(folder / "tokenizer.json", rebuilt_tokenizer(vocabulary))
-    _write_json(folder / "tokenizer_config.json", rebuilt_tokenizer_config(vocabulary))
+    write_json(folder / "config.json", _config(file, row, layout, vocabulary))
+    write_json(folder / "generation_config.json", _token_ids(vocabulary))
+    write_json(folder / "tokenizer.json", rebuilt_tokenizer(vocabulary))
+    write_json(folder / "tokenizer_config.json", rebuilt_tokenizer_config(vocabulary))
     (folder / "README.md").write_text(_model_card(file), encoding="utf-8")
 
 
@@ -257,7 +257,3 @@ def write_safetensors(path: Path, tensors: list[Restored]) -> None:
         for tensor in tensors:
             for block in tensor.blocks():
                 output.write(block)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from converters.hf import weights
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
 
@@ -74,8 +75,8 @@ class HuggingFaceConverter(Converter):
         config = extended_config(source.config, export.factors)
         if export.outtype not in (None, "auto"):
             config["dtype"] = config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
-        _write_json(path / "config.json", config)
-        _write_json(path / PROVENANCE_FILE, export.factors.to_json())
+        write_json(path / "config.json", config, keep_non_finite=True)
+        write_json(path / PROVENANCE_FILE, export.factors.to_json())
         _limit_tokenizer(path / "tokenizer_config.json", export.factors.target)
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
@@ -254,11 +255,7 @@ def _limit_tokenizer(path: Path, target: int) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     if "model_max_length" in data:
         data["model_max_length"] = target
-        _write_json(path, data)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, data, keep_non_finite=True)
 
 
 __all__ = ["PROVENANCE_FILE", "HuggingFaceConverter", "config_checks", "factor_check"]

@@ -23,6 +23,7 @@ from converters.onnx.weights import Weights
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
+from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
 
@@ -77,9 +78,9 @@ def write(export: Export, path: Path, progress: Progress) -> None:
             callback=lambda tensor, _: task.advance(tensor.nbytes),
         )
     _write_companions(export.checkpoint, path)
-    _write_json(path / "config.json", folder_config(export.checkpoint, export.factors, outtype))
+    write_json(path / "config.json", folder_config(export.checkpoint, export.factors, outtype), keep_non_finite=True)
     decoder = Decoder.of(export.checkpoint)
-    _write_json(path / GENAI_FILE, genai_config(export.checkpoint, decoder, export.factors, options, MODEL_FILE))
+    write_json(path / GENAI_FILE, genai_config(export.checkpoint, decoder, export.factors, options, MODEL_FILE))
 
 
 @contextmanager
@@ -109,10 +110,6 @@ def _write_companions(checkpoint: Checkpoint, path: Path) -> None:
     for name in COMPANIONS:
         if (checkpoint.path / name).is_file():
             shutil.copyfile(checkpoint.path / name, path / name)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def crossing_advice(factors: RescaleFactors) -> str:

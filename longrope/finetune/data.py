@@ -3,7 +3,7 @@
     row number ──► kind (text, short or retrieval, spread evenly by their shares)
                      text       │ <bos> a piece of a document, or several short documents <eos> │
                      short      │ <bos> up to L tokens <eos> │ <bos> up to L tokens <eos> │ …  │
-                     retrieval  │ a pass key in real text, asked for at the end │ …            │
+                     retrieval  │ a passkey in real text, asked for at the end │ …            │
 
 Documents are cut to the row's length and bookended; shorter ones are packed. The factor set is each sequence's own: in mixed
 training, sequences of at most L tokens get the short set, longer ones the long set, whatever else lies in their row.
@@ -23,7 +23,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.finetune.batch import PackedBatch, TrainingSequence, pack
 from longrope.finetune.rotary import LONG, SHORT
-from longrope.retrieval import Encode, passkey_sample, with_decoys
+from longrope.retrieval import Encode, passkey_sample, with_distractors
 from longrope.text import Corpus, TokenIds
 
 Kind = Literal["text", "short", "retrieval"]
@@ -32,7 +32,7 @@ KINDS: Final = ("short", "retrieval", "text")
 GOLDEN: Final = 0.6180339887498949
 # Pieces shorter than this are not worth a sequence.
 MIN_PIECE: Final = 16
-# A pass key needs about 40 tokens of statement and question; below this there is no filler to speak of.
+# A passkey needs about 40 tokens of statement and question; below this there is no filler to speak of.
 MIN_RETRIEVAL: Final = 128
 
 
@@ -44,8 +44,8 @@ class Mixture:
         row_length: T, tokens of a row.
         short_length: L, the longest sequence that the short set serves.
         short_share: part of the rows that hold short sequences; above 0, training is mixed.
-        retrieval_share: part of the rows that hold pass keys.
-        retrieval_decoys: other numbers in their texts, per 1,024 tokens.
+        retrieval_share: part of the rows that hold passkeys.
+        retrieval_distractors: other numbers in their texts, per 1,024 tokens.
         answer_share: part of a retrieval sequence's loss that its answer makes; by count it would be nearly nothing.
         distil_short: sequences of short rows are for a teacher, every other one under the long set.
         seed: of the order, the cuts, the keys.
@@ -55,7 +55,7 @@ class Mixture:
     short_length: int
     short_share: float = 0.0
     retrieval_share: float = 0.0
-    retrieval_decoys: float = 0.0
+    retrieval_distractors: float = 0.0
     answer_share: float = 0.1
     distil_short: bool = False
     seed: int = 0
@@ -118,7 +118,7 @@ class TrainingRows:
             corpus: what is trained on.
             mixture: what rows are made of.
             bookends: around every sequence.
-            encode: text to ids without special tokens, for pass keys.
+            encode: text to ids without special tokens, for passkeys.
 
         Raises:
             InputError: no document fills a row, or rows are too short for what they should hold.
@@ -133,7 +133,7 @@ class TrainingRows:
                 f"longest with {longest} tokens; give longer texts (--text) or a smaller length"
             )
         if mixture.retrieval_share and mixture.row_length < MIN_RETRIEVAL:
-            raise InputError(f"pass keys need rows of at least {MIN_RETRIEVAL} tokens, got {mixture.row_length}")
+            raise InputError(f"passkeys need rows of at least {MIN_RETRIEVAL} tokens, got {mixture.row_length}")
         self._plan = lru_cache(maxsize=4)(self._make_plan)
         self._plan_size = cache(lambda kind, epoch: len(self._plan(kind, epoch)))
 
@@ -217,7 +217,7 @@ class TrainingRows:
     # -- retrieval
 
     def _retrieval(self, number: int) -> list[TrainingSequence]:
-        """Pass keys in sequences that fill a row: half of the rows hold one, the others several of all lengths."""
+        """Passkeys in sequences that fill a row: half of the rows hold one, the others several of all lengths."""
         rng, left, samples = self._rng(len(KINDS), number), self.mixture.row_length, []
         whole = rng.random() < 0.5
         while left >= MIN_RETRIEVAL:
@@ -239,14 +239,14 @@ class TrainingRows:
         return TrainingSequence(ids, self.mixture.factor_set(length), weights)
 
     def _filler(self, room: int, rng: np.random.Generator) -> TokenIds:
-        """Real text of at least `room` tokens: a whole document, or a run of one with decoys."""
+        """Real text of at least `room` tokens: a whole document, or a run of one with distractors."""
         fillers = [ids for ids in self.documents if ids.size >= room]
         filler = fillers[rng.integers(len(fillers))]
-        decoys = round(self.mixture.retrieval_decoys * room / 1024)
-        if not decoys:
+        distractors = round(self.mixture.retrieval_distractors * room / 1024)
+        if not distractors:
             return filler
         start = int(rng.integers(filler.size - room + 1))
-        return with_decoys(self.encode, filler[start : start + room], decoys, rng)
+        return with_distractors(self.encode, filler[start : start + room], distractors, rng)
 
 
 def training_rows(checkpoint: Checkpoint, corpus: Corpus, mixture: Mixture) -> TrainingRows:

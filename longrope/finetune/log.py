@@ -30,7 +30,7 @@ class StepRecord:
         tokens: read since the start of the stage.
         seconds: of the step.
         tokens_per_second: of all processes.
-        flops_use: model FLOPs (no recomputation) per second over the devices' peak; None where the peak is unknown.
+        mfu: model FLOPs (no recomputation) per second over the devices' peak; None where the peak is unknown.
     """
 
     step: int
@@ -40,7 +40,7 @@ class StepRecord:
     tokens: int
     seconds: float
     tokens_per_second: float
-    flops_use: float | None = None
+    mfu: float | None = None
 
 
 class TrainingLog:

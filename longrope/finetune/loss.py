@@ -5,7 +5,7 @@
 
 The head and the loss are one call of torch's linear_cross_entropy with chunking (without its `options` it holds all
 logits). Gradients of tokens that count once are made in the forward, so the fused loss costs no arithmetic more than the
-plain one; the few that count more, answers of pass keys, go through the head by themselves. In bfloat16 torch also *sums* in
+plain one; the few that count more, answers of passkeys, go through the head by themselves. In bfloat16 torch also *sums* in
 bfloat16, a percent off; there every token's loss is asked for and summed here, and the head is computed again in backward.
 """
 

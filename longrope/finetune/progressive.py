@@ -273,7 +273,9 @@ def describe(stage: Stage) -> str:
         return f"{stage.length} tokens, {origin}, no training"
     short = "short, taught" if stage.distil_short else "short"
     retrieval = (
-        f"retrieval among {stage.retrieval_decoys:g} decoys per 1,024" if stage.retrieval_decoys else "retrieval"
+        f"retrieval among {stage.retrieval_distractors:g} distractors per 1,024"
+        if stage.retrieval_distractors
+        else "retrieval"
     )
     named = ((short, stage.short_share), (retrieval, stage.retrieval_share))
     shares = "".join(f", {100 * share:g} % {name}" for name, share in named if share)

@@ -21,7 +21,7 @@ from longrope.errors import InputError
 Schedule = Literal["linear", "constant", "cosine"]
 SEARCH, RESCALE = "search", "rescale"
 # More would leave little of the text.
-MAX_DECOYS = 64
+MAX_DISTRACTORS = 64
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Stage:
             describe, to this length), or the path of a factors.json.
         short_share: part of the rows that hold short sequences, up to the original window, which train the short set
             (LongRoPE2's mixed context windows); 0 trains every sequence with the long set.
-        retrieval_share: part of the rows that hold pass keys in real text.
-        retrieval_decoys: other numbers that such a text tells, per 1,024 tokens: as many as a text hundreds of times longer.
+        retrieval_share: part of the rows that hold passkeys in real text.
+        retrieval_distractors: other numbers in such a text, per 1,024 tokens: as many as in a text hundreds of times longer.
         distil_short: short sequences learn the distribution of the model before extension instead of the text's next token,
             in turn under the short and the long set (`teacher`); needs a short_share.
-        answer_share: part of a pass key sequence's loss that its answer makes; by count it would be nearly nothing.
+        answer_share: part of a passkey sequence's loss that its answer makes; by count it would be nearly nothing.
         max_evals: budget of the search; None for the run's own.
         texts: what is trained on; empty for the run's own texts.
 
@@ -62,7 +62,7 @@ class Stage:
     factors: str = SEARCH
     short_share: float = 0.0
     retrieval_share: float = 0.0
-    retrieval_decoys: float = 0.0
+    retrieval_distractors: float = 0.0
     answer_share: float = 0.1
     distil_short: bool = False
     max_evals: int | None = None
@@ -78,8 +78,13 @@ class Stage:
         _require(self.schedule in get_args(Schedule), "schedule", ", ".join(get_args(Schedule)), self)
         for name in ("short_share", "retrieval_share", "answer_share"):
             _require(_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, name, "a share below 1", self)
-        decoys = self.retrieval_decoys
-        _require(_is_number(decoys) and 0 <= decoys <= MAX_DECOYS, "retrieval_decoys", f"0 to {MAX_DECOYS}", self)
+        distractors = self.retrieval_distractors
+        _require(
+            _is_number(distractors) and 0 <= distractors <= MAX_DISTRACTORS,
+            "retrieval_distractors",
+            f"0 to {MAX_DISTRACTORS}",
+            self,
+        )
         _require(isinstance(self.distil_short, bool), "distil_short", "true or false", self)
         _require(self.short_share > 0 or not self.distil_short, "distil_short", "a short_share beside it", self)
         _require(self.short_share + self.retrieval_share < 1, "short_share", "room for text beside retrieval", self)

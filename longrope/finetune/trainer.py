@@ -163,7 +163,7 @@ def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> 
         short_length=factors.original,
         short_share=stage.short_share,
         retrieval_share=stage.retrieval_share,
-        retrieval_decoys=stage.retrieval_decoys,
+        retrieval_distractors=stage.retrieval_distractors,
         answer_share=stage.answer_share,
         distil_short=stage.distil_short,
         seed=options.seed,
@@ -249,7 +249,7 @@ class _Run:
             tokens=self.tokens,
             seconds=round(seconds, 4),
             tokens_per_second=round(tokens / seconds, 1),
-            flops_use=self._flops_use(batches, seconds),
+            mfu=self._mfu(batches, seconds),
         )
 
     def _require_finite(self, norm: float) -> None:
@@ -282,7 +282,7 @@ class _Run:
         """Autocast in one process; sharded weights are cast as they are gathered."""
         return torch.autocast(self.parallel.device.type, self.trained.compute, enabled=self.trained.autocast)
 
-    def _flops_use(self, batches: list[PackedBatch], seconds: float) -> float | None:
+    def _mfu(self, batches: list[PackedBatch], seconds: float) -> float | None:
         """Model FLOPs of this process's sequences per second, over its device's peak."""
         if self.peak is None:
             return None

@@ -6,7 +6,7 @@ recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
 """
 
-from longrope.search.ledger import HistoryPoint
+from longrope.search.evaluation_cache import HistoryPoint
 from longrope.search.measure import Machine, WindowModel
 from longrope.search.memory import MemoryPlan, plan_memory
 from longrope.search.methods import MethodScore, evaluate_methods, known_rows

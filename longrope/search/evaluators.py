@@ -89,11 +89,11 @@ def make_evaluator(
     if recipe.machine.threads is None:
         recipe = replace(recipe, machine=replace(recipe.machine, threads=1))
     if executor == "ray":
-        return PoolEvaluator(RayCrew([recipe] * workers), warn, cost)
+        return PoolEvaluator(RayWorkerPool([recipe] * workers), warn, cost)
     recipes = [
         replace(recipe, machine=replace(recipe.machine, device=d)) for d in spread(recipe.machine.device, workers)
     ]
-    return PoolEvaluator(ProcessCrew(recipes), warn, cost)
+    return PoolEvaluator(ProcessWorkerPool(recipes), warn, cost)
 
 
 class LocalEvaluator:
@@ -125,7 +125,7 @@ class Report:
     reason: str = ""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers of one kind, by number; the pool decides who does what."""
 
     size: int
@@ -144,33 +144,33 @@ class Crew(Protocol):
 
 
 class PoolEvaluator:
-    """Hands jobs to a crew, replaces the dead, retries their jobs.
+    """Hands jobs to a workers, replaces the dead, retries their jobs.
 
     Args:
-        crew: the workers.
+        workers: the workers.
         warn: told of deaths.
         cost: seconds that a job takes on a very slow machine.
     """
 
     def __init__(
         self,
-        crew: Crew,
+        workers: WorkerPool,
         warn: Callable[[str], None] = lambda text: None,
         cost: Callable[[Job], float] = lambda job: 1.0,
     ) -> None:
-        self._crew, self._warn, self._cost = crew, warn, cost
+        self._workers, self._warn, self._cost = workers, warn, cost
         self._deaths: Counter[Candidate] = Counter()
         self._slowest: float | None = None  # seconds of a job over its cost
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
         waiting, running, since = deque(jobs), dict[int, Job](), dict[int, float]()
         while waiting or running:
-            for worker in range(self._crew.size):
+            for worker in range(self._workers.size):
                 while waiting and self._deaths[waiting[0].candidate] >= MAX_DEATHS:
                     yield waiting.popleft(), FAILED
                 if waiting and worker not in running:
                     running[worker], since[worker] = waiting.popleft(), time.monotonic()
-                    self._crew.submit(worker, running[worker])
+                    self._workers.submit(worker, running[worker])
             if not running:
                 continue
             for report in self._next_reports(running, since):
@@ -187,16 +187,16 @@ class PoolEvaluator:
                     waiting.appendleft(job)
 
     def close(self) -> None:
-        for worker in range(self._crew.size):
-            self._crew.stop(worker)
+        for worker in range(self._workers.size):
+            self._workers.stop(worker)
 
     def _next_reports(self, running: dict[int, Job], since: dict[int, float]) -> list[Report]:
         """Reports of finished and dead workers; one that is silent for too long is stopped and counts as dead."""
         until = {worker: since[worker] + self._patience(job) for worker, job in running.items()}
-        reports = self._crew.reports(list(running), max(min(until.values()) - time.monotonic(), 0.01))
+        reports = self._workers.reports(list(running), max(min(until.values()) - time.monotonic(), 0.01))
         hung = [w for w in running if time.monotonic() > until[w] and w not in {r.worker for r in reports}]
         for worker in hung:
-            self._crew.stop(worker)
+            self._workers.stop(worker)
         return [*reports, *(Report(worker) for worker in hung)]
 
     def _patience(self, job: Job) -> float:
@@ -233,7 +233,7 @@ class _Process:
     connection: Connection
 
 
-class ProcessCrew:
+class ProcessWorkerPool:
     """One spawned process a recipe; each builds its own model and sees nothing of the others.
 
     Args:
@@ -308,7 +308,7 @@ def serve_jobs(recipe: Recipe, connection: Connection) -> None:
 # -- Ray
 
 
-class RayCrew:
+class RayWorkerPool:
     """Ray actors, one a recipe; Ray places them on the machines of its cluster.
 
     The checkpoint's folder must be readable under the same path on every machine.

@@ -181,8 +181,3 @@ class Objective:
         for window in there:
             found[window.part] += window.weight * (window.side == side)
         return [self.parts[w.part].share * w.weight / found[w.part] if w.side == side else 0.0 for w in there]
-
-
-def perplexity(loss: float) -> float:
-    """exp of a mean NLL in nats; infinite where it overflows."""
-    return math.exp(loss) if loss < 700 else math.inf

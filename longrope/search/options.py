@@ -27,7 +27,7 @@ class SearchOptions:
         num_documents: windows of L' tokens that a candidate is measured on, 5 in the paper.
         n_hat: start tokens that are not rescaled: a number, or `search`.
         attention_factor: `formula` (portable), `search` (some engines ignore it), or a number.
-        objective: `perplexity` of whole windows, `needle` (a pass key in real text, only the answer counts), or `mixed`.
+        objective: `perplexity` of whole windows, `needle` (a passkey in real text, only the answer counts), or `mixed`.
         window_shares: (length, share) of further window lengths in the objective; the target keeps the rest.
         short_budget: largest rise of perplexity at the original window, as a fraction (0.01); None for no cap.
         num_short_windows: windows of L tokens that the rise is measured on.

@@ -25,13 +25,14 @@ from longrope import rope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search.methods import MethodScore, evaluate_methods
-from longrope.search.objective import Objective, perplexity
+from longrope.search.objective import Objective
 from longrope.search.options import SearchOptions
 from longrope.search.plan import SearchPlan, plan_search
 from longrope.search.run import SearchResult, run_search
-from longrope.search.space import SearchSpace, Seed
+from longrope.search.space import SearchSpace, StartingPoint
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate
 from longrope.search.windows import whole_windows
@@ -125,8 +126,8 @@ def recover_short(
     options = _short_options(options)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
-    seeds = tuple(_seeds(space, bound, stages))
-    problem = Problem(space, objective, seeds, options.max_evals, options.seed)
+    starting_points = tuple(_starting_points(space, bound, stages))
+    problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
     about = {"long_set": _values(bound), "stages": [_values(earlier) for earlier in stages.values()]}
     result = run_search(
         checkpoint,
@@ -138,7 +139,7 @@ def recover_short(
         progress=progress or Silent(),
         about=about,
     )
-    single = next(seed.loss for seed in result.seeds if seed.name == "long set")
+    single = next(start.loss for start in result.starting_points if start.name == "long set")
     both = replace(
         bound,
         short_factor=result.factors.long_factor,
@@ -217,18 +218,20 @@ def _space(factors: RescaleFactors, window: int) -> SearchSpace:
     )
 
 
-def _seeds(space: SearchSpace, factors: RescaleFactors, stages: Mapping[str, RescaleFactors]) -> Iterator[Seed]:
-    def seed(name: str, values: rope.Float64) -> Seed:
-        return Seed(name, Candidate(tuple(values.tolist()), factors.n_hat, factors.effective_attention_factor))
+def _starting_points(
+    space: SearchSpace, factors: RescaleFactors, stages: Mapping[str, RescaleFactors]
+) -> Iterator[StartingPoint]:
+    def start(name: str, values: rope.Float64) -> StartingPoint:
+        return StartingPoint(name, Candidate(tuple(values.tolist()), factors.n_hat, factors.effective_attention_factor))
 
     long_set = np.asarray(factors.long_factor)
-    yield seed("long set", long_set)
-    yield seed("none", rope.unscaled_factors(space.rotary_dim))
+    yield start("long set", long_set)
+    yield start("none", rope.unscaled_factors(space.rotary_dim))
     for name, earlier in stages.items():
-        yield seed(name, np.asarray(earlier.long_factor))
+        yield start(name, np.asarray(earlier.long_factor))
     for power in POWERS:
-        yield seed(f"long set ** {power:g}", long_set**power)
+        yield start(f"long set ** {power:g}", long_set**power)
     for scale in SMALL_SCALES:
-        yield seed(f"NTK ×{scale:g}", rope.ntk_factors(space.rotary_dim, scale))
+        yield start(f"NTK ×{scale:g}", rope.ntk_factors(space.rotary_dim, scale))
         yarn = rope.yarn_factors(space.rotary_dim, scale, rope_theta=space.rope_theta, original=factors.original)
-        yield seed(f"YaRN ×{scale:g}", yarn)
+        yield start(f"YaRN ×{scale:g}", yarn)

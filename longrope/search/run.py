@@ -1,6 +1,6 @@
 """One search from beginning to end: windows, strategy, evaluator, journal, progress, result.
 
-options ──► space, objective, seeds ──► strategy ◄──ask/tell──► ledger ◄──► evaluator
+options ──► space, objective, starting points ──► strategy ◄──ask/tell──► cache ◄──► evaluator
                                                                   │
                                              journal ◄────────────┴──► progress, result
 """
@@ -20,14 +20,15 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
 from longrope.journal import Journal
+from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent, Task
+from longrope.search.evaluation_cache import EvaluationCache, HistoryPoint
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
-from longrope.search.ledger import HistoryPoint, Ledger
 from longrope.search.memory import SHARE
-from longrope.search.objective import Side, perplexity
+from longrope.search.objective import Side
 from longrope.search.options import SearchOptions
 from longrope.search.plan import SearchPlan, plan_search, require_plan, slow_seconds
-from longrope.search.space import SearchSpace, Seed, make_space
+from longrope.search.space import SearchSpace, StartingPoint, make_space
 from longrope.search.strategies import check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Trial
@@ -88,7 +89,7 @@ class SearchResult:
         label: where the best candidate came from, e.g. `crossover`.
         loss: its objective on the search windows, nats per token.
         target_loss: its mean NLL at the target: without the penalty, should it be above the short budget.
-        seeds: the known methods that were measured, on the same windows.
+        starting_points: the known methods that were measured, on the same windows.
         history: every trial, in order.
         tokens: tokens forwarded, a gradient counted as three forwards.
         evaluations: distinct candidates measured.
@@ -102,7 +103,7 @@ class SearchResult:
     label: str
     loss: float
     target_loss: float
-    seeds: tuple[Scored, ...]
+    starting_points: tuple[Scored, ...]
     history: tuple[HistoryPoint, ...]
     tokens: int
     evaluations: int
@@ -117,9 +118,9 @@ class SearchResult:
         return perplexity(self.target_loss)
 
     @property
-    def best_seed(self) -> Scored | None:
+    def best_starting_point(self) -> Scored | None:
         """The best of the known methods."""
-        return min(self.seeds, key=lambda seed: seed.loss, default=None)
+        return min(self.starting_points, key=lambda start: start.loss, default=None)
 
 
 def search(
@@ -161,8 +162,8 @@ def search(
     for oddity in (*oddities(corpus, target_length, options, checkpoint.window), *_dropped(checkpoint, space, options)):
         progress.warn(oddity)
     mild = space.mild_methods() if options.short_budget is not None else ()
-    seeds = (*given_seeds(checkpoint, space, options.start_from), *space.known_methods(), *mild)
-    problem = Problem(space, objective, seeds, options.max_evals, options.seed)
+    starting_points = (*given_starting_points(checkpoint, space, options.start_from), *space.known_methods(), *mild)
+    problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
     return run_search(
         checkpoint,
         problem,
@@ -238,25 +239,25 @@ def run_search(
             closing(_evaluator(checkpoint, problem, options, plan, progress)) as evaluator,
             progress.task(title, tokens) as task,
         ):
-            ledger = Ledger(problem.objective, evaluator, journal)
-            ledger.on_measured = lambda tokens, replayed: _show(task, ledger, tokens, replayed)
-            problem = _capped(checkpoint, problem, options, ledger, progress)
+            cache = EvaluationCache(problem.objective, evaluator, journal)
+            cache.on_measured = lambda tokens, replayed: _show(task, cache, tokens, replayed)
+            problem = _capped(checkpoint, problem, options, cache, progress)
             strategy = make_strategy(options.strategy, problem)
             while trials := strategy.ask():
-                strategy.tell(ledger.evaluate(trials))
-                if plan.needs_gradient and ledger.lost_gradients:
+                strategy.tell(cache.evaluate(trials))
+                if plan.needs_gradient and cache.lost_gradients:
                     raise MissingRequirementError(
                         f"strategy {options.strategy} needs gradients, and one did not fit into memory ({plan.gradient}); "
                         "use --strategy auto, a smaller --dtype, or another machine"
                     )
-    measured = {point.label for point in ledger.history}
-    if left_out := [seed.name for seed in problem.seeds if seed.name not in measured]:
+    measured = {point.label for point in cache.history}
+    if left_out := [start.name for start in problem.starting_points if start.name not in measured]:
         progress.warn(
             f"the budget was too small for these starting points: {', '.join(left_out)}; --max-evals raises it"
         )
-    if ledger.lost_gradients:
-        progress.warn(f"{ledger.lost_gradients} gradients did not fit into memory; the search went on without them")
-    return _result(checkpoint, problem, options, ledger, time.perf_counter() - start, progress)
+    if cache.lost_gradients:
+        progress.warn(f"{cache.lost_gradients} gradients did not fit into memory; the search went on without them")
+    return _result(checkpoint, problem, options, cache, time.perf_counter() - start, progress)
 
 
 def _as_begun(
@@ -297,7 +298,7 @@ def _evaluator(
 
 
 def _capped(
-    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger, progress: Progress
+    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, cache: EvaluationCache, progress: Progress
 ) -> Problem:
     """The problem with the short side's cap: what the factors before this search score there, and the budget above it.
 
@@ -310,15 +311,15 @@ def _capped(
         base = checkpoint.bind(options.from_factors)
         before = Candidate(base.short_factor, base.n_hat, base.effective_attention_factor)
     windows, attention = problem.objective.short_windows, problem.space.default_attention
-    (outcome,) = ledger.evaluate([Trial(before, windows, "before extension")])
+    (outcome,) = cache.evaluate([Trial(before, windows, "before extension")])
     reference = problem.objective.mean("short", windows, outcome.losses)
     if not math.isfinite(reference):
         raise LongRopeError("the factors before this search could not be measured at the original window")
     objective = replace(problem.objective, short_cap=reference + math.log1p(options.short_budget))
-    ledger.objective = objective
+    cache.objective = objective
     if not problem.space.search_attention and attention != before.attention_factor:
         alone = Trial(replace(before, attention_factor=attention), windows, "attention factor alone")
-        (outcome,) = ledger.evaluate([alone])
+        (outcome,) = cache.evaluate([alone])
         rise = math.expm1(objective.mean("short", windows, outcome.losses) - reference)
         if rise > options.short_budget:
             progress.warn(
@@ -329,13 +330,15 @@ def _capped(
     return replace(problem, objective=objective)
 
 
-def given_seeds(checkpoint: Checkpoint, space: SearchSpace, given: Sequence[RescaleFactors]) -> Iterator[Seed]:
+def given_starting_points(
+    checkpoint: Checkpoint, space: SearchSpace, given: Sequence[RescaleFactors]
+) -> Iterator[StartingPoint]:
     """Factor files as points of the space. Raises InputError when they belong to another model."""
     for number, factors in enumerate(given, start=1):
         bound = checkpoint.bind(factors)
         attention = bound.attention_factor if space.search_attention else space.attention_factor
         candidate = Candidate(bound.long_factor, bound.n_hat if len(space.n_hats) > 1 else space.n_hats[0], attention)
-        yield Seed(f"given {number} ({factors.method})", candidate)
+        yield StartingPoint(f"given {number} ({factors.method})", candidate)
 
 
 def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions) -> Iterator[str]:
@@ -365,11 +368,11 @@ def _result(
     checkpoint: Checkpoint,
     problem: Problem,
     options: SearchOptions,
-    ledger: Ledger,
+    cache: EvaluationCache,
     seconds: float,
     progress: Progress,
 ) -> SearchResult:
-    best = ledger.best
+    best = cache.best
     if best is None or not math.isfinite(best.loss):
         raise LongRopeError("no candidate could be measured on all windows; see the warnings above")
     if best.excess:
@@ -380,22 +383,22 @@ def _result(
     found = replace(
         checkpoint.bind(problem.space.to_factors(best.candidate)),
         method=options.strategy,
-        provenance=_provenance(checkpoint, problem, options, ledger, best.loss),
+        provenance=_provenance(checkpoint, problem, options, cache, best.loss),
     )
-    seeds = {point.label: _scored(point, checkpoint, problem) for point in ledger.history if point.known}
+    starts = {point.label: _scored(point, checkpoint, problem) for point in cache.history if point.known}
     return SearchResult(
         factors=found,
         label=best.trial.label,
         loss=best.loss,
         target_loss=problem.objective.mean("target", best.trial.windows, best.losses),
-        seeds=tuple(seeds.values()),
-        history=tuple(ledger.history),
-        tokens=ledger.tokens,
-        evaluations=ledger.evaluations,
+        starting_points=tuple(starts.values()),
+        history=tuple(cache.history),
+        tokens=cache.tokens,
+        evaluations=cache.evaluations,
         seconds=seconds,
-        measuring_seconds=ledger.seconds,
-        front=_front(ledger, best.candidate),
-        short_cap=ledger.objective.short_cap,
+        measuring_seconds=cache.seconds,
+        front=_front(cache, best.candidate),
+        short_cap=cache.objective.short_cap,
     )
 
 
@@ -405,14 +408,14 @@ def _scored(point: HistoryPoint, checkpoint: Checkpoint, problem: Problem) -> Sc
     return Scored(point.label, checkpoint.bind(problem.space.to_factors(point.candidate)), point.loss, target, excess)
 
 
-def _front(ledger: Ledger, chosen: Candidate) -> tuple[ParetoPoint, ...]:
+def _front(cache: EvaluationCache, chosen: Candidate) -> tuple[ParetoPoint, ...]:
     """The candidates that none beats on both sides, by rising loss on the short side."""
-    if ledger.objective.short_cap is None:
+    if cache.objective.short_cap is None:
         return ()
-    full = set(ledger.objective.ranking_windows)
+    full = set(cache.objective.ranking_windows)
     both = {
-        point.candidate: tuple(ledger.objective.mean(side, point.windows, point.losses) for side in SIDES)
-        for point in ledger.history
+        point.candidate: tuple(cache.objective.mean(side, point.windows, point.losses) for side in SIDES)
+        for point in cache.history
         if full <= set(point.windows)
     }
     front, lowest = list[ParetoPoint](), math.inf
@@ -424,7 +427,7 @@ def _front(ledger: Ledger, chosen: Candidate) -> tuple[ParetoPoint, ...]:
 
 
 def _provenance(
-    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, ledger: Ledger, loss: float
+    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, cache: EvaluationCache, loss: float
 ) -> dict[str, Any]:
     return {
         "longrope_export": __version__,
@@ -433,8 +436,8 @@ def _provenance(
         "text_fingerprint": replace(problem.objective, short_cap=None).fingerprint,
         "settings": options.settings(),
         "loss": loss,
-        "tokens_forwarded": ledger.tokens,
-        "evaluations": ledger.evaluations,
+        "tokens_forwarded": cache.tokens,
+        "evaluations": cache.evaluations,
     }
 
 
@@ -442,7 +445,7 @@ def _budget_tokens(problem: Problem, strategy: str) -> float:
     return float((problem.max_evals or own_budget(strategy, problem.space.target)) * problem.objective.tokens)
 
 
-def _show(task: Task, ledger: Ledger, tokens: int, replayed: bool) -> None:
-    best = f"perplexity {perplexity(ledger.lowest):.3f}, " if math.isfinite(ledger.lowest) else ""
-    note = f"{best}{ledger.evaluations} evaluations, {ledger.measured_tokens / 1e6:.2f}M tokens"
+def _show(task: Task, cache: EvaluationCache, tokens: int, replayed: bool) -> None:
+    best = f"perplexity {perplexity(cache.lowest):.3f}, " if math.isfinite(cache.lowest) else ""
+    note = f"{best}{cache.evaluations} evaluations, {cache.measured_tokens / 1e6:.2f}M tokens"
     task.advance(tokens, note, before=replayed)

@@ -29,7 +29,7 @@ MILD_BETAS, MILD_POWERS = (4.0, 0.25), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
-class Seed:
+class StartingPoint:
     """A named point to start from."""
 
     name: str
@@ -123,15 +123,15 @@ class SearchSpace:
             )
         )
 
-    def known_methods(self) -> tuple[Seed, ...]:
+    def known_methods(self) -> tuple[StartingPoint, ...]:
         """PI, NTK-aware and YaRN 32/1, the paper's three starting points."""
         return (
-            Seed("PI", self.candidate(rope.pi_factors(self.rotary_dim, self.length_scale))),
-            Seed("NTK", self.candidate(rope.ntk_factors(self.rotary_dim, self.length_scale))),
-            Seed("YaRN 32/1", self.yarn(*YARN_BETAS)),
+            StartingPoint("PI", self.candidate(rope.pi_factors(self.rotary_dim, self.length_scale))),
+            StartingPoint("NTK", self.candidate(rope.ntk_factors(self.rotary_dim, self.length_scale))),
+            StartingPoint("YaRN 32/1", self.yarn(*YARN_BETAS)),
         )
 
-    def mild_methods(self) -> Iterator[Seed]:
+    def mild_methods(self) -> Iterator[StartingPoint]:
         """Powers of a long YaRN ramp, from which a search with a cap at the original window can begin.
 
         Known methods rescale by s whatever that costs there. μ^p and, if it is searched, an attention factor up to half of
@@ -142,7 +142,7 @@ class SearchSpace:
             attention = None
             if self.search_attention:
                 attention = self.base_attention ** (1 - power / 2) * self.default_attention ** (power / 2)
-            yield Seed(
+            yield StartingPoint(
                 f"YaRN {MILD_BETAS[0]:g}/{MILD_BETAS[1]:g} ^ {power:g}", self.candidate(ramp**power, None, attention)
             )
 

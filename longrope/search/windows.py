@@ -1,7 +1,7 @@
 """The windows of an objective, cut from the user's documents.
 
 perplexity   the first L' tokens of documents                              (LongRoPE, arXiv 2402.13753, section 4.2)
-needle       a pass key told at spread depths in L' tokens of real text; only the answer's tokens count
+needle       a passkey told at spread depths in L' tokens of real text; only the answer's tokens count
                                                                            (LongRoPE2, arXiv 2502.20082, section 3.2)
 mixed        both, half of the weight each
 other lengths beside L', each with its share of the weight
@@ -83,7 +83,7 @@ def whole_windows(corpus: Corpus, length: int, num_documents: int, *, share: flo
 def needle_windows(
     checkpoint: Checkpoint, corpus: Corpus, length: int, count: int, *, share: float = 1.0, seed: int = 0
 ) -> list[Window]:
-    """Windows with a pass key at depths spread from start to end; only the answer's tokens count.
+    """Windows with a passkey at depths spread from start to end; only the answer's tokens count.
 
     Args:
         checkpoint: gives the tokenizer.

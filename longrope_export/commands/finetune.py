@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from longrope.finetune.stages import MAX_DECOYS
+from longrope.finetune.stages import MAX_DISTRACTORS
 from longrope_export import options
 
 
@@ -32,10 +32,10 @@ from longrope_export import options
 )
 @click.option("--distil-short", is_flag=True, help="They learn from the model before extension, not from the text.")
 @click.option("--teacher", metavar="MODEL", help="That model, where MODEL has been trained before.  [default: MODEL]")
-@click.option("--retrieval-share", type=options.SHARE, default=0.0, help="Rows of pass keys hidden in the texts.")
+@click.option("--retrieval-share", type=options.SHARE, default=0.0, help="Rows of passkeys hidden in the texts.")
 @click.option(
-    "--retrieval-decoys",
-    type=click.FloatRange(0, MAX_DECOYS),
+    "--retrieval-distractors",
+    type=click.FloatRange(0, MAX_DISTRACTORS),
     default=0.0,
     help="Other numbers in those texts, per 1,024 tokens.",
 )

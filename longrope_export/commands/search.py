@@ -33,7 +33,7 @@ def command(
     **arguments: Any,
 ) -> int:
     """Search rescale factors that extend MODEL to the target length; the journal of all evaluations is kept beside them."""
-    from longrope.search.objective import perplexity
+    from longrope.metrics import perplexity
     from longrope_export.console import ConsoleProgress
     from longrope_export.requests import search_request
     from longrope_export.searching import plan_lines, run_search
@@ -62,8 +62,8 @@ def command(
         sides = f"perplexity {perplexity(point.short_loss):.4f} at the original window"
         mark = " (chosen)" if point.chosen else ""
         progress.line(f"Pareto front: {sides}, {perplexity(point.target_loss):.4f} at the target{mark}")
-    for seed in sorted(result.seeds, key=lambda seed: seed.loss):
-        above = f", {100 * math.expm1(seed.excess):.2f} % above the short budget" if seed.excess else ""
-        progress.line(f"{seed.name}: perplexity {seed.perplexity:.4f}{above}")
+    for start in sorted(result.starting_points, key=lambda start: start.loss):
+        above = f", {100 * math.expm1(start.excess):.2f} % above the short budget" if start.excess else ""
+        progress.line(f"{start.name}: perplexity {start.perplexity:.4f}{above}")
     progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")
     return 0

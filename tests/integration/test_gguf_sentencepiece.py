@@ -13,9 +13,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from converters.base import Export
 from converters.gguf import GgufConverter
-from converters.gguf.agreement import awkward_texts, difference
 from converters.gguf.container import GgufFile
 from converters.gguf.sentencepiece import SPACE
+from converters.gguf.tokenizer_parity import awkward_texts, difference
 from converters.gguf.vocabulary import TokenType
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import UnsupportedError

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from converters.base import Export
 from converters.gguf import GgufConverter
-from converters.gguf.agreement import awkward_texts, difference
 from converters.gguf.container import GgufFile, text
 from converters.gguf.source import open_gguf
+from converters.gguf.tokenizer_parity import awkward_texts, difference
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.modeling import TorchSource, build_model

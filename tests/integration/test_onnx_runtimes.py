@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.onnx_runtimes import RUNTIMES, UnavailableError, generate
 from converters.base import Export
 from converters.onnx import OnnxConverter
 from longrope.modeling import build_model
 from longrope.progress import Silent
-from tests.bench.onnx_runtimes import RUNTIMES, UnavailableError, generate
 from tests.common import WINDOW, pico_checkpoint, pico_factors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -10,7 +10,7 @@ import torch
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError, is_out_of_memory
 from longrope.progress import Silent
 from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, plan_search, run, search
-from longrope.search.ledger import Ledger
+from longrope.search.evaluation_cache import EvaluationCache
 from longrope.search.measure import smaller
 from longrope.search.memory import (
     MIN_PASS,
@@ -285,7 +285,7 @@ def test_what_is_no_number_counts_as_failed(checkpoint, corpus, monkeypatch):
 
     monkeypatch.setattr(WindowModel, "_nll", overflowing)
     result = search(checkpoint, corpus, TARGET, options=OPTIONS)
-    assert next(seed for seed in result.seeds if seed.name == "PI").loss == math.inf
+    assert next(seed for seed in result.starting_points if seed.name == "PI").loss == math.inf
     assert math.isfinite(result.loss)
     assert result.factors.long_factor[1] <= 3
 
@@ -329,10 +329,10 @@ def test_the_cap_comes_before_the_loss(checkpoint, corpus, monkeypatch):
             return ((job, Measurement(measured[job.candidate].losses[job.window], 4)) for job in jobs)
 
     for order in (list(measured), list(measured)[::-1]):
-        ledger = Ledger(objective, Known())
-        ledger.evaluate([Trial(candidate, (0, 1), "") for candidate in order])
-        assert ledger.best.candidate == keeps.candidate
-        assert ledger.lowest == keeps.loss
+        cache = EvaluationCache(objective, Known())
+        cache.evaluate([Trial(candidate, (0, 1), "") for candidate in order])
+        assert cache.best.candidate == keeps.candidate
+        assert cache.lowest == keeps.loss
         assert keep(1, [breaks, keeps]) == [keeps]
     progress = Silent()
     options = replace(OPTIONS, max_evals=6, short_budget=0.0, num_short_windows=2, start_from=())
@@ -369,7 +369,7 @@ def test_a_cap_is_kept_from_the_start(checkpoint, corpus):
         point.label: point for point in result.history if len(point.windows) == 4 and "mutant" not in point.label
     }
     freest = min((p for p in started.values() if not p.gradient), key=lambda point: point.losses[0])
-    assert freest.label in {seed.name for seed in result.seeds}, (
+    assert freest.label in {seed.name for seed in result.starting_points}, (
         "the best at the target is measured whole, whatever the cap"
     )
 
@@ -406,7 +406,7 @@ def test_perplexity_is_the_targets_even_above_the_cap(checkpoint, corpus):
     options = replace(OPTIONS, strategy="seeds", max_evals=4, short_budget=0.0, num_short_windows=2)
     result = search(checkpoint, corpus, TARGET, options=options)
     model, windows = WindowModel(checkpoint, Machine(threads=1)), corpus.windows(TARGET, options.num_documents)
-    above = [seed for seed in result.seeds if seed.excess]
+    above = [seed for seed in result.starting_points if seed.excess]
     assert above, "no seed is better than the original RoPE at its own window"
     for seed in above:
         attention = seed.factors.effective_attention_factor

@@ -107,7 +107,7 @@ def test_the_result_is_bound_and_never_worse_than_a_seed(plain, checkpoint):
     assert plain.factors.attention_factor is None
     assert plain.factors.method == "evolution"
     assert [seed.name for seed in plain.seeds] == ["PI", "NTK", "YaRN 32/1"]
-    assert plain.loss <= plain.best_seed.loss
+    assert plain.loss <= plain.best_starting_point.loss
     assert plain.perplexity == pytest.approx(math.exp(plain.loss))
     assert plain.evaluations == len(plain.history) == 16
     assert plain.tokens == plain.evaluations * 2 * TARGET
@@ -143,8 +143,8 @@ def test_second_interpolation_multiplies(checkpoint, corpus):
 def test_given_factors_are_a_seed(checkpoint, corpus):
     given = pico_factors(dual=False)
     result = search(checkpoint, corpus, TARGET, options=replace(OPTIONS, start_from=(given,), strategy="seeds"))
-    assert "given 1 (test)" in [seed.name for seed in result.seeds]
-    assert "none" in [seed.name for seed in result.seeds]
+    assert "given 1 (test)" in [seed.name for seed in result.starting_points]
+    assert "none" in [seed.name for seed in result.starting_points]
 
 
 def test_what_given_files_lose_is_told(checkpoint, corpus):
@@ -385,5 +385,5 @@ def test_recovery_compares_short_sets_on_held_out_text(checkpoint, corpus):
     data = found.to_json()
     assert data["winner"] == found.winner.name
     assert data["dual"]["perplexity"] <= data["single"]["perplexity"]
-    assert found.search.loss <= min(seed.loss for seed in found.search.seeds)
-    assert "stage 1" in [seed.name for seed in found.search.seeds]
+    assert found.search.loss <= min(seed.loss for seed in found.search.starting_points)
+    assert "stage 1" in [seed.name for seed in found.search.starting_points]

@@ -15,8 +15,8 @@ from longrope.search import Machine, SearchOptions, search
 from longrope.search.evaluators import (
     LocalEvaluator,
     PoolEvaluator,
-    ProcessCrew,
-    RayCrew,
+    ProcessWorkerPool,
+    RayWorkerPool,
     Recipe,
     Report,
     make_evaluator,
@@ -91,7 +91,7 @@ def test_any_number_of_processes_gives_the_same(recipe, workers):
 
 def test_three_deaths_fail_the_candidate_and_nothing_else(recipe):
     warnings = []
-    pool = PoolEvaluator(ProcessCrew([recipe] * 2, serve_and_die), warnings.append)
+    pool = PoolEvaluator(ProcessWorkerPool([recipe] * 2, serve_and_die), warnings.append)
     jobs = [Job(candidate, 0) for candidate in (*GOOD[:2], CURSED, *GOOD[2:])]
     try:
         measured = dict(pool.measure(jobs))
@@ -104,7 +104,7 @@ def test_three_deaths_fail_the_candidate_and_nothing_else(recipe):
 
 
 def test_workers_that_never_work_are_an_error(recipe):
-    pool = PoolEvaluator(ProcessCrew([recipe], serve_nobody))
+    pool = PoolEvaluator(ProcessWorkerPool([recipe], serve_nobody))
     try:
         with pytest.raises(MissingRequirementError, match="died before anything"):
             dict(pool.measure([Job(GOOD[0], 0)]))
@@ -113,19 +113,19 @@ def test_workers_that_never_work_are_an_error(recipe):
 
 
 def test_a_worker_killed_while_idle_is_replaced(recipe):
-    crew = ProcessCrew([recipe])
-    pool = PoolEvaluator(crew)
+    workers = ProcessWorkerPool([recipe])
+    pool = PoolEvaluator(workers)
     try:
         list(pool.measure([Job(GOOD[0], 0)]))
-        os.kill(crew._running[0].process.pid, signal.SIGKILL)
-        crew._running[0].process.join()
+        os.kill(workers._running[0].process.pid, signal.SIGKILL)
+        workers._running[0].process.join()
         measured = dict(pool.measure([Job(GOOD[1], 0)]))
     finally:
         pool.close()
     assert np.isfinite(measured[Job(GOOD[1], 0)].nll)
 
 
-class SleepyCrew:
+class SleepyWorkerPool:
     """Two workers without processes; the cursed candidate's never reports."""
 
     size = 2
@@ -148,23 +148,23 @@ class SleepyCrew:
 
 def test_a_hung_worker_is_given_up(monkeypatch):
     monkeypatch.setattr("longrope.search.evaluators.PATIENCE_SECONDS", 0.05)
-    crew = SleepyCrew()
-    measured = dict(PoolEvaluator(crew).measure([Job(candidate, 0) for candidate in (CURSED, *GOOD)]))
+    workers = SleepyWorkerPool()
+    measured = dict(PoolEvaluator(workers).measure([Job(candidate, 0) for candidate in (CURSED, *GOOD)]))
     assert measured[Job(CURSED, 0)].nll == float("inf")
     assert len(measured) == 5
-    assert crew.stopped == 3
+    assert workers.stopped == 3
 
 
 def test_a_failed_candidate_kills_no_more_workers(monkeypatch):
     monkeypatch.setattr("longrope.search.evaluators.PATIENCE_SECONDS", 0.05)
-    crew = SleepyCrew()
-    pool = PoolEvaluator(crew)
+    workers = SleepyWorkerPool()
+    pool = PoolEvaluator(workers)
     measured = dict(pool.measure([Job(GOOD[0], 0), *(Job(CURSED, window) for window in range(21))]))
     assert [measured[Job(CURSED, window)].nll for window in range(21)] == [float("inf")] * 21
     assert np.isfinite(measured[Job(GOOD[0], 0)].nll)
-    assert crew.stopped <= 4, "three deaths, and the other worker's, which had begun"
+    assert workers.stopped <= 4, "three deaths, and the other worker's, which had begun"
     assert dict(pool.measure([Job(CURSED, 30)]))[Job(CURSED, 30)].nll == float("inf")
-    assert crew.stopped <= 4
+    assert workers.stopped <= 4
 
 
 def test_errors_with_a_message_come_through(recipe, tmp_path):
@@ -202,7 +202,7 @@ def test_ray_missing_is_said_before_any_work(recipe, monkeypatch):
 
 
 class FakeRay:
-    """The few calls RayCrew makes, run in this process; one candidate kills its actor."""
+    """The few calls RayWorkerPool makes, run in this process; one candidate kills its actor."""
 
     class exceptions:  # noqa: N801  Ray's own spelling
         class RayError(Exception):
@@ -265,16 +265,16 @@ def fake(monkeypatch):
 
 def test_actors_that_no_machine_has_room_for_are_refused(recipe, fake):
     with pytest.raises(MissingRequirementError, match="expected 3 CPU in the Ray cluster, got 2"):
-        RayCrew([recipe] * 3)
+        RayWorkerPool([recipe] * 3)
     on_gpu = replace(recipe, machine=replace(recipe.machine, device="cuda"))
     with pytest.raises(MissingRequirementError, match="expected 1 GPU in the Ray cluster, got 0"):
-        RayCrew([on_gpu])
+        RayWorkerPool([on_gpu])
 
 
 def test_a_slow_first_job_is_waited_for(recipe):
     """Before anything was measured, what a job takes on a very slow machine is what counts."""
 
-    class Crew:
+    class WorkerPool:
         size, asked = 1, []
 
         def submit(self, worker, job):
@@ -287,15 +287,15 @@ def test_a_slow_first_job_is_waited_for(recipe):
         def stop(self, worker):
             pass
 
-    crew = Crew()
-    pool = PoolEvaluator(crew, cost=lambda job: 5000.0 if job.gradient else 1000.0)
+    workers = WorkerPool()
+    pool = PoolEvaluator(workers, cost=lambda job: 5000.0 if job.gradient else 1000.0)
     assert len(dict(pool.measure([Job(GOOD[0], 0), Job(GOOD[1], 0), Job(GOOD[2], 0, gradient=True)]))) == 3
     patience = [600 + 1000, 600 + 20 * 50, 600 + 20 * 50 * 5]
-    assert crew.asked == pytest.approx(patience, abs=5), "then twenty times the pace of what was measured"
+    assert workers.asked == pytest.approx(patience, abs=5), "then twenty times the pace of what was measured"
 
 
 def test_ray_actors_die_and_are_replaced(recipe, fake):
-    pool = PoolEvaluator(RayCrew([recipe] * 2))
+    pool = PoolEvaluator(RayWorkerPool([recipe] * 2))
     measured = dict(pool.measure([Job(candidate, 0) for candidate in (GOOD[0], CURSED, GOOD[1])]))
     assert measured[Job(CURSED, 0)].nll == float("inf")
     expected = {job: m.nll for job, m in LocalEvaluator(recipe).measure([Job(c, 0) for c in GOOD[:2]])}

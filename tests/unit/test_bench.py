@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from longrope_export.default_model import texts
-from tests.bench.bench_progressive import training_texts
+from benchmarks.bench_progressive import training_texts
+from benchmarks.default_model import texts
 
 
 def test_training_texts_are_laid_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from benchmarks.default_model.evaluate import open_model, passkeys, perplexity, read_windows, recall, rope_settings
+from benchmarks.default_model.induction import give_induction
+from benchmarks.default_model.texts import Corpus, Document, check_disjoint, r_strings, tidy
+from benchmarks.default_model.tokenizer import train_tokenizer
+from benchmarks.default_model.train import Plan, learning_rate_scale, model_config
+from benchmarks.default_model.windows import Mix, WindowSampler
 from longrope_export.default_model import CHECKPOINT, SEARCH_TEXTS, TEST_TEXTS
-from longrope_export.default_model.evaluate import open_model, passkeys, perplexity, read_windows, recall, rope_settings
-from longrope_export.default_model.induction import give_induction
-from longrope_export.default_model.texts import Corpus, Document, check_disjoint, r_strings, tidy
-from longrope_export.default_model.tokenizer import train_tokenizer
-from longrope_export.default_model.train import Plan, learning_rate_scale, model_config
-from longrope_export.default_model.windows import Mix, WindowSampler
 
 MEGABYTE = 1024 * 1024
 WINDOW = 256

@@ -18,7 +18,7 @@ from longrope.finetune.presets import PRESETS, default_plan, read_plan
 from longrope.finetune.progressive import describe
 from longrope.finetune.rotary import LONG, SHORT
 from longrope.finetune.stages import Stage
-from longrope.retrieval import with_decoys
+from longrope.retrieval import with_distractors
 from longrope.text import Corpus, Document
 from tests.common import pico_text
 
@@ -147,19 +147,19 @@ def test_retrieval_rows_ask_for_keys_that_were_told(pico: Checkpoint) -> None:
     assert len(lengths) > 3
 
 
-def test_decoys_are_other_numbers_in_the_text_of_a_key(pico: Checkpoint) -> None:
+def test_distractors_are_other_numbers_in_the_text_of_a_key(pico: Checkpoint) -> None:
     filler = np.array(pico.encode_plain("a" * 8000))
 
     def numbers(ids: np.ndarray) -> list[str]:
         return re.findall(r"\d+", pico.tokenizer.decode(ids.tolist()))
 
-    noisy = with_decoys(pico.encode_plain, filler, 40, np.random.default_rng(0))
+    noisy = with_distractors(pico.encode_plain, filler, 40, np.random.default_rng(0))
     assert noisy.size == filler.size
     assert {len(number) for number in numbers(noisy)} == {1, 2, 3, 4, 5}
     assert 36 <= len(numbers(noisy)) <= 40  # some are cut off at the end
 
-    def told(decoys: float) -> list[int]:
-        mixture = Mixture(256, 64, retrieval_share=0.999, retrieval_decoys=decoys)
+    def told(distractors: float) -> list[int]:
+        mixture = Mixture(256, 64, retrieval_share=0.999, retrieval_distractors=distractors)
         made = training_rows(pico, Corpus((Document("a", filler),)), mixture)
         return [len(numbers(made.row(number).ids[0].numpy())) for number in range(6)]
 
@@ -281,10 +281,10 @@ def test_unknown_plans_name_the_presets() -> None:
 def test_a_plans_line_tells_what_rows_hold() -> None:
     stage = Stage(2048, steps=4, batch=2, short_share=0.5, distil_short=True, retrieval_share=0.25)
     assert describe(stage).endswith("4 steps of 2 rows of 2048, 2e-05 linear, 50 % short, taught, 25 % retrieval")
-    assert describe(replace(stage, retrieval_decoys=8)).endswith("25 % retrieval among 8 decoys per 1,024")
+    assert describe(replace(stage, retrieval_distractors=8)).endswith("25 % retrieval among 8 distractors per 1,024")
 
 
-@pytest.mark.parametrize("decoys", [-1, 65, "8", True])
-def test_decoys_that_cannot_be_are_refused(decoys: object) -> None:
-    with pytest.raises(InputError, match="retrieval_decoys: expected 0 to 64"):
-        Stage(2048, retrieval_decoys=decoys)  # type: ignore[arg-type]
+@pytest.mark.parametrize("distractors", [-1, 65, "8", True])
+def test_distractors_that_cannot_be_are_refused(distractors: object) -> None:
+    with pytest.raises(InputError, match="retrieval_distractors: expected 0 to 64"):
+        Stage(2048, retrieval_distractors=distractors)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.paper_tables import FULL, PAGE, with_tables
 from longrope.finetune.plan import (
     A100,
     LLAMA2_7B,
@@ -17,7 +18,6 @@ from longrope.finetune.plan import (
     plan_step,
     step_flops,
 )
-from tests.bench.paper_tables import FULL, PAGE, with_tables
 from tests.common import pico_config
 
 

@@ -132,7 +132,7 @@ def test_the_seed_decides_everything(name):
 @pytest.mark.parametrize("name", sorted(set(SEARCHING) - {"dim_piece_mono", "longrope2"}))
 def test_they_minimise(name):
     problem = make_problem(max_evals=120)
-    seeds = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.seeds)
+    seeds = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.starting_points)
     assert best(problem, solve(problem, name)).loss - 4 < 0.8 * (seeds - 4)
 
 
@@ -190,7 +190,7 @@ def test_a_tiny_budget_is_a_tournament(budget):
     told = solve(problem, "auto")
     assert spent(told) <= budget
     assert not any(o.trial.gradient for o in told)
-    known = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.seeds)
+    known = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.starting_points)
     if budget >= 3:
         assert best(problem, told).loss <= known + 1e-9
 
@@ -264,7 +264,7 @@ def test_rising_is_isotonic_regression():
 def test_mutants_rise_near_their_parent_and_move_everything_searched():
     problem = make_problem(search_attention=True)
     problem = replace(problem, space=replace(problem.space, n_hats=(0, 4, 8)))
-    mutants, parent = Mutants(problem), problem.seeds[2].candidate
+    mutants, parent = Mutants(problem), problem.starting_points[2].candidate
     drawn = [mutants.draw(parent) for _ in range(200)]
     distances = np.array([np.abs(np.log(m.factors) - np.log(parent.factors)).max() for m in drawn])
     assert all(0 < distance < 0.8 for distance in distances)
@@ -304,13 +304,13 @@ def test_a_gradient_that_is_small_by_chance_sends_no_pair_away():
 def test_attention_moves_in_small_steps_whatever_the_first_window_says():
     """A gradient that is small by chance must not send what perplexity is most sensitive to far away."""
     problem = make_problem(search_attention=True)
-    descent = NaturalDescent(problem.space, problem.seeds[2].candidate, TARGET)
+    descent = NaturalDescent(problem.space, problem.starting_points[2].candidate, TARGET)
     for slope in (1e-4, 0.05, 0.05):
         before = descent.candidate.attention_factor
         gradient = np.append(np.zeros(16), slope)
         descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
         assert 0 < abs(np.log(descent.candidate.attention_factor / before)) <= 0.0101
-    adam = Descent.start(problem, problem.seeds[2].candidate)
+    adam = Descent.start(problem, problem.starting_points[2].candidate)
     trial = Trial(adam.candidate, (5,), "gradient step", gradient=True)
     adam.step(Outcome(trial, 4.0, (4.0,), np.append(np.zeros(16), 1e-4)), 1.0)
     assert 0 < np.log(adam.space.space.default_attention / adam.candidate.attention_factor) <= 0.0151

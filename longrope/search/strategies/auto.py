@@ -20,12 +20,12 @@ from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
-from longrope.search.space import Seed
+from longrope.search.space import StartingPoint
 from longrope.search.strategies.evolution import ATTENTION_BOUNDS
 from longrope.search.strategies.gradient import WindowOrder
 from longrope.search.strategies.monotone import rising
 from longrope.search.strategies.natural import NaturalDescent
-from longrope.search.strategies.problem import Problem, Purse
+from longrope.search.strategies.problem import Problem, TokenBudget
 from longrope.search.trial import Candidate, Outcome, Plan, Trial
 
 # Budget in full evaluations if none is given.
@@ -48,72 +48,74 @@ Outcomes = Generator[Sequence[Trial], Sequence[Outcome], Outcome]
 
 def auto(problem: Problem) -> Plan:
     """See the module's docstring."""
-    purse, mutants = problem.purse(OWN_BUDGET), Mutants(problem)
-    best = yield from screen(problem, purse)
+    budget, mutants = problem.token_budget(OWN_BUDGET), Mutants(problem)
+    best = yield from screen(problem, budget)
     if problem.gradients:
-        best = yield from descend(problem, best, purse)
-    while purse.left >= problem.objective.tokens:
-        best = yield from race(problem, Seed("mutant", mutants.draw(best.candidate)), best, purse)
+        best = yield from descend(problem, best, budget)
+    while budget.left >= problem.objective.tokens:
+        best = yield from race(problem, StartingPoint("mutant", mutants.draw(best.candidate)), best, budget)
 
 
-def descend(problem: Problem, best: Outcome, purse: Purse) -> Outcomes:
+def descend(problem: Problem, best: Outcome, budget: TokenBudget) -> Outcomes:
     """Gradient steps from the best so far, whose mean competes after every turn."""
     order = WindowOrder(problem)
     first = problem.objective.parts[0].fresh[0]
     descent = NaturalDescent(problem.space, best.candidate, problem.objective.windows[first].counted)
-    turn, kept = STEPS * problem.step_tokens + problem.objective.tokens, (1 - STEP_SHARE) * purse.left
-    while purse.left - turn >= kept:
+    turn, kept = STEPS * problem.step_tokens + problem.objective.tokens, (1 - STEP_SHARE) * budget.left
+    while budget.left - turn >= kept:
         for _ in range(STEPS):
-            purse.pay(problem.step_tokens)
+            budget.pay(problem.step_tokens)
             (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
             if outcome.lost_gradient:
                 return best
             descent.step(outcome)
-        purse.pay(problem.objective.tokens)
+        budget.pay(problem.objective.tokens)
         (outcome,) = yield [problem.full(descent.mean(), "gradient mean")]
         best = min(best, outcome, key=lambda o: o.rank)
     return best
 
 
-def screen(problem: Problem, purse: Purse) -> Outcomes:
+def screen(problem: Problem, budget: TokenBudget) -> Outcomes:
     """The best of the starts: all of them on the first window, a few on more."""
     first, full = problem.stages[0], problem.objective.tokens
     price = problem.tokens(first)
     more = full - price
-    starts = list(starting_points(problem))[: max(1, (purse.left - more) // price)]
-    purse.pay(price * len(starts))
+    starts = list(starting_points(problem))[: max(1, (budget.left - more) // price)]
+    budget.pay(price * len(starts))
     outcomes = yield [Trial(start.candidate, first, start.name, known=not more) for start in starts]
     ranked = sorted(range(len(starts)), key=lambda i: outcomes[i].rank)
     if not more:
         return outcomes[ranked[0]]
-    purse.pay(more)
+    budget.pay(more)
     (best,) = yield [problem.known(starts[ranked[0]])]
     freest = min(range(len(starts)), key=lambda i: problem.objective.mean("target", first, outcomes[i].losses))
-    if problem.objective.short_windows and freest != ranked[0] and purse.pay(more):
+    if problem.objective.short_windows and freest != ranked[0] and budget.pay(more):
         (outcome,) = yield [problem.known(starts[freest])]  # the front's other end: what the cap costs
         best = min(best, outcome, key=lambda o: o.rank)
     for index in ranked[1:FINALISTS]:
-        if purse.left >= full:
-            best = yield from race(problem, starts[index], best, purse, known=True)
+        if budget.left >= full:
+            best = yield from race(problem, starts[index], best, budget, known=True)
     return best
 
 
-def starting_points(problem: Problem) -> Iterator[Seed]:
-    """The seeds, PI at their end, then other ramps, each once: the first ones are for the smallest budgets."""
-    ramps = (Seed(f"YaRN {fast:g}/{slow:g}", problem.space.yarn(fast, slow)) for fast, slow in RAMPS)
+def starting_points(problem: Problem) -> Iterator[StartingPoint]:
+    """The starting points, PI at their end, then other ramps, each once: the first ones are for the smallest budgets."""
+    ramps = (StartingPoint(f"YaRN {fast:g}/{slow:g}", problem.space.yarn(fast, slow)) for fast, slow in RAMPS)
     seen: set[Candidate] = set()
-    for seed in (*sorted(problem.seeds, key=lambda seed: LAST.get(seed.name, 0)), *ramps):
-        if seed.candidate not in seen:
-            seen.add(seed.candidate)
-            yield seed
+    for start in (*sorted(problem.starting_points, key=lambda start: LAST.get(start.name, 0)), *ramps):
+        if start.candidate not in seen:
+            seen.add(start.candidate)
+            yield start
 
 
-def race(problem: Problem, start: Seed, best: Outcome, purse: Purse, *, known: bool = False) -> Outcomes:
+def race(
+    problem: Problem, start: StartingPoint, best: Outcome, budget: TokenBudget, *, known: bool = False
+) -> Outcomes:
     """Measure a candidate on more and more windows until it is behind; the better of it and the best so far."""
     on_best = dict(zip(best.trial.windows, best.losses, strict=True))
     paid = 0
     for windows in problem.stages:
-        purse.pay(problem.tokens(windows) - paid)
+        budget.pay(problem.tokens(windows) - paid)
         paid = problem.tokens(windows)
         last = windows == best.trial.windows
         (outcome,) = yield [Trial(start.candidate, windows, start.name, known=known and last)]

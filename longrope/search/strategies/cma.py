@@ -1,4 +1,4 @@
-"""`cma`: CMA-ES on monotone log-increments, warm-started from the best seed.
+"""`cma`: CMA-ES on monotone log-increments, warm-started from the best starting point.
 
     x ∈ R^n ──softplus, cumulated──► λ         n = d/2, or 16 knots between which ln-increments are shared evenly
 
@@ -30,7 +30,7 @@ SMALLEST = 4
 def cma(problem: Problem) -> Plan:
     """The known methods first, then generations around the best of them until the budget is spent."""
     budget = problem.budget(OWN_BUDGET)
-    first = yield [problem.known(seed) for seed in problem.seeds[:budget]]
+    first = yield [problem.known(start) for start in problem.starting_points[:budget]]
     best = min(first, key=lambda outcome: outcome.rank)
     yield from polish(problem, best.candidate, budget - len(first), SIGMA)
 

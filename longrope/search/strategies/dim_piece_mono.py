@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longrope.search.space import SearchSpace, Seed
+from longrope.search.space import SearchSpace, StartingPoint
 from longrope.search.strategies.evolution import DRAWS, evolve, redraw_between
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate, Float64, Plan, Trial
@@ -48,11 +48,11 @@ class PieceBreeder:
         self._drawn: dict[Candidate, Pieces] = {}
 
     def first_population(self, problem: Problem) -> Iterator[Trial]:
-        for seed in problem.seeds:
-            self._drawn[seed.candidate] = self._from_seed(seed)
-            yield problem.known(seed)
-        for seed in itertools.cycle(problem.seeds):
-            yield problem.full(self.mutation([seed.candidate]), f"mutation of {seed.name}")
+        for start in problem.starting_points:
+            self._drawn[start.candidate] = self._from_start(start)
+            yield problem.known(start)
+        for start in itertools.cycle(problem.starting_points):
+            yield problem.full(self.mutation([start.candidate]), f"mutation of {start.name}")
 
     def mutation(self, parents: Sequence[Candidate]) -> Candidate:
         """A random parent with α, β and the genes between redrawn, each with the probability."""
@@ -77,9 +77,9 @@ class PieceBreeder:
                 break
         return self._remember(child)
 
-    def _from_seed(self, seed: Seed) -> Pieces:
-        """The pieces nearest to a seed: 1 up to its last 1, s from its first s."""
-        genes = self._space.on_grid(self._space.multipliers(seed.candidate))
+    def _from_start(self, start: StartingPoint) -> Pieces:
+        """The pieces nearest to a starting point: 1 up to its last 1, s from its first s."""
+        genes = self._space.on_grid(self._space.multipliers(start.candidate))
         return Pieces(int((genes <= 1.0).sum()), int((genes < self._space.length_scale - 1e-9).sum()), genes)
 
     def _moved(self, end: int) -> int:

@@ -120,12 +120,12 @@ class Breeder:
         self._drawn: set[Candidate] = set()
 
     def first_population(self, problem: Problem) -> Iterator[Trial]:
-        """The seeds as they are, then mutations of them in turn, without end."""
-        for seed in problem.seeds:
-            self._drawn.add(seed.candidate)
-            yield problem.known(seed)
-        for seed in itertools.cycle(problem.seeds):
-            yield problem.full(self.mutation([seed.candidate]), f"mutation of {seed.name}")
+        """The starting points as they are, then mutations of them in turn, without end."""
+        for start in problem.starting_points:
+            self._drawn.add(start.candidate)
+            yield problem.known(start)
+        for start in itertools.cycle(problem.starting_points):
+            yield problem.full(self.mutation([start.candidate]), f"mutation of {start.name}")
 
     def mutation(self, parents: Sequence[Candidate]) -> Candidate:
         """A random parent with each gene redrawn with the probability, λ staying non-decreasing."""
@@ -171,7 +171,7 @@ class Breeder:
         return self._space.candidate(genes, donor.n_hat, donor.attention_factor)
 
     def _genes(self, parent: Candidate) -> Float64:
-        """The multipliers, on the grid and non-decreasing even where a given seed is not."""
+        """The multipliers, on the grid and non-decreasing even where a given one is not."""
         return self._space.on_grid(self._space.multipliers(parent))
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longrope.search.space import Seed
+from longrope.search.space import StartingPoint
 from longrope.search.strategies.monotone import Monotone
-from longrope.search.strategies.problem import Problem, Purse
+from longrope.search.strategies.problem import Problem, TokenBudget
 from longrope.search.trial import Candidate, Float64, Outcome, Plan, Trial
 
 # Adam's rates: of the increments, and of ln attention, a hundred times as curved.
@@ -34,13 +34,13 @@ Steps = Generator[Sequence[Trial], Sequence[Outcome], "Descent"]
 
 def gradient(problem: Problem) -> Plan:
     """Screen the starts, follow the best few, confirm the ends of their runs and the best start on all windows."""
-    purse = problem.purse(OWN_BUDGET)
-    starts = yield from screened(problem, purse)
-    runs = max(1, min(STARTS, len(starts), purse.left // (20 * problem.step_tokens)))
-    while runs and purse.left < (runs + 1) * problem.objective.tokens + runs * problem.step_tokens:
+    budget = problem.token_budget(OWN_BUDGET)
+    starts = yield from screened(problem, budget)
+    runs = max(1, min(STARTS, len(starts), budget.left // (20 * problem.step_tokens)))
+    while runs and budget.left < (runs + 1) * problem.objective.tokens + runs * problem.step_tokens:
         runs -= 1
-    purse.pay((runs + 1) * problem.objective.tokens)
-    steps = purse.left // (problem.step_tokens * max(1, runs))
+    budget.pay((runs + 1) * problem.objective.tokens)
+    steps = budget.left // (problem.step_tokens * max(1, runs))
     order = WindowOrder(problem)
     finalists = [problem.known(starts[0])]
     for start in starts[:runs]:
@@ -49,28 +49,30 @@ def gradient(problem: Problem) -> Plan:
     yield finalists
 
 
-def screened(problem: Problem, purse: Purse) -> Generator[Sequence[Trial], Sequence[Outcome], list[Seed]]:
+def screened(
+    problem: Problem, budget: TokenBudget
+) -> Generator[Sequence[Trial], Sequence[Outcome], list[StartingPoint]]:
     """The starting points that the budget allows, the best on the first window in front."""
     first, full = problem.stages[0], problem.objective.tokens
     price = problem.tokens(first)
-    starts = list(starting_points(problem))[: max(1, (purse.left - full) // price)]
-    if purse.left < full + price:
+    starts = list(starting_points(problem))[: max(1, (budget.left - full) // price)]
+    if budget.left < full + price:
         return starts
-    purse.pay(len(starts) * price)
+    budget.pay(len(starts) * price)
     outcomes = yield [Trial(s.candidate, first, s.name) for s in starts]
     order = sorted(range(len(starts)), key=lambda i: outcomes[i].rank)
     return [starts[i] for i in order]
 
 
-def starting_points(problem: Problem) -> Iterator[Seed]:
-    """The seeds, shorter YaRN ramps, and the geometric mean of NTK and YaRN with its fastest pairs at 1.2."""
-    yield from problem.seeds
-    yield Seed("YaRN 16/1", problem.space.yarn(16, 1))
-    yield Seed("YaRN 8/1", problem.space.yarn(8, 1))
-    seeds = {seed.name: problem.space.multipliers(seed.candidate) for seed in problem.seeds}
-    if {"NTK", "YaRN 32/1"} <= seeds.keys():
-        mean = np.maximum(np.sqrt(seeds["NTK"] * seeds["YaRN 32/1"]), 1.2)
-        yield Seed("NTK·YaRN", problem.space.candidate(np.minimum(mean, problem.space.upper)))
+def starting_points(problem: Problem) -> Iterator[StartingPoint]:
+    """The starting points, shorter YaRN ramps, and the geometric mean of NTK and YaRN with its fastest pairs at 1.2."""
+    yield from problem.starting_points
+    yield StartingPoint("YaRN 16/1", problem.space.yarn(16, 1))
+    yield StartingPoint("YaRN 8/1", problem.space.yarn(8, 1))
+    starts = {start.name: problem.space.multipliers(start.candidate) for start in problem.starting_points}
+    if {"NTK", "YaRN 32/1"} <= starts.keys():
+        mean = np.maximum(np.sqrt(starts["NTK"] * starts["YaRN 32/1"]), 1.2)
+        yield StartingPoint("NTK·YaRN", problem.space.candidate(np.minimum(mean, problem.space.upper)))
 
 
 class WindowOrder:

@@ -47,8 +47,8 @@ class CriticalBreeder:
         self._genomes: dict[Candidate, tuple[int, Float64]] = {}
 
     def first_population(self, problem: Problem) -> Iterator[Trial]:
-        """The seeds to compare with, each critical pair with a flat tail at s, then mutations of those."""
-        yield from (problem.known(seed) for seed in problem.seeds)
+        """The starting points to compare with, each critical pair with a flat tail at s, then mutations of those."""
+        yield from (problem.known(start) for start in problem.starting_points)
         flat = [self._make(pair, self._flat_tail()) for pair in range(self.highest, self.lowest - 1, -1)]
         for candidate in flat:
             yield problem.full(candidate, f"critical pair {self._genomes[candidate][0]}")
@@ -79,7 +79,7 @@ class CriticalBreeder:
         return child
 
     def _genome_of(self, parent: Candidate) -> tuple[int, Float64]:
-        """(c, [d/2] multipliers); a seed among the parents stands in as its own tail at the theoretical pair."""
+        """(c, [d/2] multipliers); a starting point among the parents stands in as its own tail at the theoretical pair."""
         if parent in self._genomes:
             return self._genomes[parent]
         genes = self._space.on_grid(self._space.multipliers(parent))

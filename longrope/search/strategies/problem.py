@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope.search.objective import Objective
-from longrope.search.space import SearchSpace, Seed
+from longrope.search.space import SearchSpace, StartingPoint
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Trial
 
 
 @dataclass
-class Purse:
+class TokenBudget:
     """What may still be spent, in tokens forwarded."""
 
     left: int
@@ -33,7 +33,7 @@ class Problem:
     Args:
         space: where candidates come from.
         objective: the windows, for their numbers and sizes; strategies never score themselves.
-        seeds: the known methods and whatever the user gave to start from.
+        starting_points: the known methods and whatever the user gave to start from.
         max_evals: budget, in full evaluations' worth of tokens; None for the strategy's own.
         seed: of every random draw.
         gradients: whether the machine has the memory for derivatives.
@@ -41,7 +41,7 @@ class Problem:
 
     space: SearchSpace
     objective: Objective
-    seeds: tuple[Seed, ...]
+    starting_points: tuple[StartingPoint, ...]
     max_evals: int | None = None
     seed: int = 0
     gradients: bool = True
@@ -53,9 +53,9 @@ class Problem:
         """Full evaluations this strategy may spend, `own` being its own number."""
         return own if self.max_evals is None else self.max_evals
 
-    def purse(self, own: int) -> Purse:
+    def token_budget(self, own: int) -> TokenBudget:
         """The budget in tokens, `own` being the strategy's own number of full evaluations."""
-        return Purse(self.budget(own) * self.objective.tokens)
+        return TokenBudget(self.budget(own) * self.objective.tokens)
 
     def tokens(self, windows: Sequence[int]) -> int:
         """Tokens of one forward over these windows."""
@@ -79,9 +79,9 @@ class Problem:
         """A trial on every window."""
         return Trial(candidate, self._all_windows, label)
 
-    def known(self, seed: Seed) -> Trial:
-        """A seed on every window."""
-        return Trial(seed.candidate, self._all_windows, seed.name, known=True)
+    def known(self, start: StartingPoint) -> Trial:
+        """A starting point on every window."""
+        return Trial(start.candidate, self._all_windows, start.name, known=True)
 
     @property
     def _all_windows(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from longrope import rope
-from longrope.search.space import YARN_BETAS, SearchSpace, Seed
+from longrope.search.space import YARN_BETAS, SearchSpace, StartingPoint
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Plan
 
@@ -19,16 +19,19 @@ OWN_BUDGET = 3 + 1 + sum(fast > slow and (fast, slow) != YARN_BETAS for fast in 
 
 
 def seeds(problem: Problem) -> Plan:
-    """Evaluate every seed once; a budget cuts the list from its end."""
-    points = [*problem.seeds, Seed("none", problem.space.candidate(rope.unscaled_factors(problem.space.rotary_dim)))]
+    """Evaluate every starting point once; a budget cuts the list from its end."""
+    points = [
+        *problem.starting_points,
+        StartingPoint("none", problem.space.candidate(rope.unscaled_factors(problem.space.rotary_dim))),
+    ]
     points += yarn_grid(problem.space)
     points = points[: problem.budget(len(points))]
     yield [problem.known(point) for point in points]
 
 
-def yarn_grid(space: SearchSpace) -> Iterator[Seed]:
-    """YaRN with every ramp of the grid but its own, which is a seed already."""
+def yarn_grid(space: SearchSpace) -> Iterator[StartingPoint]:
+    """YaRN with every ramp of the grid but its own, which is a starting point already."""
     for fast in BETA_FAST:
         for slow in BETA_SLOW:
             if fast > slow and (fast, slow) != YARN_BETAS:
-                yield Seed(f"YaRN {fast:g}/{slow:g}", space.yarn(fast, slow))
+                yield StartingPoint(f"YaRN {fast:g}/{slow:g}", space.yarn(fast, slow))

@@ -1,6 +1,6 @@
 """A few fine-tuning steps in a process of their own: ours, or transformers' Trainer at the same settings.
 
-    python -m tests.bench.train_step ours runs/smollm2/….gguf --length 4096 --steps 2
+    python -m benchmarks.train_step ours runs/smollm2/….gguf --length 4096 --steps 2
 
 Both train all weights in float32 with AdamW on the same tokens and the same factors, one row a step. Prints one line of JSON:
 seconds and loss of each step, bytes resident before the model was loaded and at the peak.

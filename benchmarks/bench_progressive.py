@@ -1,11 +1,11 @@
 """Measure progressive extension: the default model, 256 → fine-tuned to 16,384 → 131,072 tokens without further training.
 
     default model ──stages of progressive/plan.toml──► weights, factors (both sets) ─┐
-    original model × none, PI, NTK, YaRN at 512× ────────────────────────────────────┼─► cells ─► docs/results/
-    held-out novel ─► windows of 256 … 131,072 tokens; filler for pass keys ─────────┘
+    original model × none, PI, NTK, YaRN at 512× ────────────────────────────────────┼─► cells ─► benchmarks/results/
+    held-out novel ─► windows of 256 … 131,072 tokens; filler for passkeys ─────────┘
 
-    python -m tests.bench.bench_progressive                             everything
-    python -m tests.bench.bench_progressive --part why --part peers     what needs no training
+    python -m benchmarks.bench_progressive                             everything
+    python -m benchmarks.bench_progressive --part why --part peers     what needs no training
 
 The default model's training texts come from the packages that carry them. Stages go on from their checkpoints; a window of
 131,072 tokens takes minutes, so every measured cell is kept in `--out`/cells.json and never measured again for the same
@@ -28,6 +28,8 @@ import click
 import torch
 from torch import Tensor
 
+from benchmarks.default_model import texts as default_texts
+from benchmarks.figures import RESULTS, ROOT, Figures, say
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
@@ -45,9 +47,7 @@ from longrope.search.recover import DEFAULT_EVALS, Recovery, recover_short
 from longrope.search.trial import Candidate
 from longrope.text import Corpus, TokenIds, load_corpus
 from longrope_export import default_model, plots
-from longrope_export.default_model import texts as default_texts
 from longrope_export.models import DEFAULT, open_model
-from tests.bench.figures import RESULTS, ROOT, Figures, say
 
 WINDOW, TRAINED, TARGET = 256, 16_384, 131_072
 # Tokens scored at each length; the two longest come from one pass, as the text's first half and the whole of it.
@@ -235,7 +235,7 @@ class Bench:
         found: Mapping[str, float] = self.cells.get(self.key("ppl", model, candidate, "whole"), measure)
         return found
 
-    # -- pass keys
+    # -- passkeys
 
     def passkeys(
         self,
@@ -295,7 +295,7 @@ def accuracy(rows: Sequence[RetrievalRow], length: int) -> tuple[float, int]:
     return sum(row.accuracy * row.samples for row in mine) / count, count
 
 
-# What the untrained model does with a pass key at 8×: factors and attention factors.
+# What the untrained model does with a passkey at 8×: factors and attention factors.
 WHY_LENGTH, WHY_ATTENTION = 2048, (1.0, 1.15, 1.3, 1.458)
 
 
@@ -318,14 +318,16 @@ class Report:
         }
 
     def why(self) -> None:
-        """What fails first without training: a larger attention factor alone brings pass keys back."""
+        """What fails first without training: a larger attention factor alone brings passkeys back."""
         known = known_candidates(self.bench.original.checkpoint, WHY_LENGTH)
         for name in ("NTK", "YaRN 32/1"):
             for attention in WHY_ATTENTION:
                 candidate = replace(known[name], attention_factor=attention)
                 rows = self.bench.passkeys(self.bench.original, candidate, {WHY_LENGTH: 2})
                 share, count = accuracy(rows, WHY_LENGTH)
-                what = f"untrained, {name} ×8, attention factor {attention:g}: pass key at {WHY_LENGTH:,} ({count} prompts)"
+                what = (
+                    f"untrained, {name} ×8, attention factor {attention:g}: passkey at {WHY_LENGTH:,} ({count} prompts)"
+                )
                 self.figures.add("why", what, "measured", f"{share:.0%}")
 
     def peers(self) -> None:
@@ -335,13 +337,13 @@ class Report:
                 self.figures.add("peers", f"{name}, perplexity at {length:,}", "measured", f"{value:.2f}")
 
     def peer_passkeys(self) -> None:
-        """Where the known methods find a pass key."""
+        """Where the known methods find a passkey."""
         for name, candidate in self.bench.peers.items():
             samples = self.bench.samples(PEER_SAMPLES)
             rows = self.maps[name] = self.bench.passkeys(self.bench.original, candidate, samples, PEER_FAR_DEPTHS)
             for length in samples:
                 share, count = accuracy(rows, length)
-                what = f"{name}, pass key at {length:,} ({count} prompts)"
+                what = f"{name}, passkey at {length:,} ({count} prompts)"
                 self.figures.add("peer_passkeys", what, "measured", f"{share:.0%}")
         plots.plot_retrieval(self.maps, RESULTS / "progressive_peers.svg")
 
@@ -374,14 +376,14 @@ class Report:
             self.figures.add("recovery", what, "measured", f"{score.perplexity:.2f}")
 
     def passkeys(self) -> None:
-        """Where the extended model finds a pass key."""
+        """Where the extended model finds a passkey."""
         bench, samples = self.bench, self.bench.samples(SAMPLES)
         short = bench.passkeys(bench.ours, bench.candidate("short"), {WINDOW: SAMPLES[WINDOW]})
         longer = {length: count for length, count in samples.items() if length > WINDOW}
         rows = [*short, *bench.passkeys(bench.ours, bench.candidate("long"), longer)]
         for length in samples:
             share, count = accuracy(rows, length)
-            what = f"ours, pass key at {length:,} ({count} prompts)"
+            what = f"ours, passkey at {length:,} ({count} prompts)"
             self.figures.add("passkeys", what, "≥ 90 %", f"{share:.0%}", share >= 0.9)
         plots.plot_retrieval({"ours": rows}, RESULTS / "progressive_ours.svg")
 
@@ -405,7 +407,7 @@ class Report:
 @click.option("--note", default="", help="What the provenance is to say of the run.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
 def main(texts: Path, out: Path, parts: tuple[str, ...], max_length: int, note: str, threads: int | None) -> None:
-    """Measure, and write docs/results/progressive.json."""
+    """Measure, and write benchmarks/results/progressive.json."""
     if threads:
         torch.set_num_threads(threads)
     report = Report(Bench(out, texts, max_length, note))

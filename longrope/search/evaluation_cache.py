@@ -47,7 +47,7 @@ class HistoryPoint:
 
 
 @dataclass
-class Ledger:
+class EvaluationCache:
     """Evaluates trials through the cache.
 
     Args:

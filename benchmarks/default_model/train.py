@@ -1,4 +1,4 @@
-"""Train the default model: `python -m longrope_export.default_model.train --out DIR --cache DIR --minutes 55`.
+"""Train the default model: `python -m benchmarks.default_model.train --out DIR --cache DIR --minutes 55`.
 
     corpus ──tokenizer──▶ stream ──WindowSampler──▶ batches ──Muon + AdamW──▶ DIR/checkpoint
                                                                         └──▶ DIR/state.pt (resume), DIR/log.jsonl
@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longrope.retrieval import Encode, TokenIds
-from longrope_export.default_model import evaluate
-from longrope_export.default_model.induction import give_induction
-from longrope_export.default_model.save import save_checkpoint
-from longrope_export.default_model.texts import Corpus, Document, load_corpus
-from longrope_export.default_model.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, train_tokenizer
-from longrope_export.default_model.windows import Mix, WindowSampler
+from benchmarks.default_model import evaluate
+from benchmarks.default_model.induction import give_induction
+from benchmarks.default_model.save import save_checkpoint
+from benchmarks.default_model.texts import Corpus, Document, load_corpus
+from benchmarks.default_model.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, train_tokenizer
+from benchmarks.default_model.windows import Mix, WindowSampler
+from longrope.retrieval import Encode
+from longrope.text import TokenIds
 
 WINDOW: Final = 256
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.figures import ROOT
 from longrope.errors import InputError
-from tests.bench.figures import ROOT
 
 # Seconds between two looks at a process's memory.
 _INTERVAL = 0.005

@@ -115,7 +115,7 @@ def _worker(contender: Contender, threads: int) -> Iterator[_Worker]:
         "last_only": contender.last_only,
         "threads": threads,
     }
-    command = [sys.executable, "-m", "tests.bench.onnx_speed", json.dumps(request)]
+    command = [sys.executable, "-m", "benchmarks.onnx_speed", json.dumps(request)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield _Worker(process)

@@ -1,11 +1,11 @@
 """Measure the search: what the default strategy costs against the paper's, and what every strategy finds.
 
-    python -m tests.bench.bench_search --part baseline    the paper's full budget; hours, resumable; docs/results/
-    python -m tests.bench.bench_search                    everything else
-    python -m tests.bench.bench_search --quick            every line of it with next to no budget, results beside the journals
+    python -m benchmarks.bench_search --part baseline    the paper's full budget; hours, resumable; benchmarks/results/
+    python -m benchmarks.bench_search                    everything else
+    python -m benchmarks.bench_search --quick            every line of it with next to no budget, results beside the journals
 
-Each figure is printed beside what was asked for and kept in docs/results/search.json. All runs are journalled, so that a
-bench that was stopped goes on where it was. Times are CPU seconds of forwards and gradients measured in turn.
+Each figure is printed beside what was asked for and kept in benchmarks/results/search.json. All runs are journalled, so that
+a bench that was stopped goes on where it was. Times are CPU seconds of forwards and gradients measured in turn.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.figures import RESULTS, ROOT, Figures, say
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import RescaleFactors, attention_factor_formula
 from longrope.files import write_atomically
+from longrope.metrics import perplexity
 from longrope.provenance import provenance
 from longrope.search import Candidate, Machine, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
 from longrope.search.evaluators import Recipe, make_evaluator
 from longrope.search.memory import plan_memory
-from longrope.search.objective import Objective, Window, perplexity
+from longrope.search.objective import Objective, Window
 from longrope.search.strategies import STRATEGIES
 from longrope.search.trial import GRADIENT_FORWARDS, Job
 from longrope.text import Corpus, load_corpus
-from tests.bench.figures import RESULTS, ROOT, Figures, say
 
 # The rise at the original window that `two-sided` allows.
 SHORT_BUDGET = 0.01
@@ -452,7 +453,7 @@ def workers(bench: Bench) -> None:
 
 def longest(bench: Bench) -> None:
     """Time and peak memory of one evaluation at 131,072 tokens, in a process of its own, against the estimate."""
-    command = [sys.executable, "-m", "tests.bench.bench_search", "--part", "one-long", "--model", str(bench.model)]
+    command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-long", "--model", str(bench.model)]
     command += ["--threads", str(bench.threads), *(["--quick"] if bench.size == QUICK else [])]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     measured = json.loads(output.splitlines()[-1])
@@ -536,7 +537,7 @@ def main(
     quick: bool,
     table: bool,
 ) -> None:
-    """Run parts of the bench: rows to the terminal and to docs/results/search.json."""
+    """Run parts of the bench: rows to the terminal and to benchmarks/results/search.json."""
     if table:
         say(markdown(read(RESULTS / "search.json")["rows"]))
         return

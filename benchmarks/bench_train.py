@@ -1,8 +1,8 @@
 """Measure training: many processes against one, checkpoints, a step against transformers' Trainer, and a real fine-tuning.
 
-    python -m tests.bench.bench_train                      every section, into docs/results/train.json
-    python -m tests.bench.bench_train --only distributed   one of them
-    python -m tests.bench.bench_train --only paper         only writes the tables of docs/distributed.md
+    python -m benchmarks.bench_train                      every section, into benchmarks/results/train.json
+    python -m benchmarks.bench_train --only distributed   one of them
+    python -m benchmarks.bench_train --only paper         only writes the tables of docs/distributed.md
 
 Every step is measured in a process of its own and kept in `--out`/cells.json, so that a stopped bench goes on where it was.
 The fine-tuning of SmolLM2 at 12k takes hours on two cores; it goes on from its checkpoints.
@@ -26,6 +26,9 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.bench_progressive import Cells
+from benchmarks.figures import ROOT, Figures, say, smollm2
+from benchmarks.paper_tables import write_page
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError
 from longrope.factors import RescaleFactors
@@ -40,9 +43,6 @@ from longrope.search import SearchOptions, search
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 from longrope_export.models import open_model
-from tests.bench.bench_progressive import Cells
-from tests.bench.figures import ROOT, Figures, say, smollm2
-from tests.bench.paper_tables import write_page
 from tests.common import pico_folder
 from tests.processes import Outcome, Run, run_processes, start_process, train
 
@@ -249,7 +249,7 @@ def measured(
     """One engine at one length, in a process of its own with more variables in its environment."""
 
     def measure() -> dict[str, Any]:
-        command = [sys.executable, "-m", "tests.bench.train_step", engine, str(smollm2()), "--length", str(length)]
+        command = [sys.executable, "-m", "benchmarks.train_step", engine, str(smollm2()), "--length", str(length)]
         command += ["--steps", str(steps), "--threads", str(bench.threads)]
         command += ["--layers", str(layers)] if layers else []
         done = subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **more}, capture_output=True, text=True)

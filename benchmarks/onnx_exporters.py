@@ -31,7 +31,7 @@ def cost_of(exporter: str, model: Path, room: Path) -> Cost:
     """Run an export of the folder `model` in a fresh process; its output is deleted."""
     shutil.rmtree(room, ignore_errors=True)
     room.mkdir(parents=True)
-    command = [sys.executable, "-m", "tests.bench.onnx_exporters", exporter, str(model), str(room / "out")]
+    command = [sys.executable, "-m", "benchmarks.onnx_exporters", exporter, str(model), str(room / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)

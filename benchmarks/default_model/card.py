@@ -1,6 +1,6 @@
 """The default model's card, written from the run's own plan and log and from measurements of the saved weights.
 
-Run `python -m longrope_export.default_model.card --run DIR` to judge DIR/checkpoint, write its README.md and, with
+Run `python -m benchmarks.default_model.card --run DIR` to judge DIR/checkpoint, write its README.md and, with
 `--install`, copy it into this package.
 """
 
@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.default_model.evaluate import Quality, measure
+from benchmarks.default_model.texts import SEARCH_NAMES, SOURCES, TEST_NAMES
 from longrope_export.default_model import CHECKPOINT, TEST_TEXTS
-from longrope_export.default_model.evaluate import Quality, measure
-from longrope_export.default_model.texts import SEARCH_NAMES, SOURCES, TEST_NAMES
 
 FILES: Final = (
     "config.json",
@@ -73,7 +73,7 @@ column), weights as saved, computed in float32. PI, NTK and YaRN are transformer
 
 {table}
 
-Unscaled, perplexity at {long} is {ratio:.2f} times that at {window}. A pass key of five digits is recalled (all digits,
+Unscaled, perplexity at {long} is {ratio:.2f} times that at {window}. A passkey of five digits is recalled (all digits,
 teacher-forced, 128 prompts at evenly spread depths, filler from the test documents) in {recall}.
 
 `model.safetensors` sha256 `{digest}`

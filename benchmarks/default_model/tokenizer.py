@@ -2,7 +2,7 @@
 
     text ──Digits──▶ runs without digits │ single digits ──ByteLevel (GPT-2 regex)──▶ words ──BPE──▶ ids
 
-Every digit is one token, so a pass key of five digits is five tokens. llama.cpp expresses this split exactly as
+Every digit is one token, so a passkey of five digits is five tokens. llama.cpp expresses this split exactly as
 its `smollm` pre-tokenizer.
 """
 
