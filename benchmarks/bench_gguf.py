@@ -159,11 +159,11 @@ def against_copy(bench: Bench) -> None:
     """Writing alone, float32 to float32, against `cp` of the result."""
     target, copy = ROOM / "written.gguf", ROOM / "copied.gguf"
     export = Export(bench.model, bench.factors, "f32")
-    GgufConverter().plan(export)  # as `convert` does before it writes
+    planned = GgufConverter().plan(export)  # as `convert` does before it writes
 
     def write() -> Cost:
         target.unlink(missing_ok=True)
-        return of_work(lambda: GgufConverter().write(export, target, Silent()))
+        return of_work(lambda: planned.write(target, Silent()))
 
     def cp() -> Cost:
         copy.unlink(missing_ok=True)

@@ -108,9 +108,7 @@ def export_ours(model: Path, out: Path) -> None:
     checkpoint = open_checkpoint(model)
     values = tuple(rope.ntk_factors(checkpoint.rotary_dim, 2.0).tolist())
     factors = checkpoint.bind(RescaleFactors(values, values), target=2 * checkpoint.window)
-    converter = OnnxConverter()
-    converter.plan(Export(checkpoint, factors))
-    converter.write(Export(checkpoint, factors), out, Silent())
+    OnnxConverter().plan(Export(checkpoint, factors)).write(out, Silent())
 
 
 def export_with_torch(model: Path, out: Path) -> None:

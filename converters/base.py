@@ -1,8 +1,8 @@
 """What every format does: plan without weights, write beside the target, read back, check, and only then rename.
 
-Export ──plan──► refusals (exit 4) ──write──► temporary path ──checks──► rename
-                                                   │
-                                      read_factors ┴ static_checks ┴ open_source (its runtime's logits)
+Export ──Converter.plan──► PlannedExport ──write──► temporary path ──check──► rename
+              │                  │
+        refusals (exit 4)        └─with_factors──► the same export with other factors, nothing built again
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
-from longrope.errors import LongRopeError
+from longrope.errors import InputError, LongRopeError
 from longrope.factors import FactorSets, RescaleFactors
 from longrope.files import staged
 from longrope.progress import Progress
@@ -69,6 +69,60 @@ class Export:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class PlannedExport(ABC):
+    """One artifact, worked out from headers and not yet written: it names itself, writes itself and checks itself.
+
+    Args:
+        export: what is written.
+    """
+
+    def __init__(self, export: Export) -> None:
+        self.export = export
+
+    @property
+    def file_name(self) -> str:
+        """What a single-file artifact is called in a folder; empty for formats that are folders themselves."""
+        return ""
+
+    @abstractmethod
+    def with_factors(self, factors: RescaleFactors) -> Self:
+        """The same export with other factors of the same model; what does not depend on them is not built again.
+
+        Raises:
+            UnsupportedError: the format cannot hold these factors.
+        """
+
+    @abstractmethod
+    def write(self, path: Path, progress: Progress) -> None:
+        """Write the artifact under `path`, a temporary name."""
+
+    @abstractmethod
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        """Compare keys, tensors, factors and weights of an artifact with this plan, without running it.
+
+        Args:
+            path: the artifact, of this program or of another.
+            sampled: weights may be sampled, for they were computed from the source a moment ago.
+        """
+
+    def save(self, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
+        """Write beside `path`, read back, and give it its name only when every check holds.
+
+        Returns:
+            The static checks, all of them without a failure.
+
+        Raises:
+            LongRopeError: what was written is not what was asked; nothing is left behind.
+        """
+        with staged(path, overwrite=overwrite) as temporary:
+            self.write(temporary, progress)
+            checks = self.check(temporary, sampled=True)
+            failed = [check for check in checks if check.status == "fail"]
+            if failed:
+                raise FailedReadBackError(path, failed)
+        return checks
+
+
 class Converter(ABC):
     """One output format. Stateless; a subclass is registered by entry point `longrope_export.formats`.
 
@@ -97,20 +151,20 @@ class Converter(ABC):
         """Raise MissingRequirementError, with the pip command, when a library is missing."""
 
     @abstractmethod
-    def plan(self, export: Export) -> None:
-        """Validate everything that can be known without weights.
+    def plan(self, export: Export) -> PlannedExport:
+        """Work out an export and validate everything that can be known without weights.
 
         Raises:
             UnsupportedError: the format cannot express this model, tokenizer, type or these factors.
         """
 
-    def file_for(self, export: Export, folder: Path) -> Path:
-        """Where an artifact goes when an existing folder is given: a single-file format names its file in it."""
-        return folder
-
     @abstractmethod
-    def write(self, export: Export, path: Path, progress: Progress) -> None:
-        """Write the artifact under `path`, a temporary name; `plan` has passed."""
+    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> PlannedExport:
+        """The plan that an artifact must follow: the reference with these factors, in the artifact's own type and options.
+
+        Raises:
+            InputError: the artifact does not say them, for it is broken.
+        """
 
     @abstractmethod
     def read_factors(self, path: Path) -> RescaleFactors | None:
@@ -124,9 +178,13 @@ class Converter(ABC):
         """The factors.json that our exporter recorded in the artifact beside the runtime's own fields; None without."""
         return None
 
-    @abstractmethod
     def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
-        """Compare keys, tensors, factors and weights of an artifact with what they must be, without running it."""
+        """Compare an artifact with what it must be (`PlannedExport.check`); one failed check when it cannot be read."""
+        try:
+            planned = self.plan_like(path, expected, reference)
+        except InputError as error:
+            return [Check(f"{self.name}.readable", "fail", "a sound artifact", "a broken one", str(error))]
+        return planned.check(path)
 
     @abstractmethod
     def open_source(
@@ -150,28 +208,10 @@ class Converter(ABC):
     def describe(self, path: Path) -> dict[str, Any]:
         """Facts for `inspect`, JSON-able: format version, architecture, weight types, lengths, provenance."""
 
-    def read_back(self, path: Path, export: Export) -> list[Check]:
-        """The static checks of what was just written; a format may sample there what it has just computed."""
-        return self.static_checks(path, export.factors, export.checkpoint)
-
     def convert(self, export: Export, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
-        """Plan, write, read back and rename.
-
-        Returns:
-            The static checks, all of them without a failure.
-
-        Raises:
-            LongRopeError: what was written is not what was asked; nothing is left behind.
-        """
+        """Plan one artifact and save it; see `PlannedExport.save`."""
         self.check_requirements()
-        self.plan(export)
-        with staged(path, overwrite=overwrite) as temporary:
-            self.write(export, temporary, progress)
-            checks = self.read_back(temporary, export)
-            failed = [check for check in checks if check.status == "fail"]
-            if failed:
-                raise FailedReadBackError(path, failed)
-        return checks
+        return self.plan(export).save(path, progress, overwrite=overwrite)
 
 
 class FailedReadBackError(LongRopeError):

@@ -52,8 +52,9 @@ def convert(request: ConvertRequest, progress: Progress) -> tuple[Path, list[Che
         progress.warn(oddity)
     export = Export(checkpoint, factors, request.outtype, request.options)
     converter.check_requirements()
-    path = converter.file_for(export, request.output) if into_folder else request.output
-    return path, converter.convert(export, path, progress, overwrite=request.overwrite)
+    planned = converter.plan(export)
+    path = request.output / planned.file_name if into_folder else request.output
+    return path, planned.save(path, progress, overwrite=request.overwrite)
 
 
 def patch(

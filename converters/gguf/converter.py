@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.base import Check, Converter, Export, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from converters.gguf import readback
 from converters.gguf.blueprint import Blueprint
 from converters.gguf.checks import static_checks
@@ -45,45 +46,28 @@ class GgufConverter(Converter):
         gguf_library()
         llama_library()
 
-    def plan(self, export: Export) -> None:
-        if keeps_weights(export):
-            values, infos = plan_copy(export)
-        else:
-            blueprint = _blueprint(export)
-            _refuse_without_imatrix(blueprint)
-            values, infos = blueprint.values(), [content.info for content in blueprint.contents()]
+    def plan(self, export: Export) -> GgufExport:
+        planned = _planned(export)
+        values, infos = planned.values_and_infos()
         found = difference(export.checkpoint.tokenizer, values, infos, name=export.checkpoint.name)
         if found:
             raise UnsupportedError(
                 f"{export.checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "
                 "Export to HF or ONNX instead"
             )
+        return planned
 
-    def file_for(self, export: Export, folder: Path) -> Path:
-        """Named after the convention of llama.cpp and the Hub; a copied GGUF file keeps its name."""
-        if isinstance(export.checkpoint, GgufCheckpoint) and keeps_weights(export):
-            return folder / export.checkpoint.source.name
-        return folder / _blueprint(export).file_name
-
-    def write(self, export: Export, path: Path, progress: Progress) -> None:
-        """Writes `path`, or with the option split_max_size parts named after it."""
-        if keeps_weights(export):
-            write_copy(export, path, progress)
-        else:
-            write_export(_blueprint(export), path, progress)
+    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> GgufExport:
+        with GgufFile(path) as file:
+            as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
+        export = Export(reference, expected, options={"as_llama": as_llama})
+        return GgufExport(export, Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama)))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         return readback.read_factors(path)
 
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
         return readback.recorded_factors(path)
-
-    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
-        return _checks(path, expected, reference, whole=True)
-
-    def read_back(self, path: Path, export: Export) -> list[Check]:
-        """As `static_checks`, with the weights sampled: they were computed from the reference a moment ago."""
-        return _checks(path, export.factors, export.checkpoint, whole=False)
 
     def open_source(
         self,
@@ -120,22 +104,58 @@ class GgufConverter(Converter):
         return readback.describe(path)
 
 
-def _blueprint(export: Export) -> Blueprint:
-    return Blueprint(export.checkpoint, export.factors, outtype_named(export.outtype), GgufOptions.of(export.options))
+class GgufExport(PlannedExport):
+    """A file that is planned: by a blueprint, or (None) as a copy of a GGUF source with other factors."""
+
+    def __init__(self, export: Export, blueprint: Blueprint | None) -> None:
+        super().__init__(export)
+        self.blueprint = blueprint
+
+    @property
+    def file_name(self) -> str:
+        """Named after the convention of llama.cpp and the Hub; a copied GGUF file keeps its name."""
+        if self.blueprint is None and isinstance(self.export.checkpoint, GgufCheckpoint):
+            return self.export.checkpoint.source.name
+        return self.blueprint.file_name if self.blueprint else ""
+
+    def with_factors(self, factors: RescaleFactors) -> GgufExport:
+        return _planned(dataclasses.replace(self.export, factors=factors))
+
+    def values_and_infos(self) -> tuple[Any, Any]:
+        """Metadata and tensors of the file."""
+        if self.blueprint is None:
+            return plan_copy(self.export)
+        return self.blueprint.values(), [content.info for content in self.blueprint.contents()]
+
+    def write(self, path: Path, progress: Progress) -> None:
+        """Writes `path`, or with the option split_max_size parts named after it."""
+        if self.blueprint is None:
+            write_copy(self.export, path, progress)
+        else:
+            write_export(self.blueprint, path, progress)
+
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        export = self.export
+        try:
+            file = GgufFile(path)
+        except InputError as error:
+            return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
+        with file:
+            checks = copy_checks(file, export.factors, export.checkpoint)
+            if not checks:
+                blueprint = self.blueprint or Blueprint(export.checkpoint, export.factors)
+                checks = static_checks(file, blueprint, whole=not sampled)
+        return [Check("gguf.readable", "pass"), *checks]
 
 
-def _checks(path: Path, expected: RescaleFactors, reference: Checkpoint, *, whole: bool) -> list[Check]:
-    try:
-        file = GgufFile(path)
-    except InputError as error:
-        return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
-    with file:
-        checks = copy_checks(file, expected, reference)
-        if not checks:
-            as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
-            blueprint = Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama))
-            checks = static_checks(file, blueprint, whole=whole)
-    return [Check("gguf.readable", "pass"), *checks]
+def _planned(export: Export) -> GgufExport:
+    if keeps_weights(export):
+        return GgufExport(export, None)
+    blueprint = Blueprint(
+        export.checkpoint, export.factors, outtype_named(export.outtype), GgufOptions.of(export.options)
+    )
+    _refuse_without_imatrix(blueprint)
+    return GgufExport(export, blueprint)
 
 
 def _refuse_without_imatrix(blueprint: Blueprint) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from converters.base import Check, Converter, Export, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from converters.hf import weights
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
@@ -40,6 +41,50 @@ COMPANIONS = (
 PROVENANCE_FILE = "longrope.json"
 
 
+class HuggingFaceExport(PlannedExport):
+    """A folder that is planned: config.json with the factors in it, weights and companions to copy.
+
+    Raises:
+        UnsupportedError: config.json cannot hold the factors.
+    """
+
+    def __init__(self, export: Export) -> None:
+        super().__init__(export)
+        self.config = extended_config(export.checkpoint.config, export.factors)
+        if export.outtype not in (None, "auto"):
+            self.config["dtype"] = self.config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
+
+    def with_factors(self, factors: RescaleFactors) -> HuggingFaceExport:
+        return HuggingFaceExport(replace(self.export, factors=factors))
+
+    def write(self, path: Path, progress: Progress) -> None:
+        path.mkdir()
+        source, factors = self.export.checkpoint, self.export.factors
+        with progress.task("write hf", len(source.weight_files)) as task:
+            for file in source.weight_files:
+                weights.copy(file, path / file.name, self.export.outtype or "auto")
+                task.advance()
+        for name in ("model.safetensors.index.json", *COMPANIONS):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, path / name)
+        write_json(path / "config.json", self.config, keep_non_finite=True)
+        write_json(path / PROVENANCE_FILE, factors.to_json())
+        _limit_tokenizer(path / "tokenizer_config.json", factors.target)
+
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        """Every weight is compared, sampled or not: they are copies."""
+        try:
+            artifact = open_folder(path)
+        except InputError as error:
+            return [Check("hf.readable", "fail", "a sound Hugging Face folder", "a broken one", str(error))]
+        return [
+            Check("hf.readable", "pass"),
+            *config_checks(artifact.config, self.export.factors),
+            weights.check(artifact, self.export.checkpoint),
+            _tokenizer_check(artifact, self.export.checkpoint),
+        ]
+
+
 class HuggingFaceConverter(Converter):
     """The `hf` format."""
 
@@ -54,30 +99,16 @@ class HuggingFaceConverter(Converter):
     def check_requirements(self) -> None:
         """Nothing beyond the core is needed."""
 
-    def plan(self, export: Export) -> None:
+    def plan(self, export: Export) -> HuggingFaceExport:
         if export.outtype not in (None, *self.outtypes):
             raise UnsupportedError(f"hf: expected --outtype {', '.join(self.outtypes)}, got {export.outtype}")
         if export.options:
             raise InputError(f"hf: unknown options {', '.join(export.options)}; it takes none")
-        extended_config(export.checkpoint.config, export.factors)
         _ = export.checkpoint.tokenizer
+        return HuggingFaceExport(export)
 
-    def write(self, export: Export, path: Path, progress: Progress) -> None:
-        path.mkdir()
-        source = export.checkpoint
-        with progress.task("write hf", len(source.weight_files)) as task:
-            for file in source.weight_files:
-                weights.copy(file, path / file.name, export.outtype or "auto")
-                task.advance()
-        for name in ("model.safetensors.index.json", *COMPANIONS):
-            if (source.path / name).is_file():
-                shutil.copyfile(source.path / name, path / name)
-        config = extended_config(source.config, export.factors)
-        if export.outtype not in (None, "auto"):
-            config["dtype"] = config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
-        write_json(path / "config.json", config, keep_non_finite=True)
-        write_json(path / PROVENANCE_FILE, export.factors.to_json())
-        _limit_tokenizer(path / "tokenizer_config.json", export.factors.target)
+    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> HuggingFaceExport:
+        return HuggingFaceExport(Export(reference, expected))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         return open_folder(path).factors
@@ -85,18 +116,6 @@ class HuggingFaceConverter(Converter):
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
         record = path / PROVENANCE_FILE
         return RescaleFactors.load(record) if record.is_file() else None
-
-    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
-        try:
-            artifact = open_folder(path)
-        except InputError as error:
-            return [Check("hf.readable", "fail", "a sound Hugging Face folder", "a broken one", str(error))]
-        return [
-            Check("hf.readable", "pass"),
-            *config_checks(artifact.config, expected),
-            weights.check(artifact, reference),
-            _tokenizer_check(artifact, reference),
-        ]
 
     def open_source(
         self,

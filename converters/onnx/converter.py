@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Check, Converter, Export, RuntimeUse
+from converters.base import Converter, Export, RuntimeUse
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import RescaleFactors
-from longrope.progress import Progress
 
 if TYPE_CHECKING:
+    from converters.onnx.export import OnnxExport
     from longrope.scoring import LogitSource
 
 REQUIRED = ("onnx", "onnx_ir", "onnxruntime")
@@ -40,32 +41,28 @@ class OnnxConverter(Converter):
                 f"ONNX needs {', '.join(missing)}; install with: pip install 'longrope-export[onnx]'"
             )
 
-    def plan(self, export: Export) -> None:
+    def plan(self, export: Export) -> OnnxExport:
         if export.outtype not in (None, *self.outtypes):
             raise UnsupportedError(f"onnx: expected --outtype {', '.join(self.outtypes)}, got {export.outtype}")
-        options = OnnxOptions.of(export.options)
-        from converters.onnx.export import build, folder_config
+        OnnxOptions.of(export.options)
+        from converters.onnx.export import OnnxExport
 
-        folder_config(export.checkpoint, export.factors)
         _ = export.checkpoint.tokenizer
-        build(export.checkpoint, export.factors, export.outtype or "f32", options)
+        return OnnxExport(export)
 
-    def write(self, export: Export, path: Path, progress: Progress) -> None:
-        from converters.onnx.export import write
+    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> OnnxExport:
+        self.check_requirements()
+        from converters.onnx.export import OnnxExport
+        from converters.onnx.readback import OnnxFile
 
-        write(export, path, progress)
+        file = OnnxFile(path)
+        return OnnxExport(Export(reference, expected, file.outtype, dataclasses.asdict(file.options)))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         self.check_requirements()
         from converters.onnx.readback import OnnxFile
 
         return OnnxFile(path).factors()
-
-    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
-        self.check_requirements()
-        from converters.onnx.checks import static_checks
-
-        return static_checks(path, expected, reference)
 
     def open_source(
         self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from converters.base import Export
+from converters.base import Check, Export, PlannedExport
 from converters.hf.converter import COMPANIONS
 from converters.onnx.decoder import Decoder
 from converters.onnx.decoder_graph import DecoderGraph
@@ -63,24 +63,43 @@ def build(
     )
 
 
-def write(export: Export, path: Path, progress: Progress) -> None:
-    """Write the folder `path`."""
-    path.mkdir()
-    outtype, options = export.outtype or "f32", OnnxOptions.of(export.options)
-    model = build(export.checkpoint, export.factors, outtype, options)
-    total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    with progress.task("write onnx", total) as task, _own_errors():
-        ir.save(
-            model,
-            path / MODEL_FILE,
-            external_data=DATA_FILE,
-            size_threshold_bytes=INLINE_BYTES,
-            callback=lambda tensor, _: task.advance(tensor.nbytes),
-        )
-    _write_companions(export.checkpoint, path)
-    write_json(path / "config.json", folder_config(export.checkpoint, export.factors, outtype), keep_non_finite=True)
-    decoder = Decoder.of(export.checkpoint)
-    write_json(path / GENAI_FILE, genai_config(export.checkpoint, decoder, export.factors, options, MODEL_FILE))
+class OnnxExport(PlannedExport):
+    """A folder that is planned: the graph is built, its weights are unread.
+
+    Raises:
+        UnsupportedError: the graph cannot express the model.
+    """
+
+    def __init__(self, export: Export) -> None:
+        super().__init__(export)
+        self.outtype, self.options = export.outtype or "f32", OnnxOptions.of(export.options)
+        self.config = folder_config(export.checkpoint, export.factors, self.outtype)
+        self.model = build(export.checkpoint, export.factors, self.outtype, self.options)
+
+    def with_factors(self, factors: RescaleFactors) -> OnnxExport:
+        return OnnxExport(dataclasses.replace(self.export, factors=factors))
+
+    def write(self, path: Path, progress: Progress) -> None:
+        path.mkdir()
+        checkpoint, factors = self.export.checkpoint, self.export.factors
+        total = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
+        with progress.task("write onnx", total) as task, _own_errors():
+            ir.save(
+                self.model,
+                path / MODEL_FILE,
+                external_data=DATA_FILE,
+                size_threshold_bytes=INLINE_BYTES,
+                callback=lambda tensor, _: task.advance(tensor.nbytes),
+            )
+        _write_companions(checkpoint, path)
+        write_json(path / "config.json", self.config, keep_non_finite=True)
+        config = genai_config(checkpoint, Decoder.of(checkpoint), factors, self.options, MODEL_FILE)
+        write_json(path / GENAI_FILE, config)
+
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        from converters.onnx.checks import static_checks
+
+        return static_checks(path, self.export.factors, self.model)
 
 
 @contextmanager

@@ -6,14 +6,36 @@ and checks itself. There is no runtime for CSV files, and it says so.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from converters.base import Check, Converter, Export, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import RescaleFactors, read_authors_csv
 from longrope.progress import Progress
+
+
+class CsvExport(PlannedExport):
+    """One file that is planned."""
+
+    def __init__(self, export: Export) -> None:
+        super().__init__(export)
+        if export.factors.factor_sets == "dual" or export.factors.n_hat:
+            raise UnsupportedError("a CSV file holds one factor set and no start tokens; use --factor-sets single")
+
+    def with_factors(self, factors: RescaleFactors) -> CsvExport:
+        return CsvExport(replace(self.export, factors=factors))
+
+    def write(self, path: Path, progress: Progress) -> None:
+        row = ",".join(repr(factor) for factor in self.export.factors.long_factor)
+        layers = int(self.export.checkpoint.config["num_hidden_layers"])
+        path.write_text(f"{row}\n" * layers, encoding="utf-8")
+
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        wanted, stored = list(self.export.factors.long_factor), list(read_authors_csv(path))
+        return [Check.equal("csv.factors", wanted, stored, "another factor set")]
 
 
 class CsvConverter(Converter):
@@ -28,22 +50,15 @@ class CsvConverter(Converter):
     def check_requirements(self) -> None:
         """Needs nothing beyond longrope-export."""
 
-    def plan(self, export: Export) -> None:
-        if export.factors.factor_sets == "dual" or export.factors.n_hat:
-            raise UnsupportedError("a CSV file holds one factor set and no start tokens; use --factor-sets single")
+    def plan(self, export: Export) -> CsvExport:
+        return CsvExport(export)
 
-    def write(self, export: Export, path: Path, progress: Progress) -> None:
-        row = ",".join(repr(factor) for factor in export.factors.long_factor)
-        layers = int(export.checkpoint.config["num_hidden_layers"])
-        path.write_text(f"{row}\n" * layers, encoding="utf-8")
+    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> CsvExport:
+        return CsvExport(Export(reference, expected))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         factors = read_authors_csv(path)
         return RescaleFactors(factors, factors, method="csv")
-
-    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
-        stored = read_authors_csv(path)
-        return [Check.equal("csv.factors", list(expected.long_factor), list(stored), "another factor set")]
 
     def open_source(
         self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None

@@ -106,7 +106,7 @@ def test_the_result_is_bound_and_never_worse_than_a_seed(plain, checkpoint):
     assert (plain.factors.original, plain.factors.target) == (WINDOW, TARGET)
     assert plain.factors.attention_factor is None
     assert plain.factors.method == "evolution"
-    assert [seed.name for seed in plain.seeds] == ["PI", "NTK", "YaRN 32/1"]
+    assert [start.name for start in plain.starting_points] == ["PI", "NTK", "YaRN 32/1"]
     assert plain.loss <= plain.best_starting_point.loss
     assert plain.perplexity == pytest.approx(math.exp(plain.loss))
     assert plain.evaluations == len(plain.history) == 16
