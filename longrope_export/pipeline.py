@@ -25,7 +25,8 @@ from converters.base import Check, Converter, Export
 from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
-from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
+from longrope.extend import MethodTable, extend, help_to_train, table_tokens
+from longrope.extend_options import ExtendOptions
 from longrope.factors import RescaleFactors
 from longrope.files import json_text, refuse_existing, remove_partial, write_json
 from longrope.journal import differences
@@ -35,6 +36,7 @@ from longrope.provenance import provenance
 from longrope.search import check_search, plan_recovery, plan_search
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
+from longrope_export.commands.extend import ExtendRequest
 from longrope_export.conversion import chosen_sets
 from longrope_export.models import DEFAULT, load_texts, open_model
 from longrope_export.report import write_report
@@ -45,41 +47,6 @@ STAGES = "stages"
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 # Room that a run needs on the disk, as a multiple of the weights it writes.
 DISK_MARGIN = 1.2
-
-
-@dataclass(frozen=True)
-class ExtendRequest:
-    """The arguments of `extend`.
-
-    Args:
-        formats: names, each with an optional weight type: `hf`, `gguf:f16`.
-        texts: to search on; empty for the built-in ones. A part is held out unless `test_texts` are given.
-        test_texts: held out: methods and artifacts are measured on them.
-        windows: lengths to validate; empty for the original window and the target.
-        resume: go on with the run in `output`.
-    """
-
-    model: str
-    output: Path
-    options: ExtendOptions
-    formats: tuple[str, ...] = ("hf", "gguf", "onnx")
-    factor_sets: str = "auto"
-    texts: tuple[Path, ...] = ()
-    test_texts: tuple[Path, ...] = ()
-    windows: tuple[int, ...] = ()
-    windows_per_length: int = 4
-    crossing: bool = True
-    resume: bool = False
-    overwrite: bool = False
-
-    @property
-    def target_length(self) -> int:
-        return self.options.target_length
-
-    @property
-    def sets(self) -> str:
-        """`factor_sets`; of mixed training, which trains both sets, `auto` exports both."""
-        return "dual" if self.factor_sets == "auto" and self.options.mixed else self.factor_sets
 
 
 @dataclass(frozen=True)
@@ -99,6 +66,7 @@ class Run:
     folder: Path
     configuration: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     state: str = "planned"
     extension: Mapping[str, Any] | None = None
     exports: list[Mapping[str, Any]] = field(default_factory=list)
@@ -134,8 +102,8 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     Raises:
         LongRopeError: the input cannot be used, the machine lacks something, or a format cannot express the model.
     """
+    request, checkpoint = _opened(request)
     _check_processes(request.options)
-    checkpoint = open_model(request.model)
     if RANK > 0:
         corpus, _ = _corpora(request, checkpoint, Silent())
         help_to_train(checkpoint, corpus, request.options, stages_dir=request.output / STAGES, resume=request.resume)
@@ -180,7 +148,7 @@ def extend_plan_lines(request: ExtendRequest) -> list[str]:
     Raises:
         LongRopeError: what a run would refuse of the model, the target and the search.
     """
-    checkpoint = open_model(request.model)
+    request, checkpoint = _opened(request)
     _check_search(request, checkpoint)
     return _plan_lines(request, checkpoint, _outputs(request, checkpoint))
 
@@ -212,10 +180,16 @@ def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequenc
         lines.append(f"short set: {short.lines()[0]}, {forwards(checkpoint.window, short.tokens)}")
     lines += [
         f"table of methods at {length}: up to {tokens / 1e6:.2f}M tokens, {forwards(length, tokens)}"
-        for length, tokens in options.table_tokens(checkpoint).items()
+        for length, tokens in table_tokens(checkpoint, options).items()
     ]
     names = ", ".join(output.label for output in outputs)
     return [*lines, f"then {names}: written and validated, on up to {request.windows_per_length} windows a length"]
+
+
+def _opened(request: ExtendRequest) -> tuple[ExtendRequest, Checkpoint]:
+    """The model, and the request with `auto` made plain and stages in tokens for it."""
+    checkpoint = open_model(request.model)
+    return dataclasses.replace(request, options=request.options.on(checkpoint)), checkpoint
 
 
 def _corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progress) -> tuple[Corpus, Corpus]:
@@ -374,7 +348,7 @@ def _open_run(request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, he
     else:
         _clear(request.output, overwrite=request.overwrite)
     request.output.mkdir(parents=True, exist_ok=True)
-    run = Run(request.output, configuration, provenance())
+    run = Run(request.output, configuration, provenance(), request.recipe)
     run.save()
     return run
 

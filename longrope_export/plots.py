@@ -17,7 +17,7 @@ from longrope.files import refuse_existing, write_atomically
 from longrope.metrics import perplexity
 from longrope.retrieval import RetrievalRow
 from longrope.search import SearchResult
-from longrope_export.factor_tables import known_methods
+from longrope_export.factor_files import known_methods
 
 SUFFIXES = (".png", ".svg")
 # What `plot_search` draws, the last one of two-sided searches only.

@@ -6,16 +6,22 @@ recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
 """
 
-from longrope.search.evaluation_cache import HistoryPoint
-from longrope.search.measure import Machine, WindowModel
-from longrope.search.memory import MemoryPlan, plan_memory
-from longrope.search.methods import MethodScore, evaluate_methods, known_rows
+from typing import TYPE_CHECKING
+
+from longrope.lazy import lazy_names
+from longrope.machine import Machine
 from longrope.search.options import SearchOptions
-from longrope.search.plan import SearchPlan, plan_search
-from longrope.search.recover import Recovery, plan_recovery, recover_short
-from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
-from longrope.search.strategies import STRATEGIES
-from longrope.search.trial import Candidate
+
+if TYPE_CHECKING:
+    from longrope.search.evaluation_cache import HistoryPoint
+    from longrope.search.measure import WindowModel
+    from longrope.search.memory import MemoryPlan, plan_memory
+    from longrope.search.methods import MethodScore, evaluate_methods, known_rows
+    from longrope.search.plan import SearchPlan, plan_search
+    from longrope.search.recover import Recovery, plan_recovery, recover_short
+    from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
+    from longrope.search.strategies import STRATEGIES
+    from longrope.search.trial import Candidate
 
 __all__ = [
     "STRATEGIES",
@@ -40,3 +46,18 @@ __all__ = [
     "recover_short",
     "search",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "longrope.search.evaluation_cache": ("HistoryPoint",),
+        "longrope.search.measure": ("WindowModel",),
+        "longrope.search.memory": ("MemoryPlan", "plan_memory"),
+        "longrope.search.methods": ("MethodScore", "evaluate_methods", "known_rows"),
+        "longrope.search.plan": ("SearchPlan", "plan_search"),
+        "longrope.search.recover": ("Recovery", "plan_recovery", "recover_short"),
+        "longrope.search.run": ("ParetoPoint", "Scored", "SearchResult", "check_search", "search"),
+        "longrope.search.strategies": ("STRATEGIES",),
+        "longrope.search.trial": ("Candidate",),
+    },
+)

@@ -82,7 +82,7 @@ def plan_search(
         options: strategy, budget, objective and machine.
         available: bytes for each process; None for `available_memory`.
     """
-    options = options or SearchOptions()
+    options = (options or SearchOptions()).on(checkpoint)
     evaluations = options.max_evals or own_budget(options.strategy, target_length)
     per_evaluation = target_length * options.num_documents
     per_evaluation += options.num_documents * sum(length for length, _ in options.window_shares)

@@ -33,7 +33,7 @@ CONTRACT = {
     "search": ("--target-length", "--text", "--output", "--resume", "--seed", "--device", "--dtype", "--threads"),
     "recover": ("--window", "--text", "--output"),
     "convert": ("--to", "--output", "--factors", "--factor-sets", "--outtype", "--overwrite"),
-    "validate": ("--reference", "--text", "--windows", "--json", "--seed", "--threads"),
+    "validate": ("--reference", "--text", "--windows", "--json", "--device", "--threads"),
     "eval": ("--text", "--windows", "--passkey", "--json"),
     "inspect": ("--json",),
     "report": ("--output",),
@@ -130,7 +130,7 @@ RAISED: dict[str, tuple[BaseException, int, str]] = {
 @pytest.mark.parametrize("name", RAISED)
 def test_an_error_is_one_line_and_its_exit_code(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     error, code, line = RAISED[name]
-    monkeypatch.setattr("longrope_export.doctor.examine", raising(error))
+    monkeypatch.setattr("longrope_export.commands.doctor.examine", raising(error))
     done = run_cli("doctor")
     assert (done.code, done.out) == (code, "")
     assert line in done.err
@@ -141,7 +141,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("name", ["bad input", "our fault"])
 def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     error, code, _ = RAISED[name]
-    monkeypatch.setattr("longrope_export.doctor.examine", raising(error))
+    monkeypatch.setattr("longrope_export.commands.doctor.examine", raising(error))
     for arguments in (("doctor", "--debug"), ("--debug", "doctor")):
         done = run_cli(*arguments)
         assert done.code == code
@@ -190,10 +190,10 @@ def test_no_command_shows_the_commands() -> None:
 
 @pytest.mark.parametrize(("state", "code"), [("ok", 0), ("missing", 3), ("broken", 3)])
 def test_doctor_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch, state: str, code: int) -> None:
-    from longrope_export.doctor import Finding
+    from longrope_export.commands.doctor import Finding
 
     findings = [Finding("torch", state, "", True), Finding("extra ray", "missing", "")]  # type: ignore[arg-type]
-    monkeypatch.setattr("longrope_export.doctor.examine", lambda: findings)
+    monkeypatch.setattr("longrope_export.commands.doctor.examine", lambda: findings)
     done = run_cli("doctor", "--json", "-")
     assert done.code == code
     assert [found["state"] for found in json.loads(done.out)] == [state, "missing"]
@@ -201,7 +201,7 @@ def test_doctor_fails_only_for_what_is_required(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_json_to_a_file_leaves_stdout_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longrope_export.doctor.examine", list)
+    monkeypatch.setattr("longrope_export.commands.doctor.examine", list)
     assert run_cli("doctor", "--json", tmp_path / "found.json").code == 0
     assert json.loads((tmp_path / "found.json").read_text()) == []
 
