@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.presets import PRESETS, read_plan
-from longrope.finetune.stages import SEARCH, StagePlan, read_stages
+from longrope.finetune.stages import SEARCH, STAGE_SCHEMA, StagePlan, read_stages
 from longrope.options import Kind, Tokens, Words, nested, option
 from longrope.search.options import SearchOptions
 
@@ -31,7 +31,11 @@ def _load_plan(value: str | StagePlan) -> StagePlan:
 
 
 STAGES = Kind(
-    "PLAN", f"one of {', '.join(PRESETS)}, a TOML file, or a list of stages", _stages, {"type": "string"}, _load_plan
+    "PLAN",
+    f"one of {', '.join(PRESETS)}, a TOML file, or a list of stages",
+    _stages,
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": STAGE_SCHEMA}]},
+    _load_plan,
 )
 
 

@@ -11,6 +11,7 @@ import click
 
 from longrope.errors import InputError
 from longrope.extend_options import ExtendOptions
+from longrope.files import json_text
 from longrope.finetune.options import TrainOptions
 from longrope.journal import differences
 from longrope.options import Lengths, ModelName, Words, declared, nested, option
@@ -114,3 +115,8 @@ def print_outcome(outcome: Outcome, folder: Path) -> None:
     print_parity(outcome.validations)
     verdict = "all checks passed" if outcome.passed else "some checks FAILED"
     click.echo(f"{verdict}; report: {folder / 'report.html'}")
+
+
+def schema_text() -> str:
+    """docs/recipe.schema.json; `make schema` writes it."""
+    return json_text(recipes.recipe_schema(declared(ExtendRequest)))
