@@ -75,7 +75,9 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     assert values["text"] == (tmp_path / "books", Path("/far/away"))
     assert values["output"] == tmp_path / "run"
     assert values["stages"] == str(tmp_path / "plan.toml")
-    assert build(ExtendRequest, {"target-length": 512, **{k: v for k, v in values.items() if k != "stages"}}) is not None
+    assert (
+        build(ExtendRequest, {"target-length": 512, **{k: v for k, v in values.items() if k != "stages"}}) is not None
+    )
 
 
 def test_stages_are_a_preset_a_file_or_tables(tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_what_a_recipe_leaves_out_must_be_on_the_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"recipe": 3}', '{"recipe": {}}'])
 def test_a_run_json_without_a_recipe_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(InputError, match="run.json: expected"):
+    with pytest.raises(InputError, match=r"run\.json: expected"):
         recipes.read_recipe(tmp_path / "run.json", OPTIONS)
 
 
