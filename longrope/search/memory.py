@@ -9,7 +9,7 @@
     gradient     layers · (pass + scores) without checkpointing, layers · P · D with it; P · D for the head; logits twice
 
 D hidden size, F MLP size, H and K heads and key-value heads of size h, T window. `bytes` is the dtype's.
-`make bench-search` holds the estimate against a measured peak (docs/search.md).
+`make bench-search` holds the estimate against a measured peak (benchmarks/search.md).
 """
 
 from __future__ import annotations
