@@ -18,6 +18,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.extend_options import ExtendOptions
 from longrope.factors import RescaleFactors
 from longrope.finetune.stages import StagePlan
+from longrope.lazy import make_callable
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search import (
@@ -264,3 +265,6 @@ def measure_methods(
 
     lengths = ((checkpoint.window, at_original), (options.target_length, searched))
     return MethodTable({length: tuple(scores(length, named)) for length, named in lengths})
+
+
+make_callable(__name__)

@@ -22,7 +22,7 @@ from typing import Any
 
 from converters import registry
 from converters.base import Check, Converter, Export
-from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
+from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts, windows_by_length
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import MethodTable, extend, help_to_train, table_tokens
@@ -37,7 +37,6 @@ from longrope.search import check_search, plan_recovery, plan_search
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 from longrope_export.commands.extend import ExtendRequest
-from longrope_export.conversion import chosen_sets
 from longrope_export.models import DEFAULT, load_texts, open_model
 from longrope_export.report import write_report
 
@@ -133,7 +132,9 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     run.save()
     model = result.checkpoint
     artifacts = [_export(output, model, result.factors, request, run, progress) for output in outputs]
-    validations = validate(artifacts, model, result.factors, held_out, _validate_options(request, model), progress)
+    validations = validate_artifacts(
+        artifacts, model, result.factors, held_out, _validate_options(request, model), progress
+    )
     outcome = Outcome(result.methods, validations)
     _finish(run, outcome)
     return outcome
@@ -385,7 +386,7 @@ def _export(
     progress: Progress,
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
-    chosen = chosen_sets(output.converter, factors, request.sets)
+    chosen = output.converter.choose_sets(factors, request.sets)
     checks = _sound(output, checkpoint, chosen)
     if checks is None:
         progress.line(f"Writing {output.path} ({chosen.factor_sets} factor set{'s' * (chosen.factor_sets == 'dual')}).")

@@ -19,7 +19,8 @@ of a number that is computed with and that is kept:
     sent by each device       FSDP2 (2 c P + 4 P_t) (N-1)/N a pass; Ulysses 3 · c t (2 H + 2 K') d layers (S-1)/S
 
 D hidden, F MLP, V vocabulary, H and K query and key heads of size d, K' = lcm(K, S). GPUs' figures are
-their vendors'; how much of the peak is reached is an assumption that each device states. benchmarks/training.md has the tables.
+their vendors'; how much of the peak is reached is an assumption that each device states.
+benchmarks/training.md has the tables.
 """
 
 from __future__ import annotations

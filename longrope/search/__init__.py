@@ -8,7 +8,7 @@ evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known 
 
 from typing import TYPE_CHECKING
 
-from longrope.lazy import lazy_names
+from longrope.lazy import exports, make_callable
 from longrope.machine import Machine
 from longrope.search.options import SearchOptions
 
@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
     from longrope.search.strategies import STRATEGIES
     from longrope.search.trial import Candidate
+else:
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "longrope.search.evaluation_cache": ("HistoryPoint",),
+            "longrope.search.measure": ("WindowModel",),
+            "longrope.search.memory": ("MemoryPlan", "plan_memory"),
+            "longrope.search.methods": ("MethodScore", "evaluate_methods", "known_rows"),
+            "longrope.search.plan": ("SearchPlan", "plan_search"),
+            "longrope.search.recover": ("Recovery", "plan_recovery", "recover_short"),
+            "longrope.search.run": ("ParetoPoint", "Scored", "SearchResult", "check_search", "search"),
+            "longrope.search.strategies": ("STRATEGIES",),
+            "longrope.search.trial": ("Candidate",),
+        },
+    )
 
 __all__ = [
     "STRATEGIES",
@@ -47,17 +62,4 @@ __all__ = [
     "search",
 ]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "longrope.search.evaluation_cache": ("HistoryPoint",),
-        "longrope.search.measure": ("WindowModel",),
-        "longrope.search.memory": ("MemoryPlan", "plan_memory"),
-        "longrope.search.methods": ("MethodScore", "evaluate_methods", "known_rows"),
-        "longrope.search.plan": ("SearchPlan", "plan_search"),
-        "longrope.search.recover": ("Recovery", "plan_recovery", "recover_short"),
-        "longrope.search.run": ("ParetoPoint", "Scored", "SearchResult", "check_search", "search"),
-        "longrope.search.strategies": ("STRATEGIES",),
-        "longrope.search.trial": ("Candidate",),
-    },
-)
+make_callable(__name__)

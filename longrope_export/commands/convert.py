@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import registry
-from converters.base import Check, Export
+from converters import api, registry
 from longrope.errors import InputError
 from longrope.files import refuse_existing
 from longrope.options import ModelName, option
 from longrope_export import options
-from longrope_export.conversion import chosen_sets, known_factors
+from longrope_export.conversion import known_factors
 from longrope_export.models import open_model
 
 if TYPE_CHECKING:
+    from converters.api import Conversion
     from longrope.progress import Progress
 
 WORDS = {"true": True, "false": False}
@@ -57,33 +57,33 @@ def command(request: ConvertRequest) -> int:
         100_000
     )  # a vocabulary is that many objects and no cycle: looking for some costs a tenth of the time
     progress = ConsoleProgress()
-    path, checks = convert(request, progress)
-    progress.line(f"{path}: written; {len(checks)} read-back checks passed.")
+    written = convert(request, progress)
+    progress.line(f"{written.path}: written; {len(written.checks)} read-back checks passed.")
     return 0
 
 
-def convert(request: ConvertRequest, progress: Progress) -> tuple[Path, list[Check]]:
-    """Write one artifact.
-
-    Returns:
-        Its path, which a single-file format chooses itself when the output is a folder, and the read-back checks.
+def convert(request: ConvertRequest, progress: Progress) -> Conversion:
+    """Write one artifact; what can be refused without the model is refused before it is opened, or downloaded.
 
     Raises:
         LongRopeError: nothing is left behind.
     """
     converter = registry.converter(request.format)
-    into_folder = bool(converter.suffix) and request.output.is_dir()
-    if not into_folder:
+    if not (converter.suffix and request.output.is_dir()):
         refuse_existing(request.output, overwrite=request.overwrite)
     own = parse_pairs(request.pairs)
     checkpoint = open_model(request.model)
-    factors = chosen_sets(converter, known_factors(checkpoint, request.factors), request.factor_sets)
-    for oddity in factors.oddities():
-        progress.warn(oddity)
-    converter.check_requirements()
-    planned = converter.plan(Export(checkpoint, factors, request.outtype, own))
-    path = request.output / planned.file_name if into_folder else request.output
-    return path, planned.save(path, progress, overwrite=request.overwrite)
+    return api.convert(
+        checkpoint,
+        request.output,
+        to=request.format,
+        factors=known_factors(checkpoint, request.factors),
+        factor_sets=request.factor_sets,
+        outtype=request.outtype,
+        options=own,
+        overwrite=request.overwrite,
+        progress=progress,
+    )
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from longrope.finetune.stages import GIVEN, Stage, StageTraining
 from longrope.options import ModelName, nested, option
 from longrope.progress import Progress, Silent
 from longrope_export import options
-from longrope_export.conversion import chosen_sets, known_factors
+from longrope_export.conversion import known_factors
 
 if TYPE_CHECKING:
     from longrope.finetune.trainer import Training
@@ -170,4 +170,4 @@ def _sets(converter: Converter, factors: RescaleFactors, stage: Stage, factor_se
     """`auto` keeps both sets of mixed training, for both were trained; else it is the format's."""
     if factor_sets == "auto" and stage.short_share:
         return factors
-    return chosen_sets(converter, factors, factor_sets)
+    return converter.choose_sets(factors, factor_sets)

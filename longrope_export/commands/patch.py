@@ -42,7 +42,6 @@ def command(request: PatchRequest) -> int:
 def patch(request: PatchRequest) -> list[Check]:
     """Put the factors in and return the read-back checks. Raises LongRopeError."""
     from converters import registry
-    from longrope_export.conversion import chosen_sets
 
     converter = registry.converter("gguf")
     converter.check_requirements()
@@ -52,5 +51,5 @@ def patch(request: PatchRequest) -> list[Check]:
         raise InputError("expected either -o OUT.gguf or --in-place")
     from converters.gguf.patch import patch_gguf
 
-    chosen = chosen_sets(converter, RescaleFactors.load(request.factors), request.factor_sets)
+    chosen = converter.choose_sets(RescaleFactors.load(request.factors), request.factor_sets)
     return patch_gguf(request.file, chosen, request.output, in_place=request.in_place, overwrite=request.overwrite)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longrope.machine import device_option, resolve_device, threads_option
+from longrope.machine import device_option, threads_option
 from longrope.options import Lengths, ModelName, option
 from longrope_export import options
 
@@ -50,39 +50,24 @@ def command(request: ValidateRequest) -> int:
 
 def validate_artifact(request: ValidateRequest, progress: Progress) -> Validation:
     """Static checks and parity of one artifact. Raises LongRopeError for input that cannot be used."""
-    from converters import registry
-    from converters.parity import Artifact, ValidateOptions, validate
+    from converters import api, registry
+    from longrope.factors import RescaleFactors
     from longrope.text import load_corpus
-    from longrope_export.expectations import expected_factors
     from longrope_export.models import artifact_path, open_model
 
     path = artifact_path(request.artifact)
-    converter = registry.recognize(path)
-    converter.check_requirements()
+    registry.recognize(path).check_requirements()
     reference = open_model(request.reference)
-    expectation = expected_factors(path, converter, reference, request.factors, request.factor_sets)
-    if expectation is None:
-        return _without_factors(path, request.reference, converter.name)
-    wanted = ValidateOptions(
-        windows=request.windows or (expectation.factors.original, expectation.factors.target),
+    return api.validate(
+        path,
+        reference,
+        load_corpus(request.texts, reference.encode),
+        factors=RescaleFactors.load(request.factors) if request.factors else None,
+        factor_sets=request.factor_sets,
+        windows=request.windows,
         windows_per_length=request.windows_per_length,
         crossing=request.crossing,
+        device=request.device,
         threads=request.threads,
-        device=resolve_device(request.device),
+        progress=progress,
     )
-    corpus = load_corpus(list(request.texts), reference.encode)
-    artifact = Artifact(path, converter, expectation.factors)
-    (result,) = validate([artifact], reference, expectation.reference, corpus, wanted, progress)
-    result.checks = [*expectation.notes, *result.checks]
-    return result
-
-
-def _without_factors(path: Path, reference: str, format_name: str) -> Validation:
-    """Nobody knows any factors: the artifact is not an extended model."""
-    from converters.base import Check
-    from converters.parity import Validation
-    from longrope.provenance import provenance
-
-    message = "neither the artifact nor the reference carries any; pass --factors to say what the artifact should have"
-    check = Check(f"{format_name}.factors", "fail", "rescale factors", None, message)
-    return Validation(str(path), format_name, reference, [check], provenance=provenance())
