@@ -2,7 +2,7 @@
 
     convert(checkpoint, output, to="gguf", factors=…)    write one artifact and read it back
     validate(artifact, reference, corpus)                compare it with the model it was made from
-    read_factors(artifact)                               the factors inside
+    read_factors(file)                                   the factors in a factors.json, a CSV, a config.json or an artifact
 
 `longrope.convert`, `longrope.validate` and `longrope.read_factors` are the same functions.
 """
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 from longrope.lazy import exports
 
 if TYPE_CHECKING:
-    from converters.api import Conversion, convert, read_factors, validate
+    from converters.api import Conversion, convert, validate
     from converters.base import Check, Converter, Export, PlannedExport
+    from converters.factor_files import read_factors
     from converters.parity import Validation
 else:
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "converters.api": ("Conversion", "convert", "read_factors", "validate"),
+            "converters.api": ("Conversion", "convert", "validate"),
             "converters.base": ("Check", "Converter", "Export", "PlannedExport"),
+            "converters.factor_files": ("read_factors",),
             "converters.parity": ("Validation",),
         },
     )

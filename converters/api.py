@@ -142,13 +142,3 @@ def validate(
     (result,) = validate_artifacts([judged], reference, expectation.reference, corpus, options, progress)
     result.checks = [*expectation.notes, *result.checks]
     return result
-
-
-def read_factors(artifact: str | Path) -> RescaleFactors | None:
-    """The factors inside an artifact, exactly as stored; None when it has none.
-
-    Raises:
-        InputError: no such artifact, or a broken one.
-    """
-    path = Path(artifact)
-    return registry.recognize(path).read_factors(path)

@@ -53,9 +53,9 @@ class ImportRequest:
 @options.command(ImportRequest, name="import", group=command)
 def import_command(request: ImportRequest) -> int:
     """Turn the factors in FILE into factors.json."""
+    from converters.factor_files import import_factors
     from longrope.files import refuse_existing
     from longrope_export.console import ConsoleProgress
-    from longrope_export.factor_files import import_factors
 
     progress = ConsoleProgress()
     factors = import_factors(request.file, short=request.short, original=request.original, target=request.target)
@@ -81,8 +81,8 @@ class ShowRequest:
 @options.command(ShowRequest, name="show", group=command)
 def show_command(request: ShowRequest) -> int:
     """Print the factors in FILE beside PI, NTK and YaRN at the same length scale."""
+    from converters.factor_files import read_factors
     from longrope_export.console import write_json
-    from longrope_export.factor_files import read_factors
 
     factors = read_factors(request.file)
     if request.json_path is None:
@@ -93,8 +93,8 @@ def show_command(request: ShowRequest) -> int:
 
 def print_factors(title: str, factors: RescaleFactors) -> None:
     """One row a rotary pair."""
+    from converters.factor_files import known_methods
     from longrope_export.console import print_table, said
-    from longrope_export.factor_files import known_methods
 
     columns = {"short": factors.short_factor, "long": factors.long_factor, **known_methods(factors)}
     rows = [[str(i), *(f"{values[i]:.6g}" for values in columns.values())] for i in range(factors.num_pairs)]
@@ -119,7 +119,7 @@ class DiffRequest:
 @options.command(DiffRequest, name="diff", group=command)
 def diff_command(request: DiffRequest) -> int:
     """Compare two factor files; exit code 1 when they differ."""
-    from longrope_export.factor_files import read_factors
+    from converters.factor_files import read_factors
 
     first, second = request.first, request.second
     return 1 if print_differences(read_factors(first), read_factors(second), str(first), str(second)) else 0
@@ -168,8 +168,8 @@ def plot_command(request: PlotRequest) -> int:
 
     Files given with --beside, such as the sets that LongRoPE's authors published, are brought to its pairs and length scale.
     """
+    from converters.factor_files import read_factors
     from longrope.files import refuse_existing
-    from longrope_export.factor_files import read_factors
     from longrope_export.plots import plot_factors
 
     refuse_existing(request.output, overwrite=request.overwrite)

@@ -15,8 +15,16 @@ from longrope.hf_config import from_config
 CSV_SUFFIXES = (".csv", ".txt")
 
 
-def read_factors(path: Path) -> RescaleFactors:
-    """Factors of a file or folder, with what it does not say left open. Raises InputError when there are none."""
+def read_factors(file: str | Path) -> RescaleFactors:
+    """Factors of a file or folder, exactly as stored; what it does not say is left open.
+
+    Args:
+        file: a factors.json, the LongRoPE authors' CSV (one set), a config.json, or an artifact of any format.
+
+    Raises:
+        InputError: no such file, or it holds no factors.
+    """
+    path = Path(file)
     if path.suffix.lower() in CSV_SUFFIXES:
         values = read_authors_csv(path)
         return RescaleFactors(values, values, method="imported", provenance={"imported_from": path.name})
