@@ -95,7 +95,7 @@ def recipe_schema(options: Sequence[Option]) -> dict[str, Any]:
 
 
 def _kept(options: Sequence[Option]) -> list[Option]:
-    return [each for each in options if not each.about["once"]]
+    return [each for each in options if not each.about.once]
 
 
 def _plain(value: Any) -> Any:

@@ -162,7 +162,7 @@ CASES: dict[str, Case] = {
     "unknown format option": Case(f"{CONVERT} --option a=b", 2, "unknown options a"),
     "an option that is no pair": Case(f"{CONVERT} --option ab", 2, "expected KEY=VALUE"),
     "unknown strategy": Case(f"{SEARCH} --strategy evolutoin", 2, "evolution"),
-    "unknown n_hat": Case(f"{SEARCH} --n-hat 3", 2, "--n-hat 3: expected one of 0, 1, 2"),
+    "unknown n_hat": Case(f"{SEARCH} --n-hat -3", 2, "expected search or a whole number of 0 or more"),
     "unknown formats to extend": Case(f"{EXTEND} --formats hf,ggfu", 2, "did you mean gguf?"),
     "a format twice": Case(f"{EXTEND} --formats hf,hf", 2, "hf is there twice"),
     "csv with rows that differ": Case(

@@ -42,7 +42,8 @@ from tests.common import REPOSITORY, run_cli
 
 # The contract's options of each command.
 CONTRACT = {
-    "extend": "target-length output text formats factor-sets strategy max-evals stages resume print-recipe seed device dtype threads",
+    "extend": "target-length output text formats factor-sets strategy max-evals stages resume print-recipe "
+    "seed device dtype threads",
     "search": "target-length text output resume seed device dtype threads",
     "finetune": "factors text output seed device dtype threads",
     "recover": "window text output seed device dtype threads",
@@ -112,7 +113,7 @@ def parts_of(entry: str) -> tuple[str, str, str]:
 
 
 def is_line_of(names: str, each: Option) -> bool:
-    if each.about["argument"]:
+    if each.about.argument:
         return names == each.name.upper()
     return bool(re.search(rf"(^|, )--{each.key}( |$)", names))
 
@@ -145,12 +146,12 @@ def test_defaults_that_are_shown_are_the_dataclasses(name: str) -> None:
     lines = [line for lines in help_of(name).values() for line in lines]
     for each in declared(REQUESTS[name]):
         (remark,) = (remark for names, _, remark in lines if is_line_of(names, each))
-        if each.about["argument"]:
+        if each.about.argument:
             assert remark == ""
         elif each.default is MISSING:
             assert remark == "required"
         elif each.default is None or each.default == ():
-            assert remark == (f"default: {each.about['unset']}" if each.about["unset"] else "")
+            assert remark == (f"default: {each.about.unset}" if each.about.unset else "")
         elif isinstance(each.default, bool):
             assert remark == (f"default: {each.key}" if each.default else "")
         else:
@@ -296,7 +297,10 @@ def raising(error: BaseException) -> Callable[[], None]:
         (("validate", "x", "--reference", "y", "--text", "z", "--seed", "1"), "No such option"),
         (("eval", "x", "--depths", "0,2"), "expected numbers from 0 to 1 like 0,0.5,1, got '0,2'"),
         (("eval", "x", "--shots", "-1"), "expected whole numbers like 0,1,4, got '-1'"),
-        (("search", "x", "-o", "y", "--short-budget", "x%"), "expected a share like 1% or 0.01, got 'x%'"),
+        (
+            ("search", "x", "-o", "y", "--short-budget", "x%"),
+            "expected a fraction of 0 or more, like 1% or 0.01, got 'x%'",
+        ),
         (("search", "x", "-o", "y", "--window-share", "512", "200%"), "expected a number of tokens"),
         (("search", "x", "-o", "y", "--n-hat", "-1"), "expected search or a whole number of 0 or more, got '-1'"),
         (("search", "x", "-o", "y", "--attention-factor", "nan"), "expected formula, search or a number above 0"),
