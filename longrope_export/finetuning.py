@@ -14,12 +14,13 @@ from converters import registry
 from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
+from longrope.estimates.compute import measure_rates
+from longrope.estimates.shape import DecoderShape
+from longrope.estimates.training import stage_estimate
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, write_atomically
-from longrope.finetune.cost import measure_rates, stage_cost
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import processes
-from longrope.finetune.plan import DecoderShape
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import Training, finetune, training_factors
 from longrope.modeling import set_threads
@@ -99,13 +100,13 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
     return checks
 
 
-def plan_lines(request: FinetuneRequest) -> list[str]:
+def finetune_plan_lines(request: FinetuneRequest) -> list[str]:
     """What training would take, for a person; no weights are loaded."""
     checkpoint, factors = _opened(request)
     set_threads(request.options.threads)
     stage, shape = request.stage_for(factors), DecoderShape.of(checkpoint.config)
     rates = measure_rates(shape, request.options.dtype, request.options.device)
-    cost = stage_cost(checkpoint, stage, request.options, rates)
+    cost = stage_estimate(checkpoint, stage, request.options, rates)
     return [
         f"{checkpoint.name}: {shape.parameters / 1e6:.1f}M parameters, window {factors.original} → {factors.target}",
         f"{stage.steps} steps of {stage.batch} rows of {stage.row_length} tokens, {stage.learning_rate:g} {stage.schedule}",

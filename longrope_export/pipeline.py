@@ -25,6 +25,7 @@ from converters.base import Check, Converter, Export
 from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
+from longrope.estimates.search import search_estimate
 from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
 from longrope.factors import RescaleFactors
 from longrope.files import json_text, refuse_existing, remove_partial, write_json
@@ -32,7 +33,7 @@ from longrope.journal import differences
 from longrope.modeling import require_device, set_threads
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
-from longrope.search import check_search, plan_recovery, plan_search
+from longrope.search import check_search, recovery_estimate
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
 from longrope_export.conversion import chosen_sets
@@ -187,9 +188,9 @@ def extend_plan_lines(request: ExtendRequest) -> list[str]:
 
 def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[str]:
     """Searches and training, the short set, the table of methods: tokens, memory and time on this device."""
-    from longrope.finetune.cost import duration, forward_seconds, measure_rates
-    from longrope.finetune.plan import DecoderShape
-    from longrope.finetune.progressive import plan_lines, plan_stages
+    from longrope.estimates.compute import duration, forward_seconds, measure_rates
+    from longrope.estimates.shape import DecoderShape
+    from longrope.finetune.progressive import stages_estimate
 
     options, shape = request.options, DecoderShape.of(checkpoint.config)
     set_threads(options.training.threads)
@@ -200,15 +201,14 @@ def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequenc
 
     if options.stages:
         training = measure_rates(shape, options.training.dtype, options.training.device)
-        planned = plan_stages(
+        lines = stages_estimate(
             checkpoint, options.stages, options.search, options.training, training, world_size=WORLD_SIZE
-        )
-        lines = plan_lines(options.stages, planned)
+        ).lines()
     else:
-        searching = plan_search(checkpoint, request.target_length, options.search)
+        searching = search_estimate(checkpoint, request.target_length, options.search)
         lines = [*searching.lines(), forwards(request.target_length, searching.tokens)]
     if _wants_dual(request, outputs):
-        short = plan_recovery(checkpoint, options.short_windows, options.short_search)
+        short = recovery_estimate(checkpoint, options.short_windows, options.short_search)
         lines.append(f"short set: {short.lines()[0]}, {forwards(checkpoint.window, short.tokens)}")
     lines += [
         f"table of methods at {length}: up to {tokens / 1e6:.2f}M tokens, {forwards(length, tokens)}"
@@ -323,7 +323,7 @@ def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, options:
     needed = DISK_MARGIN * weights * 2 * num_outputs
     trained = sum(stage.steps > 0 for stage in options.stages.stages) if options.stages else 0
     if trained:
-        from longrope.finetune.cost import checkpoint_bytes
+        from longrope.estimates.training import checkpoint_bytes
 
         needed += DISK_MARGIN * (trained * weights + (2 * trained + 1) * checkpoint_bytes(checkpoint, options.training))
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

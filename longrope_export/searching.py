@@ -10,11 +10,12 @@ from typing import Any
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
+from longrope.estimates.search import search_estimate
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope.provenance import provenance
-from longrope.search import Recovery, SearchOptions, SearchResult, check_search, plan_search, recover_short, search
+from longrope.search import Recovery, SearchOptions, SearchResult, check_search, recover_short, search
 from longrope.search.run import JOURNAL_NAME
 from longrope.text import load_corpus
 from longrope_export.models import open_model
@@ -69,14 +70,14 @@ def _open_for_search(model: str, target_length: int, options: SearchOptions) -> 
     return checkpoint
 
 
-def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[str]:
+def search_plan_lines(model: str, target_length: int, options: SearchOptions) -> list[str]:
     """What a search would cost, for a person, and whether it fits; no weights are loaded.
 
     Raises:
         LongRopeError: what `check_search` refuses.
     """
     checkpoint = _open_for_search(model, target_length, options)
-    return plan_search(checkpoint, target_length, options).lines()
+    return search_estimate(checkpoint, target_length, options).lines()
 
 
 @dataclass(frozen=True)

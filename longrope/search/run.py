@@ -18,16 +18,18 @@ from typing import Any
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
+from longrope.estimates.compute import slow_seconds
+from longrope.estimates.memory import FREE_SHARE
+from longrope.estimates.search import SearchEstimate, search_estimate
+from longrope.estimates.shape import DecoderShape
 from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
 from longrope.journal import Journal
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent, Task
 from longrope.search.evaluation_cache import EvaluationCache, HistoryPoint
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
-from longrope.search.memory import SHARE
 from longrope.search.objective import Side
 from longrope.search.options import SearchOptions
-from longrope.search.plan import SearchPlan, plan_search, require_plan, slow_seconds
 from longrope.search.space import SearchSpace, StartingPoint, make_space
 from longrope.search.strategies import check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
@@ -164,7 +166,7 @@ def search(
     mild = space.mild_methods() if options.short_budget is not None else ()
     starting_points = (*given_starting_points(checkpoint, space, options.start_from), *space.known_methods(), *mild)
     problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
-    return run_search(
+    return solve(
         checkpoint,
         problem,
         options,
@@ -204,7 +206,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
     return space
 
 
-def run_search(
+def solve(
     checkpoint: Checkpoint,
     problem: Problem,
     options: SearchOptions,
@@ -223,14 +225,14 @@ def run_search(
         "text": problem.objective.fingerprint,
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
-    plan = plan_search(checkpoint, problem.space.target, options)
+    plan = search_estimate(checkpoint, problem.space.target, options)
     notes = {"available_memory": plan.forward.available}
     journal = None
     if journal_dir:
         journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume, overwrite=overwrite, notes=notes)
     with journal or nullcontext():
         plan = _as_begun(plan, journal, checkpoint, problem, options, progress)
-        require_plan(plan)
+        plan.require()
         if plan.skips_gradient:
             progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
             problem = replace(problem, gradients=False)
@@ -261,21 +263,21 @@ def run_search(
 
 
 def _as_begun(
-    plan: SearchPlan,
+    plan: SearchEstimate,
     journal: Journal | None,
     checkpoint: Checkpoint,
     problem: Problem,
     options: SearchOptions,
     progress: Progress,
-) -> SearchPlan:
+) -> SearchEstimate:
     """The plan that a resumed search was begun with: other passes give other last digits, and so other candidates."""
     begun = journal.notes.get("available_memory") if journal else None
     if begun is None or begun == plan.forward.available:
         return plan
-    first = plan_search(checkpoint, problem.space.target, options, available=begun)
+    first = search_estimate(checkpoint, problem.space.target, options, available=begun)
     now = plan.forward.available
     needed = max((memory.total for memory in (first.forward, first.gradient) if memory and memory.fits), default=0)
-    if now is None or needed <= SHARE * now:
+    if now is None or needed <= FREE_SHARE * now:
         return first
     progress.warn(
         f"{now / 2**30:.1f} GiB are free, {begun / 2**30:.1f} GiB were when this search began: it goes on with what "
@@ -285,13 +287,14 @@ def _as_begun(
 
 
 def _evaluator(
-    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, plan: SearchPlan, progress: Progress
+    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, plan: SearchEstimate, progress: Progress
 ) -> Evaluator:
     objective, machine = problem.objective, replace(options.machine, available=plan.forward.available)
+    shape = DecoderShape.of(checkpoint.config)
 
     def cost(job: Job) -> float:
         forwards = GRADIENT_FORWARDS if job.gradient else 1
-        return forwards * slow_seconds(checkpoint, len(objective.windows[job.window]))
+        return forwards * slow_seconds(shape, len(objective.windows[job.window]))
 
     recipe = Recipe(checkpoint.path, checkpoint.name, objective, machine, problem.space.default_attention)
     return make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn, cost=cost)

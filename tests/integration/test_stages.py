@@ -191,8 +191,7 @@ def test_a_plan_is_told_and_nothing_done(
         assert f"table of methods at 8192: up to {8 * 8 * 8192 / 1e6:.2f}M tokens, about" in out
         assert "then hf, gguf, onnx: written and validated" in out
     assert "run out of memory" not in done.out
-    monkeypatch.setattr("longrope.finetune.cost.free_memory", lambda device: 1 << 20)
-    monkeypatch.setattr("longrope.search.plan.available_memory", lambda options: 1 << 20)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: 1 << 20)
     tight = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
     assert tight.out.count("  training: may run out of memory") == 2
     assert tight.out.count("  search: does not fit: the search would be refused") == 3
