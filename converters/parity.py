@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converters.base import Check, Converter
+from converters.base import Check, Converter, PlannedExport
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import FactorSet, RescaleFactors
@@ -70,16 +70,23 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something to validate: where it is, who reads it, and the factors it must carry."""
+    """Something to validate: where it is, who reads it, the factors it must carry, and its plan, where that is at hand."""
 
     path: Path
     converter: Converter
     expected: RescaleFactors
     name: str = ""
+    planned: PlannedExport | None = None
 
     @property
     def label(self) -> str:
         return self.name or str(self.path)
+
+    def static_checks(self, reference: Checkpoint) -> list[Check]:
+        """What reading the artifact finds, without running it."""
+        if self.planned is not None:
+            return self.planned.check(self.path)
+        return self.converter.static_checks(self.path, self.expected, reference)
 
 
 @dataclass
@@ -168,7 +175,7 @@ def validate(
     texts = windows_by_length(corpus, factors, options)
     results = [Validation(a.label, a.converter.name, reference.name) for a in artifacts]
     for result, artifact in zip(results, artifacts, strict=True):
-        result.checks += artifact.converter.static_checks(artifact.path, artifact.expected, reference)
+        result.checks += artifact.static_checks(reference)
         result.provenance = provenance(
             reference_fingerprint=reference.fingerprint,
             text_fingerprint=corpus.fingerprint,

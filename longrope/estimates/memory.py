@@ -53,11 +53,11 @@ class MemoryEstimate:
         """Whether the total is within `FREE_SHARE` of what is free; true when that is unknown."""
         return self.available is None or self.total <= FREE_SHARE * self.available
 
-    def _summary(self, parts: Mapping[str, float]) -> str:
-        """The total, what is free, and the parts named, in GiB."""
+    def _summary(self, parts: Mapping[str, float], how: str = "") -> str:
+        """The total, what is free, how, and the parts named, in GiB."""
         free = f" of {self.available / 2**30:.1f} GiB free" if self.available is not None else ""
         named = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-        return f"about {self.total / 2**30:.2f} GiB{free} ({named})"
+        return f"about {self.total / 2**30:.2f} GiB{free}{how} ({named})"
 
 
 def require_memory(estimate: MemoryEstimate) -> None:

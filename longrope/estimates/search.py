@@ -164,17 +164,18 @@ class SearchEstimate:
 
     def caveats(self) -> list[str]:
         """What of it does not fit into memory, for a person."""
-        if not all(needed.fits for needed in self._needed):
+        if not all(needed.fits for needed in self.needed):
             return ["does not fit: the search would be refused"]
         return ["gradients do not fit: the search would go without"] if self.skips_gradient else []
 
     def require(self) -> None:
         """Raise MissingRequirementError when even the smallest passes do not fit."""
-        for needed in self._needed:
+        for needed in self.needed:
             require_memory(needed)
 
     @property
-    def _needed(self) -> list[SearchMemory]:
+    def needed(self) -> list[SearchMemory]:
+        """What the search cannot do without."""
         return [self.forward, *([self.gradient] if self.gradient and self.needs_gradient else [])]
 
 

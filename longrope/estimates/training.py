@@ -116,9 +116,9 @@ class TrainingMemory(MemoryEstimate):
     """Memory of a training step in each process."""
 
     def __str__(self) -> str:
-        how = "activations recomputed, " if self.checkpointing else ""
+        how = ", activations recomputed" if self.checkpointing else ""
         largest = sorted(self.parts.items(), key=lambda part: -part[1])[:3]
-        return how + self._summary(dict(largest))
+        return self._summary(dict(largest), how)
 
 
 def rows_per_pass(stage: Stage, options: TrainOptions, rows: int) -> int:
@@ -204,7 +204,7 @@ class StageEstimate:
     def __str__(self) -> str:
         return (
             f"{self.tokens / 1e6:.2f}M tokens, {self.flops:.2g} FLOPs, about {duration(self.seconds)} on this device; "
-            f"memory: {self.memory}"
+            f"memory {self.memory}"
         )
 
 

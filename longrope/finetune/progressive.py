@@ -270,14 +270,18 @@ def stages_estimate(
     return StagesEstimate(plan, tuple(cost(stage) for stage in plan.stages))
 
 
-def check_texts(checkpoint: Checkpoint, plan: StagePlan, corpus: Corpus, load_texts: LoadTexts) -> None:
-    """Raise InputError where a stage's texts are too short for its rows, before anything is started."""
-    placeholder = RescaleFactors(
-        (1.0,) * (checkpoint.rotary_dim // 2),
-        (2.0,) * (checkpoint.rotary_dim // 2),
-        target_length=plan.stages[-1].length,
-    )
-    factors = checkpoint.bind(placeholder)
+def check_stages(
+    checkpoint: Checkpoint, plan: StagePlan, factors: RescaleFactors, corpus: Corpus, load_texts: LoadTexts
+) -> None:
+    """Refuse, before anything is started, files of factors that do not fit a stage and texts too short for its rows.
+
+    Args:
+        factors: bound, of any values, for the plan's last length.
+        checkpoint, plan, corpus, load_texts: as in `run_stages`.
+
+    Raises:
+        InputError: which stage, and what is wrong.
+    """
     for stage in plan.stages:
         if stage.factors not in (SEARCH, RESCALE):
             known_stage_factors(checkpoint, stage, None)

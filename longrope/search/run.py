@@ -196,7 +196,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
     if checkpoint.factors is not None and options.from_factors is None:
         raise InputError(
             f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens): "
-            "search on top of its factors (factors import, then --from FACTORS.json), or start from the original model"
+            "search on top of its factors, or start from the original model"
         )
     for length, _ in options.window_shares:
         if not 2 <= length <= target_length:
@@ -250,12 +250,12 @@ def solve(
                 if plan.needs_gradient and cache.lost_gradients:
                     raise MissingRequirementError(
                         f"strategy {options.strategy} needs gradients, and one did not fit into memory ({plan.gradient}); "
-                        "use --strategy auto, a smaller --dtype, or another machine"
+                        "use strategy auto, a smaller dtype, or another machine"
                     )
     measured = {point.label for point in cache.history}
     if left_out := [start.name for start in problem.starting_points if start.name not in measured]:
         progress.warn(
-            f"the budget was too small for these starting points: {', '.join(left_out)}; --max-evals raises it"
+            f"the budget was too small for these starting points: {', '.join(left_out)}; a larger one measures them"
         )
     if cache.lost_gradients:
         progress.warn(f"{cache.lost_gradients} gradients did not fit into memory; the search went on without them")
@@ -327,8 +327,8 @@ def _capped(
         if rise > options.short_budget:
             progress.warn(
                 f"the attention factor of {attention:.3f} alone raises perplexity at the original window by "
-                f"{100 * rise:.1f} %, the short budget is {100 * options.short_budget:g} %; --attention-factor search finds "
-                "a smaller one, which some engines ignore, and both factor sets (recover) do without a budget"
+                f"{100 * rise:.1f} %, the short budget is {100 * options.short_budget:g} %; a searched one is "
+                "smaller, which some engines ignore, and two factor sets need no budget"
             )
     return replace(problem, objective=objective)
 
@@ -346,15 +346,16 @@ def given_starting_points(
 
 def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions) -> Iterator[str]:
     """What given factor files say that this search does not keep."""
-    files = [("--from", options.from_factors)] if options.from_factors else []
-    files += [("--start-from", factors) for factors in options.start_from]
-    for option, factors in files:
+    base, start = "factors to search on top of", "factors to start from"
+    given = [(base, options.from_factors)] if options.from_factors else []
+    given += [(start, factors) for factors in options.start_from]
+    for what, factors in given:
         bound = checkpoint.bind(factors)
-        searched = option == "--start-from" and len(space.n_hats) > 1
+        searched = what == start and len(space.n_hats) > 1
         if bound.n_hat not in space.n_hats and not searched:
             yield (
-                f"{option}: its n_hat of {bound.n_hat} is not kept, candidates have {space.n_hats[0]}; "
-                f"--n-hat {bound.n_hat} keeps it, and --n-hat search searches it"
+                f"{what}: their n_hat of {bound.n_hat} is not kept, candidates have {space.n_hats[0]}; "
+                f"n_hat {bound.n_hat} keeps it{', and so does searching it' if what == start else ''}"
             )
         own = bound.attention_factor
         usual = [space.default_attention]
@@ -362,8 +363,8 @@ def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions)
             usual.append(attention_factor_formula(bound.length_scale, bound.original))
         if own is not None and not space.search_attention and min(abs(own - value) for value in usual) > 1e-6:
             yield (
-                f"{option}: its attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
-                f"--attention-factor {own:g} keeps it, and --attention-factor search searches it"
+                f"{what}: their attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
+                f"attention factor {own:g} keeps it, and a searched one starts from the formula's"
             )
 
 

@@ -40,8 +40,10 @@ def command(
 
     progress, wanted = ConsoleProgress(), search_request(**arguments)
     if plan:
-        for line in search_plan_lines(model, target_length, wanted):
-            click.echo(line)
+        lines = search_plan_lines(
+            model, texts, target_length, wanted, output, plots=plots, resume=resume, overwrite=overwrite
+        )
+        click.echo("\n".join(lines))
         return 0
     if not texts:
         raise click.MissingParameter(param_type="option", param_hint="'--text'")  # only a plan goes without
