@@ -67,7 +67,7 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
     """
     prepared = _prepare(request)
     with processes(request.options) as parallel:
-        told = progress if parallel.is_main else Silent()
+        shown = progress if parallel.is_main else Silent()
         training = finetune(
             prepared.checkpoint,
             prepared.factors,
@@ -79,15 +79,15 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
             overwrite=request.overwrite,
             teacher=open_model(request.teacher) if request.teacher else None,
             parallel=parallel,
-            progress=told,
+            progress=shown,
         )
         if not parallel.is_main:
             return []
         draw_training(training, training_folder(request.output) / "loss.svg")
         chosen, converter = prepared.chosen, prepared.converter
         planned = converter.plan(Export(training.checkpoint, chosen))
-        checks = planned.save(request.output, told, overwrite=request.overwrite)
-    told.line(
+        checks = planned.save(request.output, shown, overwrite=request.overwrite)
+    shown.line(
         f"loss {training.records[0].loss:.4f} → {training.records[-1].loss:.4f} in {len(training.records)} steps, "
         f"{training.tokens / 1e6:.2f}M tokens; {request.output} written ({chosen.factor_sets}), {len(checks)} checks passed"
     )

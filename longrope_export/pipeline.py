@@ -170,7 +170,7 @@ def extend_plan_lines(request: ExtendRequest, progress: Progress) -> list[str]:
     """What a run would take, for a person; no weights are loaded, nothing is written.
 
     Raises:
-        LongRopeError: what a run would refuse, but for a lack of memory, which the lines tell.
+        LongRopeError: what a run would refuse, but for a lack of memory, which the lines report.
     """
     return _plan_lines(request, prepare(request, progress, planning=True))
 

@@ -89,7 +89,7 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
 
     Args:
         request: what was asked.
-        progress: told which texts are used.
+        progress: where a line says which texts are used.
         planning: for `--plan`, which prints what does not fit into memory instead of refusing it.
 
     Raises:

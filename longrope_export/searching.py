@@ -71,7 +71,7 @@ def search_plan_lines(
     """What a search would cost, for a person, and whether it fits; no weights are loaded. Texts and output may be missing.
 
     Raises:
-        LongRopeError: what `run_search` refuses before it begins, but for a lack of memory, which the lines tell.
+        LongRopeError: what `run_search` refuses before it begins, but for a lack of memory, which the lines report.
     """
     checkpoint, _ = prepare_search(
         model,

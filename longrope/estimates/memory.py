@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,10 +105,3 @@ def free_for_each(devices: Sequence[str]) -> int | None:
     free = {device: free_memory(device) for device in set(devices)}
     shares = [amount // count for device, count in Counter(devices).items() if (amount := free[device]) is not None]
     return min(shares, default=None)
-
-
-def known(available: float | None, device: str) -> int | None:
-    """Bytes to plan with: as given, the device's own for None, and unknown for infinity."""
-    if available is None:
-        return free_memory(device)
-    return int(available) if math.isfinite(available) else None

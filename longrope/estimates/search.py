@@ -76,7 +76,7 @@ def search_memory(
     Returns:
         The first way that fits, or the smallest one if none does; see `MemoryEstimate.fits`.
     """
-    free = memory.known(available, device)
+    free = memory.free_memory(device) if available is None else int(available) if math.isfinite(available) else None
     ways = [
         _measurement(checkpoint, window, pass_tokens, dtype, device, gradient, checkpointing, free)
         for checkpointing, pass_tokens in _ways(window, gradient)

@@ -305,7 +305,7 @@ def _capped(
 ) -> Problem:
     """The problem with the short side's cap: what the factors before this search score there, and the budget above it.
 
-    An attention factor that breaks the cap without any rescaling is told at once: no factors are likely to mend that.
+    An attention factor that breaks the cap without any rescaling is reported at once: no factors are likely to mend that.
     """
     if options.short_budget is None:
         return problem

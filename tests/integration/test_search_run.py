@@ -158,7 +158,7 @@ def test_what_given_files_lose_is_told(checkpoint, corpus):
         (
             {"from_factors": given},
             [
-                "factors to search on top of: their n_hat of 4",
+                "to search on top of: their n_hat of 4",
                 "to search on top of: their attention factor of 1.07",
             ],
         ),
