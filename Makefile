@@ -10,7 +10,7 @@ LLAMA  := llama-cpp-python==0.3.36
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo demo-smollm2 default-model test test-slow quality style clean
+.PHONY: setup demo demo-smollm2 default-model test test-slow quality style schema clean
 .PHONY: bench-search bench-gguf bench-onnx bench-train bench-progressive
 
 setup: $(STAMP)
@@ -65,6 +65,10 @@ quality: setup
 style: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What editors check recipes with; a test says when it is stale.
+schema: setup
+	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
 bench-search bench-gguf bench-onnx bench-train bench-progressive: bench-%: setup
 	$(BIN)/python -m benchmarks.bench_$*

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m benchmarks.bench_NAME` prints a table and writes runs/bench/NAME.json."""
+"""Benchmarks: `python -m benchmarks.bench_NAME` prints a table and writes benchmarks/results/NAME.json; see README.md."""

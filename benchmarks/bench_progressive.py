@@ -145,7 +145,7 @@ class Bench:
 
         return run_stages(
             checkpoint,
-            read_plan(str(PLAN), WINDOW, TARGET),
+            read_plan(str(PLAN)).for_model(WINDOW, TARGET),
             load_texts([training_texts(self.texts)]),
             folder,
             search_options=SearchOptions(),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_train                      every section, into benchmarks/results/train.json
     python -m benchmarks.bench_train --only distributed   one of them
-    python -m benchmarks.bench_train --only paper         only writes the tables of docs/distributed.md
+    python -m benchmarks.bench_train --only paper         only writes the tables of benchmarks/training.md
 
 Every step is measured in a process of its own and kept in `--out`/cells.json, so that a stopped bench goes on where it was.
 The fine-tuning of SmolLM2 at 12k takes hours on two cores; it goes on from its checkpoints.

@@ -208,6 +208,16 @@ class Converter(ABC):
     def describe(self, path: Path) -> dict[str, Any]:
         """Facts for `inspect`, JSON-able: format version, architecture, weight types, lengths, provenance."""
 
+    def choose_sets(self, factors: RescaleFactors, factor_sets: str = "auto") -> RescaleFactors:
+        """`auto`: both sets where this format prefers that and there are two, else the long one. A given choice is honoured.
+
+        Raises:
+            UnsupportedError: `dual` was asked of a single set.
+        """
+        if factor_sets == "auto":
+            return factors if self.auto_factor_sets == "dual" else factors.as_single()
+        return factors.with_sets("dual" if factor_sets == "dual" else "single")
+
     def convert(self, export: Export, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
         """Plan one artifact and save it; see `PlannedExport.save`."""
         self.check_requirements()

@@ -153,7 +153,7 @@ class ValidateOptions:
     seed: int = 0
 
 
-def validate(
+def validate_artifacts(
     artifacts: Sequence[Artifact],
     reference: Checkpoint,
     factors: RescaleFactors,
@@ -195,7 +195,7 @@ def windows_by_length(corpus: Corpus, factors: RescaleFactors, options: Validate
 
 
 class _Runs:
-    """The dynamic half of `validate`: one reference model, several artifacts, all windows."""
+    """The dynamic half of `validate_artifacts`: one reference model, several artifacts, all windows."""
 
     def __init__(
         self, reference: Checkpoint, factors: RescaleFactors, options: ValidateOptions, progress: Progress

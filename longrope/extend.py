@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrope.checkpoint import Checkpoint
+from longrope.extend_options import ExtendOptions
 from longrope.factors import RescaleFactors
-from longrope.finetune.options import TrainOptions
-from longrope.finetune.stages import SEARCH, StagePlan
+from longrope.finetune.stages import StagePlan
+from longrope.lazy import make_callable
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search import (
     MethodScore,
     Recovery,
-    SearchOptions,
     SearchResult,
     evaluate_methods,
     known_rows,
@@ -37,64 +37,6 @@ if TYPE_CHECKING:
 
 SEARCHED = "searched"
 SEARCHED_SHORT = "searched, short set"
-
-
-@dataclass(frozen=True)
-class ExtendOptions:
-    """What `extend` can be told beyond the model and the texts.
-
-    Args:
-        target_length: L' in tokens.
-        search: strategy, budget, n_hat, attention factor, seed, device.
-        short_evals: budget of the short set's search.
-        short_windows: windows of L tokens that a short set is measured on.
-        test_windows: held-out windows of each length in the table of methods.
-        methods: known methods in that table; None for all.
-        stages: fine-tuning between searches; None for one search without training.
-        training: optimizer, precision and machine of all stages.
-    """
-
-    target_length: int
-    search: SearchOptions = dataclasses.field(default_factory=SearchOptions)
-    short_evals: int = 64
-    short_windows: int = 40
-    test_windows: int = 8
-    methods: tuple[str, ...] | None = None
-    stages: StagePlan | None = None
-    training: TrainOptions = dataclasses.field(default_factory=TrainOptions)
-
-    @property
-    def searched_lengths(self) -> tuple[int, ...]:
-        """Every L' that factors are searched for."""
-        if self.stages is None:
-            return (self.target_length,)
-        return tuple(stage.length for stage in self.stages.stages if stage.factors == SEARCH)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether a short set is trained, too."""
-        return self.stages is not None and any(stage.steps and stage.short_share for stage in self.stages.stages)
-
-    @property
-    def short_search(self) -> SearchOptions:
-        """How a short set is searched, but for n_hat, which is the long set's."""
-        return dataclasses.replace(self.search, max_evals=self.short_evals, start_from=())
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, as JSON. The machine does not: a run may go on with another."""
-        own = {"search": self.search.settings(), "training": self.training.settings()}
-        return {**dataclasses.asdict(self), **own}
-
-    def table_tokens(self, checkpoint: Checkpoint) -> dict[int, int]:
-        """Tokens that the table of methods reads at each length, at most: the known methods and the sets that were found."""
-        known = len(known_rows(checkpoint, self.target_length, self.methods))
-        rows = {checkpoint.window: known + 2, self.target_length: known + 1}
-        return {length: count * self.test_windows * length for length, count in rows.items()}
-
-    @property
-    def planned_n_hat(self) -> int:
-        """Start tokens that formats must be able to hold: any number, when it is searched."""
-        return 1 if self.search.n_hat == "search" else int(self.search.n_hat)
 
 
 @dataclass(frozen=True)
@@ -182,6 +124,13 @@ def search_json(search: SearchResult) -> dict[str, Any]:
     }
 
 
+def table_tokens(checkpoint: Checkpoint, options: ExtendOptions) -> dict[int, int]:
+    """Tokens that the table of methods reads at each length, at most: the known methods and the sets that were found."""
+    known = len(known_rows(checkpoint, options.target_length, options.methods))
+    rows = {checkpoint.window: known + 2, options.target_length: known + 1}
+    return {length: count * options.test_windows * length for length, count in rows.items()}
+
+
 def extend(
     checkpoint: Checkpoint,
     corpus: Corpus,
@@ -207,6 +156,7 @@ def extend(
         dual: recover a short set, too.
         progress: where bars and lines go.
     """
+    options = options.on(checkpoint)
     if options.stages is None:
         found = search(
             checkpoint,
@@ -231,6 +181,7 @@ def help_to_train(
     checkpoint: Checkpoint, corpus: Corpus, options: ExtendOptions, *, stages_dir: Path, resume: bool
 ) -> None:
     """What the other processes of torchrun do while the first one runs `extend`; arguments as there."""
+    options = options.on(checkpoint)
     assert options.stages is not None, "there is nothing to help with without stages"
     _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, Silent())
 
@@ -314,3 +265,6 @@ def measure_methods(
 
     lengths = ((checkpoint.window, at_original), (options.target_length, searched))
     return MethodTable({length: tuple(scores(length, named)) for length, named in lengths})
+
+
+make_callable(__name__)

@@ -95,7 +95,7 @@ class Corpus:
         return windows
 
 
-def load_corpus(paths: Sequence[Path], encode: Callable[[str], Sequence[int]]) -> Corpus:
+def load_corpus(paths: Sequence[str | Path], encode: Callable[[str], Sequence[int]]) -> Corpus:
     """Read documents and turn them into token ids.
 
     Args:
@@ -105,7 +105,7 @@ def load_corpus(paths: Sequence[Path], encode: Callable[[str], Sequence[int]]) -
     Raises:
         InputError: a path is missing, unreadable or not UTF-8; a line of JSONL has no text; nothing but empty texts.
     """
-    texts = [item for path in paths for item in read_texts(path)]
+    texts = [item for path in paths for item in read_texts(Path(path))]
     documents = tuple(Document(name, np.asarray(encode(text), dtype=np.int64)) for name, text in texts if text.strip())
     if not documents:
         raise InputError(f"{', '.join(map(str, paths))}: expected text, found {len(texts)} empty documents")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -18,9 +19,9 @@ from rich.text import Text
 
 from longrope.files import json_text, write_atomically
 
-# Seconds between two plain lines of one task where there is no terminal.
-PLAIN_INTERVAL = 10.0
-NUMBER = re.compile(r"[-+]?[\d.]*(e[-+]?\d+)?( %)?|nan|inf")
+# Between two plain lines of one task, where there is no terminal, lie so many seconds and such a share of it.
+PLAIN_SECONDS, PLAIN_SHARE = 10.0, 0.05
+NUMBER = re.compile(r"[-+]?[\d.]*(e[-+]?\d+)?( %)?|–( %)?")
 VERDICT_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -30,7 +31,7 @@ def log_console() -> Console:
 
 
 class ConsoleProgress:
-    """`longrope.progress.Progress` on stderr: a bar with time left on a terminal, a line every few seconds elsewhere."""
+    """`longrope.progress.Progress` on stderr: a bar with time left on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
         self.console = log_console()
@@ -98,15 +99,17 @@ class _Lines:
         self._console, self._title, self._total = console, title, max(total, 1e-9)
         self._done, self._before, self._note = 0.0, 0.0, ""
         self._start = self._last = time.monotonic()
+        self._shown = 0.0
 
     def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
         self._done += units
         self._before += units if before else 0.0
         self._note = self._note if note is None else note
-        if time.monotonic() - self._last >= PLAIN_INTERVAL:
-            self._last = time.monotonic()
-            left = _time_left(time.monotonic() - self._start, self._done, self._total, self._before)
-            self._print(f"{100 * self._done / self._total:.0f} %, {left} left")
+        now, share = time.monotonic(), self._done / self._total
+        if now - self._last >= PLAIN_SECONDS and share - self._shown > PLAIN_SHARE - 1e-9:
+            self._last, self._shown = now, share
+            left = _time_left(now - self._start, self._done, self._total, self._before)
+            self._print(f"{100 * share:.0f} %, {left} left")
 
     def finish(self) -> None:
         self._print(f"done in {_clock(time.monotonic() - self._start)}")
@@ -125,6 +128,16 @@ def _time_left(spent: float, done: float, total: float, before: float) -> str:
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
+
+
+def said(value: object) -> str:
+    """A value in words; what a file leaves open is `not said`."""
+    return "not said" if value is None else str(value)
+
+
+def number(value: float | None, pattern: str) -> str:
+    """A formatted number, such as `.3f`; a dash for what is missing or non-finite."""
+    return "–" if value is None or not math.isfinite(value) else format(value, pattern)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:

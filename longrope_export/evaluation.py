@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from converters import registry
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
+from longrope.machine import AUTO, Dtype, resolve
 from longrope.metrics import perplexity
 from longrope.progress import Progress
 from longrope.provenance import provenance
@@ -25,67 +25,11 @@ from longrope.retrieval import RetrievalRow
 from longrope.scoring import LogitSource, nll
 from longrope.tasks import TaskRow, TaskRunner, read_records
 from longrope.text import Corpus, load_corpus
-from longrope_export.lm_harness import HarnessRequest, require_harness, run_harness
+from longrope_export.commands.eval import EvalRequest
+from longrope_export.lm_harness import require_harness, run_harness
 from longrope_export.models import artifact_path
 
 SCHEMA_VERSION = 1
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class EvalRequest:
-    """The arguments of `eval`.
-
-    Args:
-        texts: documents for `windows`, and filler for `passkey` and `needle`.
-        windows: lengths to measure perplexity at.
-        passkey, needle: lengths to measure retrieval at.
-        depths: places of the statement, 0 (first) to 1 (last).
-        samples: prompts per length and depth.
-        generate: put retrieval prompts to greedy decoding, too.
-        many_shot, qa, summarize: JSONL files of tasks; see `longrope.tasks`.
-        shots: numbers of examples before a many-shot query.
-        queries: many-shot queries, the last lines of the file.
-        task_windows: windows that prompts and answers of tasks must fit; empty for the model's.
-        truncate: cut documents that do not fit, instead of refusing them.
-        max_new_tokens: most tokens of a generated answer.
-        harness: what EleutherAI's lm-evaluation-harness is to run.
-        device, dtype: of an artifact that runs in torch.
-    """
-
-    artifact: str
-    texts: Sequence[Path]
-    windows: tuple[int, ...] = ()
-    passkey: tuple[int, ...] = ()
-    needle: tuple[int, ...] = ()
-    windows_per_length: int = 4
-    depths: tuple[float, ...] = DEPTHS
-    samples: int = 2
-    generate: bool = False
-    many_shot: Path | None = None
-    qa: Path | None = None
-    summarize: Path | None = None
-    shots: tuple[int, ...] = (0, 1, 4, 16)
-    queries: int = 16
-    task_windows: tuple[int, ...] = ()
-    truncate: bool = False
-    max_new_tokens: int = 64
-    harness: HarnessRequest | None = None
-    threads: int | None = None
-    seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Every length that needs texts."""
-        return (*self.windows, *self.passkey, *self.needle)
-
-    @property
-    def task_files(self) -> dict[str, Path]:
-        """JSONL files by task."""
-        named = {"many-shot": self.many_shot, "qa": self.qa, "summarize": self.summarize}
-        return {task: path for task, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -139,12 +83,12 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
         MissingRequirementError: the harness was asked for and is not installed.
     """
     records = {task: read_records(path, task) for task, path in request.task_files.items()}
-    if not request.lengths and not records and request.harness is None:
+    if not request.lengths and not records and request.tasks is None:
         raise InputError(
             "expected --windows, --passkey or --needle with lengths N,N, a file for --many-shot, --qa or --summarize, "
             "or --lm-eval TASKS"
         )
-    if request.harness is not None:
+    if request.tasks is not None:
         require_harness()
     if request.lengths and not request.texts:
         raise InputError("--windows, --passkey and --needle need --text PATH")
@@ -185,8 +129,8 @@ def open_artifact(
     name: str,
     lengths: Sequence[int] = (),
     threads: int | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
+    device: str = AUTO,
+    dtype: Dtype = AUTO,
 ) -> Opened:
     """Open a path, a Hub id or `default` for windows of these lengths and of the model's own.
 
@@ -195,13 +139,15 @@ def open_artifact(
     """
     path = artifact_path(name)
     converter = registry.recognize(path)
-    if not converter.runs_in_torch and (device, dtype) != ("cpu", "float32"):
+    if not converter.runs_in_torch and not {device, dtype} <= {AUTO, "cpu", "float32"}:
         raise InputError(
             f"--device {device}, --dtype {dtype}: {name} is {converter.name}, whose runtime chooses by itself"
         )
-    in_torch = {"device": device, "dtype": dtype} if converter.runs_in_torch else {}
     converter.check_requirements()
     checkpoint = converter.tokenizer_source(path)
+    in_torch: dict[str, Any] = {}
+    if converter.runs_in_torch:
+        in_torch = dict(zip(("device", "dtype"), resolve(device, dtype, checkpoint), strict=True))
     factors = converter.read_factors(path)
     bound = checkpoint.bind(factors) if factors else None
     window = bound.target if bound is not None and bound.target_length else checkpoint.window
@@ -296,6 +242,6 @@ def _tasks(
 
 
 def _harness(request: EvalRequest, opened: Opened, progress: Progress) -> dict[str, Any] | None:
-    if request.harness is None:
+    if request.tasks is None:
         return None
-    return run_harness(request.harness, opened.checkpoint, opened.source, opened.window, progress)
+    return run_harness(request, opened.checkpoint, opened.source, opened.window, progress)

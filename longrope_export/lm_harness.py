@@ -9,8 +9,6 @@ us (`lm_eval --model hf --model_args pretrained=DIR`); this is for what does not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,26 +18,10 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
 from longrope.progress import Progress
 from longrope.scoring import LogitSource, greedy, tail_logits
+from longrope_export.commands.eval import EvalRequest
 
 INSTALL = "pip install lm_eval"
 DEFAULT_NEW_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class HarnessRequest:
-    """What the harness is to run.
-
-    Args:
-        tasks: names of tasks or groups.
-        include: a folder of further tasks' YAML files.
-        limit: documents of each task; None for all.
-        lengths: prompt lengths of tasks that make their own (RULER).
-    """
-
-    tasks: tuple[str, ...]
-    include: Path | None = None
-    limit: int | None = None
-    lengths: tuple[int, ...] = ()
 
 
 def require_harness() -> None:
@@ -51,7 +33,7 @@ def require_harness() -> None:
 
 
 def run_harness(
-    request: HarnessRequest, checkpoint: Checkpoint, source: LogitSource, window: int, progress: Progress
+    request: EvalRequest, checkpoint: Checkpoint, source: LogitSource, window: int, progress: Progress
 ) -> dict[str, Any]:
     """Metrics by task, as the harness names them, with the versions of its tasks.
 
@@ -60,18 +42,19 @@ def run_harness(
         InputError: it knows no such task.
     """
     require_harness()
+    tasks = request.tasks or ()
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    metadata = {"max_seq_lengths": list(request.lengths or (window,)), "tokenizer": str(checkpoint.path)}
+    metadata = {"max_seq_lengths": list(request.task_windows or (window,)), "tokenizer": str(checkpoint.path)}
     manager = TaskManager(include_path=str(request.include) if request.include else None, metadata=metadata)
-    unknown = [name for name in request.tasks if name not in manager.all_tasks]
+    unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise InputError(f"--lm-eval: the harness knows no task {', '.join(unknown)}; `lm_eval ls tasks` lists them")
     model = harness_model(checkpoint, source, window)
     try:
         found = simple_evaluate(
-            model=model, tasks=list(request.tasks), task_manager=manager, limit=request.limit, bootstrap_iters=0
+            model=model, tasks=list(tasks), task_manager=manager, limit=request.limit, bootstrap_iters=0
         )
     except (ConnectionError, FileNotFoundError) as error:
         raise MissingRequirementError(f"--lm-eval: a task's data cannot be read here ({error})") from error

@@ -1,264 +1,262 @@
-"""Options that several commands share, each written once."""
+"""Click commands out of option dataclasses: the options of a command are the fields of its request, written once there.
+
+    @command(SearchRequest)                 click options by section, parsed by the fields' kinds
+    def command(request: SearchRequest)     the request, built and checked
+
+Options that several commands share are the functions at the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+from longrope.options import Kind, Option, Section, build, declared, option
 
-
-class Lengths(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
-    """Comma-separated lengths in tokens; `8k` is 8192."""
-
-    name = "N,N,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        return tuple(TOKENS.convert(part, param, ctx) for part in str(value).split(","))
+Request = TypeVar("Request")
+SECTIONS: tuple[Section, ...] = get_args(Section)
+HELP_SECTION: Section = "Output"
+FactorSetsWish = Literal["auto", "single", "dual"]
 
 
-class Tokens(click.ParamType):  # type: ignore[type-arg]
-    """A length in tokens; `128k` is 131072."""
+class Value(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
+    """A kind of value as click's type."""
 
-    name = "N"
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.name = kind, kind.name
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip().lower()
-        number, unit = (text[:-1], 1024) if text.endswith("k") else (text, 1)
-        if not number.isdigit() or int(number) == 0:
-            self.fail(f"expected a number of tokens above 0, like 8192 or 8k, got {value!r}", param, ctx)
-        return int(number) * unit
-
-
-class Share(click.ParamType):  # type: ignore[type-arg]
-    """A fraction, as `0.01` or `1%`."""
-
-    name = "SHARE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip()
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            return self.kind.parse(value, Path())
         except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            self.fail(f"expected a share like 1% or 0.01, got {value!r}", param, ctx)
-        return share
+            self.fail(f"expected {self.kind.expected}, got {value!r}", param, ctx)
 
 
-class Depths(click.ParamType):  # type: ignore[type-arg]
-    """Comma-separated places in a text, 0 (its start) to 1 (its end); each counts once."""
+class SectionedOption(click.Option):
+    """An option that knows its section, and what its default is called."""
 
-    name = "D,D,…"
+    def __init__(self, declared: Option, names: Sequence[str], **settings: Any) -> None:
+        super().__init__(names, **settings)
+        self.declared = declared
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        try:
-            depths = tuple(dict.fromkeys(float(part) for part in str(value).split(",")))
-        except ValueError:
-            depths = (-1.0,)
-        if not all(0 <= depth <= 1 for depth in depths):
-            self.fail(f"expected numbers from 0 to 1 like 0,0.5,1, got {value!r}", param, ctx)
-        return depths
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        names, text = super().get_help_record(ctx) or ("", "")
+        return names, text + self._remark()
 
-
-class Counts(click.ParamType):  # type: ignore[type-arg]
-    """Comma-separated whole numbers, 0 or more."""
-
-    name = "N,N,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        parts = str(value).split(",")
-        if not all(part.strip().isdecimal() for part in parts):
-            self.fail(f"expected whole numbers like 0,1,4, got {value!r}", param, ctx)
-        return tuple(dict.fromkeys(int(part) for part in parts))
+    def _remark(self) -> str:
+        default, unset = self.declared.default, self.declared.about["unset"]
+        if default is MISSING:
+            return "  [required]"
+        if default is None or default == ():
+            return f"  [default: {unset}]" if unset else ""
+        if isinstance(default, bool):
+            return f"  [default: {self.declared.key}]" if default else ""
+        return f"  [default: {shown(default)}]"
 
 
-TOKENS, LENGTHS, SHARE, DEPTHS, COUNTS = Tokens(), Lengths(), Share(), Depths(), Counts()
-PATH = click.Path(path_type=Path)
+class SectionedArgument(click.Argument):
+    """An argument that has a line in the help's first section."""
+
+    def __init__(self, declared: Option, **settings: Any) -> None:
+        super().__init__([declared.name], **settings)
+        self.declared = declared
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.name.upper() if self.name else "", str(self.declared.about["help"])
 
 
-def texts(*, required: bool) -> Callable[[Decorated], Decorated]:
-    """`--text`, repeatable."""
-    return click.option(
-        "--text",
-        "texts",
-        multiple=True,
-        required=required,
-        type=PATH,
-        help="UTF-8 file or folder of .txt, .md, .jsonl (field text); repeatable.",
-    )
+class SectionedCommand(click.Command):
+    """A command whose help has the options in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {section: [] for section in SECTIONS}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                rows[_section(parameter)].append(record)
+        for section, found in rows.items():
+            if found:
+                with formatter.section(section):
+                    formatter.write_dl(found)
 
 
-def output(what: str, *, required: bool = True) -> Callable[[Decorated], Decorated]:
-    """`-o/--output` and `--overwrite`."""
+def _section(parameter: click.Parameter) -> Section:
+    if isinstance(parameter, SectionedArgument):
+        return SECTIONS[0]
+    section: Section = parameter.declared.about["section"] if isinstance(parameter, SectionedOption) else HELP_SECTION
+    return section
 
-    def decorate(function: Decorated) -> Decorated:
-        overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-        return click.option("-o", "--output", required=required, type=PATH, help=what)(overwrite(function))
+
+def command(
+    request: type[Request],
+    *,
+    name: str | None = None,
+    group: click.Group | None = None,
+    more: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> Callable[[Callable[[Request], int]], click.Command]:
+    """A click command that takes the options of a dataclass and runs a function on what they make.
+
+    Args:
+        request: the dataclass.
+        name: of the command; None for the function's.
+        group: that the command belongs to.
+        more: makes the values of those that were given, such as a recipe's; None takes them as they are. The function
+            finds them by key in `click.get_current_context().obj`.
+    """
+
+    def decorate(function: Callable[[Request], int]) -> click.Command:
+        def run(**values: Any) -> int:
+            context = click.get_current_context()
+            given = {key: values[each.name] for key, each in options.items() if _is_given(context, each)}
+            made = context.obj = more(given) if more else given
+            _require(options.values(), made, context)
+            return function(build(request, made))
+
+        options = {each.key: each for each in declared(request)}
+        parameters = [_parameter(each) for each in options.values()]
+        settings = {"help_option_names": ["-h", "--help"]}
+        made = SectionedCommand(
+            name or "command", callback=run, params=parameters, help=function.__doc__, context_settings=settings
+        )
+        if group is not None:
+            group.add_command(made)
+        return made
 
     return decorate
 
 
-def compute(function: Decorated) -> Decorated:
-    """`--device`, `--threads`, `--seed`."""
-    for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads of each runtime.  [default: all cores]"),
-        click.option("--device", default="cpu", show_default=True, help="Torch device: cpu, cuda, cuda:1, mps."),
-    ):
-        function = option(function)
-    return function
+def _is_given(context: click.Context, each: Option) -> bool:
+    return context.get_parameter_source(each.name) not in (None, ParameterSource.DEFAULT)
 
 
-def dtype(
-    default: str, help: str = "Of the search's forward passes; validation is always in float32."
-) -> Callable[[Decorated], Decorated]:
-    """`--dtype` of the engine's forward passes."""
-    return click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
-        default=default,
-        show_default=True,
-        help=help,
+def _require(options: Any, values: Mapping[str, Any], context: click.Context) -> None:
+    """Refuse a call that leaves something required out, as click does."""
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    for each in options:
+        if each.default is MISSING and values.get(each.key) in (None, ()):
+            raise click.MissingParameter(ctx=context, param=parameters[each.name])
+
+
+def _parameter(each: Option) -> click.Parameter:
+    about = each.about
+    if about["argument"]:
+        return SectionedArgument(each, required=True, nargs=-1 if each.many else 1, type=Value(each.kind))
+    names = [f"--{each.key}", *([f"-{about['short']}"] if about["short"] else []), each.name]
+    if each.is_switch and each.default is False:
+        return SectionedOption(each, names, help=about["help"], is_flag=True)
+    if each.is_switch:
+        names[0] = f"--{each.key}/--no-{each.key}"
+        return SectionedOption(each, names, help=about["help"], default=each.default)
+    settings: dict[str, Any] = {"multiple": True} if each.many else {}
+    if each.kind.parts > 1:
+        settings |= {"nargs": each.kind.parts, "type": click.UNPROCESSED, "callback": _together(each.kind)}
+    else:
+        settings["type"] = Value(each.kind)
+    if about["alone"] is not None:
+        settings |= {"is_flag": False, "flag_value": about["alone"]}
+    return SectionedOption(each, names, help=about["help"], metavar=about["metavar"] or each.kind.name, **settings)
+
+
+def _together(kind: Kind) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """What makes one value of several words."""
+
+    def convert(ctx: click.Context, param: click.Parameter, values: Any) -> Any:
+        return tuple(Value(kind).convert(value, param, ctx) for value in values)
+
+    return convert
+
+
+def shown(value: Any) -> str:
+    """A default as a user would write it."""
+    return (
+        ",".join(map(shown, value))
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
     )
 
 
-def search_options(function: Decorated) -> Decorated:
-    """Strategy, budget and what is searched."""
-    for option in (
-        dtype("float32"),
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Processes or actors; one thread each by default.",
-        ),
-        click.option(
-            "--executor",
-            type=click.Choice(["local", "processes", "ray"]),
-            default="local",
-            show_default=True,
-            help="Where candidates are measured: here, one process a device, or Ray actors.",
-        ),
-        click.option("--short-budget", type=SHARE, help="Cap on the rise of perplexity at the original window: 1%."),
-        click.option(
-            "--window-share",
-            "window_shares",
-            multiple=True,
-            type=(TOKENS, SHARE),
-            metavar="N SHARE",
-            help="A further window length and its share in the objective; repeatable.",
-        ),
-        click.option(
-            "--objective",
-            type=click.Choice(["perplexity", "needle", "mixed"]),
-            default="perplexity",
-            show_default=True,
-            help="Of whole windows, of a needle's answer, or both.",
-        ),
-        click.option("--start-from", multiple=True, type=PATH, help="Factor file to seed the search with; repeatable."),
-        click.option("--from", "from_factors", type=PATH, help="Second interpolation: search on top of these factors."),
-        click.option(
-            "--attention-factor",
-            default="formula",
-            show_default=True,
-            help="formula (portable), search (vLLM and others ignore the key), or a number.",
-        ),
-        click.option("--n-hat", default="0", show_default=True, help="Start tokens left alone: a number, or search."),
-        click.option(
-            "--documents", "num_documents", type=click.IntRange(1), default=5, show_default=True, help="To search on."
-        ),
-        click.option("--max-evals", type=click.IntRange(1), help="Budget in evaluations.  [default: the strategy's]"),
-        click.option(
-            "--strategy",
-            default="auto",
-            show_default=True,
-            help="auto, cma, dim_mono, dim_piece_mono, evolution, gradient, longrope2, seeds.",
-        ),
-    ):
-        function = option(function)
-    return function
+# -- options that several commands share, each worded once
 
 
-def train_dtype(name: str) -> Callable[[Decorated], Decorated]:
-    """What training computes in, under this option name."""
-    return click.option(
-        name,
-        "train_dtype",
-        type=click.Choice(["float32", "bfloat16"]),
-        default="float32",
-        show_default=True,
-        help="What layers compute in; weights and optimizer stay float32.",
+def texts(*, required: bool) -> Any:
+    """`--text`, repeatable."""
+    default = MISSING if required else ()
+    return option(
+        default,
+        name="text",
+        section="Input",
+        help="UTF-8 file, or folder of .txt, .md and .jsonl files (field text); repeatable.",
     )
 
 
-def training_options(function: Decorated) -> Decorated:
-    """How training computes, apart from what a stage says."""
-    for option in (
-        click.option("--save-every", type=click.IntRange(1), default=20, show_default=True, help="Steps a checkpoint."),
-        click.option(
-            "--peak-flops", type=float, help="FLOP/s of one device, for the FLOPs use.  [default: known GPUs']"
-        ),
-        click.option("--liger", is_flag=True, help="Liger's kernels for norms and MLPs (needs liger-kernel)."),
-        click.option(
-            "--checkpointing/--no-checkpointing",
-            default=None,
-            help="Recompute activations in backward.  [default: when memory asks for it]",
-        ),
-        click.option("--pass-tokens", type=TOKENS, help="Tokens of one forward, at least a row.  [default: 8192]"),
-        click.option(
-            "--sequence-size",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Processes a sequence (Ulysses).",
-        ),
-        click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True, help="Of matrices."),
-        click.option(
-            "--optimizer",
-            type=click.Choice(["adamw", "adamw8bit"]),
-            default="adamw",
-            show_default=True,
-            help="adamw8bit needs bitsandbytes.",
-        ),
-        click.option(
-            "--lora-layers",
-            type=click.IntRange(1),
-            help="With --lora: adapters in the last layers only, all else frozen; cheaper.  [default: all]",
-        ),
-        click.option("--lora-alpha", type=click.IntRange(1), help="Adapters' scale times the rank.  [default: 2 RANK]"),
-        click.option(
-            "--lora", "lora_rank", type=click.IntRange(1), metavar="RANK", help="Train adapters, norms and embeddings."
-        ),
-    ):
-        function = option(function)
-    return function
+def test_texts() -> Any:
+    """`--test-text`, repeatable."""
+    return option(
+        (),
+        name="test-text",
+        section="Input",
+        unset="a part of --text",
+        help="Held-out text to measure on; repeatable.",
+    )
 
 
-def factor_sets(function: Decorated) -> Decorated:
+def output(help: str, *, required: bool = True) -> Any:
+    """`-o/--output`."""
+    return option(MISSING if required else None, short="o", section="Output", help=help)
+
+
+def overwrite() -> Any:
+    """`--overwrite`."""
+    return option(False, section="Output", once=True, help="Replace the output if it exists.")
+
+
+def resume(help: str) -> Any:
+    """`--resume`."""
+    return option(False, section="Output", once=True, help=help)
+
+
+def plan(help: str) -> Any:
+    """`--plan`."""
+    return option(False, section="Output", once=True, help=help)
+
+
+def factor_sets() -> Any:
     """`--factor-sets`."""
-    return click.option(
-        "--factor-sets",
-        type=click.Choice(["auto", "single", "dual"]),
-        default="auto",
-        show_default=True,
-        help="auto: dual in GGUF, single in HF and ONNX. single is right in every runtime at every length.",
-    )(function)
+    return option(
+        "auto",
+        section="Factors",
+        help="Factor sets to embed: auto (dual in GGUF, single in HF and ONNX), dual, or single, which is right everywhere.",
+    )
 
 
-def json_output(function: Decorated) -> Decorated:
+def crossing() -> Any:
+    """`--crossing/--no-crossing`."""
+    return option(True, help="Decode across the original window through the cache.")
+
+
+def windows(help: str) -> Any:
+    """`--windows`, of `validate` and `extend`."""
+    return option((), section="Output", unset="original, target", help=help)
+
+
+def windows_per_length() -> Any:
+    """`--windows-per-length`."""
+    return option(4, minimum=1, help="Largest number of windows measured at each length.")
+
+
+def json_file() -> Any:
     """`--json FILE`, `-` or nothing for standard output."""
-    return click.option(
-        "--json",
-        "json_path",
-        metavar="F",
-        is_flag=False,
-        flag_value="-",
-        help="Write the result as JSON to a file; - or no name for standard output.",
-    )(function)
+    return option(
+        None,
+        name="json",
+        section="Output",
+        metavar="FILE",
+        alone="-",
+        help="Write the result as JSON to a file, or to standard output for - or no name.",
+    )

@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from converters.base import Check, PlannedExport
-from converters.parity import Artifact, Validation, validate
+from converters.parity import Artifact, Validation, validate_artifacts
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.estimates.compute import duration, forward_seconds, measure_rates
 from longrope.estimates.search import search_estimate
 from longrope.estimates.shape import DecoderShape
-from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
+from longrope.extend import MethodTable, extend, help_to_train, table_tokens
 from longrope.factors import RescaleFactors
 from longrope.files import remove_partial, write_json
 from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
 from longrope.search import recovery_estimate
-from longrope_export.conversion import chosen_sets
+from longrope_export.commands.extend import ExtendRequest
 from longrope_export.models import open_model
 from longrope_export.preflight import (
     WORLD_SIZE,
@@ -41,6 +41,7 @@ from longrope_export.preflight import (
     Prepared,
     check_processes,
     load_corpora,
+    on_checkpoint,
     prepare,
     validate_options,
 )
@@ -52,41 +53,6 @@ STAGES = "stages"
 RANK = int(os.environ.get("RANK", "0"))
 
 
-@dataclass(frozen=True)
-class ExtendRequest:
-    """The arguments of `extend`.
-
-    Args:
-        formats: names, each with an optional weight type: `hf`, `gguf:f16`.
-        texts: to search on; empty for the built-in ones. A part is held out unless `test_texts` are given.
-        test_texts: held out: methods and artifacts are measured on them.
-        windows: lengths to validate; empty for the original window and the target.
-        resume: go on with the run in `output`.
-    """
-
-    model: str
-    output: Path
-    options: ExtendOptions
-    formats: tuple[str, ...] = ("hf", "gguf", "onnx")
-    factor_sets: str = "auto"
-    texts: tuple[Path, ...] = ()
-    test_texts: tuple[Path, ...] = ()
-    windows: tuple[int, ...] = ()
-    windows_per_length: int = 4
-    crossing: bool = True
-    resume: bool = False
-    overwrite: bool = False
-
-    @property
-    def target_length(self) -> int:
-        return self.options.target_length
-
-    @property
-    def sets(self) -> str:
-        """`factor_sets`; of mixed training, which trains both sets, `auto` exports both."""
-        return "dual" if self.factor_sets == "auto" and self.options.mixed else self.factor_sets
-
-
 @dataclass
 class Run:
     """What a run knows so far; saved as run.json after every step."""
@@ -94,6 +60,7 @@ class Run:
     folder: Path
     configuration: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     state: str = "planned"
     extension: Mapping[str, Any] | None = None
     exports: list[Mapping[str, Any]] = field(default_factory=list)
@@ -129,10 +96,12 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     if RANK > 0:
         check_processes(request.options)
         checkpoint = open_model(request.model)
+        request = on_checkpoint(request, checkpoint)
         corpus, _ = load_corpora(request, checkpoint, Silent())
         help_to_train(checkpoint, corpus, request.options, stages_dir=request.output / STAGES, resume=request.resume)
         return None
     prepared = prepare(request, progress)
+    request = prepared.request
     run = _open_run(request, prepared)
     if request.options.stages:
         for line in _plan_lines(request, prepared):
@@ -155,7 +124,7 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     run.save()
     model = result.checkpoint
     artifacts = [_export(output, model, result.factors, request, run, progress) for output in prepared.outputs]
-    validations = validate(
+    validations = validate_artifacts(
         artifacts, model, result.factors, prepared.held_out, validate_options(request, model), progress
     )
     outcome = Outcome(result.methods, validations)
@@ -172,7 +141,8 @@ def extend_plan_lines(request: ExtendRequest, progress: Progress) -> list[str]:
     Raises:
         LongRopeError: what a run would refuse, but for a lack of memory, which the lines report.
     """
-    return _plan_lines(request, prepare(request, progress, planning=True))
+    prepared = prepare(request, progress, planning=True)
+    return _plan_lines(prepared.request, prepared)
 
 
 def _plan_lines(request: ExtendRequest, prepared: Prepared) -> list[str]:
@@ -200,7 +170,7 @@ def _plan_lines(request: ExtendRequest, prepared: Prepared) -> list[str]:
         lines.append(f"short set: {short.lines()[0]}, {forwards(checkpoint.window, short.tokens)}")
     lines += [
         f"table of methods at {length}: up to {tokens / 1e6:.2f}M tokens, {forwards(length, tokens)}"
-        for length, tokens in options.table_tokens(checkpoint).items()
+        for length, tokens in table_tokens(checkpoint, options).items()
     ]
     names = ", ".join(output.label for output in prepared.outputs)
     return [*lines, f"then {names}: written and validated, on up to {request.windows_per_length} windows a length"]
@@ -223,7 +193,7 @@ def _open_run(request: ExtendRequest, prepared: Prepared) -> Run:
     elif request.output.exists():
         shutil.rmtree(request.output)
     request.output.mkdir(parents=True, exist_ok=True)
-    run = Run(request.output, prepared.configuration, provenance())
+    run = Run(request.output, prepared.configuration, provenance(), request.recipe)
     run.save()
     return run
 
@@ -237,7 +207,7 @@ def _export(
     progress: Progress,
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
-    chosen = chosen_sets(output.converter, factors, request.sets)
+    chosen = output.converter.choose_sets(factors, request.sets)
     planned = output.with_factors(checkpoint, chosen)
     checks = _sound(output.path, planned)
     if checks is None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from converters.factor_files import known_methods
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.metrics import perplexity
 from longrope.retrieval import RetrievalRow
 from longrope.search import SearchResult
-from longrope_export.factor_tables import known_methods
 
 SUFFIXES = (".png", ".svg")
 # What `plot_search` draws, the last one of two-sided searches only.

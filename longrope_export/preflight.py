@@ -25,7 +25,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
 from longrope.estimates.search import search_estimate
 from longrope.estimates.training import checkpoint_bytes
-from longrope.extend import ExtendOptions
+from longrope.extend_options import ExtendOptions
 from longrope.factors import RescaleFactors
 from longrope.files import json_text, refuse_existing
 from longrope.finetune.options import TrainOptions
@@ -33,15 +33,15 @@ from longrope.journal import differences
 from longrope.modeling import require_device
 from longrope.progress import Progress
 from longrope.search import SearchOptions, check_search
-from longrope.search.run import JOURNAL_NAME
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
-from longrope_export.conversion import chosen_sets
+from longrope_export.journals import goes_on, refuse_output
 from longrope_export.models import DEFAULT, load_texts, open_model
 from longrope_export.plots import check_picture_folder
 
 if TYPE_CHECKING:
-    from longrope_export.pipeline import ExtendRequest  # the run imports its preflight
+    from longrope_export.commands.extend import ExtendRequest
+    from longrope_export.commands.search import SearchRequest
 
 # Processes that torchrun started.
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
@@ -70,6 +70,7 @@ class Prepared:
     """What a run of `extend` goes on with.
 
     Args:
+        request: what was asked, for this model on this machine.
         checkpoint: the model before extension.
         corpus: texts to search and to train on.
         held_out: texts that neither sees.
@@ -77,6 +78,7 @@ class Prepared:
         configuration: what decides the run's result, as JSON, for run.json and to compare with on resuming.
     """
 
+    request: ExtendRequest
     checkpoint: Checkpoint
     corpus: Corpus
     held_out: Corpus
@@ -95,11 +97,12 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
     Raises:
         LongRopeError: the first thing in this list that cannot be.
     """
-    options = request.options
-    check_processes(options)
+    check_processes(request.options)
     checkpoint = open_model(request.model)
     check_not_extended(checkpoint)
     check_target(checkpoint, request.target_length)
+    request = on_checkpoint(request, checkpoint)
+    options = request.options
     check_effects(options)
     check_base(checkpoint, request.target_length, options.search.from_factors)
     for length in options.searched_lengths:
@@ -113,7 +116,7 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
     check_disk(request.output, checkpoint, len(outputs), options)
     configuration = configuration_of(request, checkpoint, corpus, held_out)
     check_run_folder(request, configuration)
-    return Prepared(checkpoint, corpus, held_out, outputs, configuration)
+    return Prepared(request, checkpoint, corpus, held_out, outputs, configuration)
 
 
 # -- what several commands check
@@ -158,23 +161,6 @@ def check_machine(
         )
 
 
-def check_output_file(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a name that cannot be written; what a resumed run wrote before is its own."""
-    refuse_existing(output, overwrite=overwrite or goes_on(output, resume=resume))
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; expected the name of a file")
-
-
-def goes_on(output: Path, *, resume: bool) -> bool:
-    """Whether there is a search to resume, which may replace what it wrote."""
-    return resume and (journal_of(output) / JOURNAL_NAME).is_file()
-
-
-def journal_of(output: Path) -> Path:
-    """The folder of a search's journal."""
-    return output.with_name(f"{output.name}.journal")
-
-
 def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> RescaleFactors:
     """Two sets of harmless values, with which a run's exports are planned before its factors are known."""
     ones, twos = ((value,) * (checkpoint.rotary_dim // 2) for value in (1.0, 2.0))
@@ -185,23 +171,15 @@ def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> 
 
 
 def prepare_search(
-    model: str,
-    texts: Sequence[Path],
-    target: int,
-    options: SearchOptions,
-    output: Path | None,
-    *,
-    plots: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    planning: bool = False,
-) -> tuple[Checkpoint, Corpus | None]:
-    """Open, load and check everything that `search` needs; a plan may go without texts and output.
+    request: SearchRequest, *, planning: bool = False
+) -> tuple[Checkpoint, Corpus | None, SearchOptions]:
+    """The model, the texts and the options for them, checked; a plan may go without texts and output.
 
     Raises:
         LongRopeError: the first thing in this list that cannot be.
     """
-    checkpoint = open_model(model)
+    checkpoint, target, output = open_model(request.model), request.target_length, request.output
+    options = request.search.on(checkpoint)
     check_not_extended(
         checkpoint, options.from_factors, "search on top of its factors (factors import, then --from FACTORS.json), or "
     )
@@ -209,14 +187,15 @@ def prepare_search(
     check_base(checkpoint, target, options.from_factors)
     check_search(checkpoint, target, options)
     check_machine(checkpoint, [target], options, planning=planning)
-    corpus = load_corpus(texts, checkpoint.encode) if texts else None
+    corpus = load_corpus(request.texts, checkpoint.encode) if request.texts else None
     if corpus is not None:
         corpus.first_windows(target, 1)
     if output is not None:
-        check_output_file(output, resume=resume, overwrite=overwrite)
-    if plots is not None:
-        check_picture_folder(plots, overwrite=overwrite or (output is not None and goes_on(output, resume=resume)))
-    return checkpoint, corpus
+        refuse_output(output, resume=request.resume, overwrite=request.overwrite)
+    if request.plots is not None:
+        again = output is not None and goes_on(output, resume=request.resume)
+        check_picture_folder(request.plots, overwrite=request.overwrite or again)
+    return checkpoint, corpus, options
 
 
 # -- the whole job
@@ -244,6 +223,11 @@ def check_effects(options: ExtendOptions) -> None:
         raise InputError(
             "--from with --stages: every stage searches on top of the one before; name the file in the plan"
         )
+
+
+def on_checkpoint(request: ExtendRequest, checkpoint: Checkpoint) -> ExtendRequest:
+    """The request with `auto` made plain and stages in tokens for a checkpoint on this machine."""
+    return dataclasses.replace(request, options=request.options.on(checkpoint))
 
 
 def load_corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progress) -> tuple[Corpus, Corpus]:
@@ -291,7 +275,7 @@ def plan_outputs(request: ExtendRequest, checkpoint: Checkpoint, factors: Rescal
         if any(path == other.path for other in outputs):
             raise InputError(f"--formats {','.join(request.formats)}: {label} is there twice")
         converter.check_requirements()
-        planned = converter.plan(Export(checkpoint, chosen_sets(converter, factors, request.sets), outtype or None))
+        planned = converter.plan(Export(checkpoint, converter.choose_sets(factors, request.sets), outtype or None))
         outputs.append(Output(label, converter, path, planned))
     return tuple(outputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from longrope.extend import MethodTable
 from longrope.retrieval import RetrievalRow
 from longrope.search import Recovery
 from longrope.tasks import TaskRow
-from longrope_export.console import print_table
+from longrope_export.console import number, print_table, said
 from longrope_export.evaluation import Evaluation
 
 PARITY_HEADER = (
@@ -39,12 +38,12 @@ def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
             validation.artifact,
             f"{score.length}",
             score.regime,
-            f"{score.ppl_reference:.4f}",
-            f"{score.ppl:.4f}",
-            f"{score.ppl_delta_percent:+.4f}",
-            f"{score.kl_mean:.1e}",
-            f"{100 * score.top1_agreement:.2f} %",
-            f"{score.max_logit_diff:.1e}",
+            number(score.ppl_reference, ".4f"),
+            number(score.ppl, ".4f"),
+            number(score.ppl_delta_percent, "+.4f"),
+            number(score.kl_mean, ".1e"),
+            f"{number(100 * score.top1_agreement, '.2f')} %",
+            number(score.max_logit_diff, ".1e"),
             validation.verdict(score),
         ]
         for validation in validations
@@ -54,14 +53,16 @@ def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
 
 def print_methods(table: MethodTable) -> None:
     """Held-out perplexity of every method at every window."""
-    rows = [[name, *(_number(table.perplexity(name, length)) for length in table.lengths)] for name in table.names]
+    rows = [
+        [name, *(number(table.perplexity(name, length), ".3f") for length in table.lengths)] for name in table.names
+    ]
     print_table("Held-out perplexity", ("method", *(f"at {length}" for length in table.lengths)), rows)
 
 
 def print_evaluation(result: Evaluation) -> None:
     """Perplexity by length, then retrieval by length and depth."""
     if result.perplexity:
-        rows = [[f"{row.length}", f"{row.windows}", f"{row.ppl:.4f}"] for row in result.perplexity]
+        rows = [[f"{row.length}", f"{row.windows}", number(row.ppl, ".4f")] for row in result.perplexity]
         print_table(result.artifact, ("length", "windows", "ppl"), rows)
     for task, recalled in result.retrieval.items():
         print_retrieval(task, recalled)
@@ -74,7 +75,7 @@ def print_evaluation(result: Evaluation) -> None:
 def print_harness(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Metrics of the lm-evaluation-harness, one row each."""
     rows = [
-        [task, name, f"{value:.4f}"]
+        [task, name, number(value, ".4f")]
         for task, metrics in results.items()
         for name, value in metrics.items()
         if isinstance(value, float)
@@ -93,7 +94,7 @@ def print_task(task: str, rows: Sequence[TaskRow]) -> None:
             f"{row.samples}",
             f"{row.truncated}",
             f"{row.mean_tokens:.0f}",
-            *(f"{row.scores[name]:.3f}" for name in names),
+            *(number(row.scores[name], ".3f") for name in names),
         ]
         for row in rows
     ]
@@ -105,7 +106,7 @@ def print_retrieval(task: str, rows: Sequence[RetrievalRow]) -> None:
     print_grid(f"{task}: answers found", rows, lambda row: f"{100 * row.accuracy:.0f} %")
     if any(row.generated is not None for row in rows):
         print_grid(f"{task}: answers generated", rows, lambda row: f"{100 * (row.generated or 0):.0f} %")
-    print_grid(f"{task}: perplexity of the answers", rows, lambda row: f"{row.answer_ppl:.3g}")
+    print_grid(f"{task}: perplexity of the answers", rows, lambda row: number(row.answer_ppl, ".3g"))
 
 
 def print_grid(title: str, rows: Sequence[RetrievalRow], cell: Callable[[RetrievalRow], str]) -> None:
@@ -118,7 +119,7 @@ def print_grid(title: str, rows: Sequence[RetrievalRow], cell: Callable[[Retriev
 
 def print_recovery(recovery: Recovery, window: int, output: Path, *, err: bool = False) -> None:
     """Held-out perplexity of every short set, who wins, and what was written."""
-    rows = [[score.name, f"{score.perplexity:.4f}"] for score in recovery.comparison]
+    rows = [[score.name, number(score.perplexity, ".4f")] for score in recovery.comparison]
     print_table(f"Held-out perplexity at {window}", ("short set", "ppl"), rows, err=err)
     winner = recovery.winner
     if winner is not None:
@@ -140,10 +141,6 @@ def _check_line(check: Check) -> str:
     return f"{check.status}: {check.id}: {found}. {check.message}"
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
-
-
 def _short(value: object) -> str:
-    text = str(value)
+    text = said(value)
     return text if len(text) <= 40 else f"{text[:37]}…"

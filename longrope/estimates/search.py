@@ -9,7 +9,7 @@
     gradient     layers · (pass + scores) without checkpointing, layers · P · D with it; P · D for the head; logits twice
 
 D hidden size, F size of the MLPs that work for a token, H and K heads and key-value heads of size h, T window. `bytes` is
-the dtype's. `make bench-search` holds the estimate against a measured peak (docs/search.md).
+the dtype's. `make bench-search` holds the estimate against a measured peak (benchmarks/search.md).
 """
 
 from __future__ import annotations
@@ -193,6 +193,7 @@ def search_estimate(
     Raises:
         InputError, MissingRequirementError: the device is not there.
     """
+    options = options.on(checkpoint)
     if available is None:
         available = available_memory(options)
     one = partial(

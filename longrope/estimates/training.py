@@ -13,7 +13,7 @@ is computed with and that is kept:
     exchange       2 c t (2 H + 2 K') d               Ulysses: what is sent and what has come                (S > 1)
     loss           4 (2 t D + D V) + 2 chunks of logits
 
-D hidden, F MLP, V vocabulary, H and K query and key heads of size d, K' = lcm(K, S). docs/distributed.md has tables for
+D hidden, F MLP, V vocabulary, H and K query and key heads of size d, K' = lcm(K, S). benchmarks/training.md has tables for
 7B models. Recomputation adds a third to the time, never to the model FLOPs.
 """
 
@@ -137,6 +137,7 @@ def training_memory(
         options: precision, LoRA, device, processes per sequence; a given choice of recomputation is kept.
         world_size: processes that weights are spread over.
     """
+    options = options.on(checkpoint)
     free = memory.free_memory(options.device)
     choices = (False, True) if options.checkpointing is None else (options.checkpointing,)
     tried = [

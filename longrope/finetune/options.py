@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from longrope.errors import InputError
-from longrope.modeling import DTYPES
+from longrope.machine import AUTO, device_option, resolve, seed_option, threads_option
+from longrope.options import Tokens, check_declared, option
+
+if TYPE_CHECKING:
+    from longrope.checkpoint import Checkpoint
 
 # Options that may change when a run is resumed.
 MACHINE_ONLY = ("device", "threads", "save_every", "peak_flops", "pass_tokens", "sequence_size", "checkpointing")
@@ -18,8 +22,9 @@ class TrainOptions:
     """Optimizer, precision and machine.
 
     Args:
-        dtype: `float32`, or `bfloat16`: layers compute in it, weights and the optimizer's state stay float32.
-        device: a torch device; with torchrun, `cuda` or `cpu` and each process takes its own.
+        dtype: `float32`, or `bfloat16`: layers compute in it, weights and the optimizer's state stay float32; `auto` for
+            float32 on a CPU; on a GPU bfloat16 for checkpoints of 16 bits.
+        device: a torch device, `auto` for the GPU when there is one; with torchrun each process takes its own.
         threads: torch's threads; None for its own choice.
         seed: of rows, LoRA's start and dropout.
         lora_rank: train adapters of this rank, with norms and embeddings in full, merged at the end; None trains everything.
@@ -41,37 +46,59 @@ class TrainOptions:
         InputError: a number is out of range.
     """
 
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    seed: int = 0
-    lora_rank: int | None = None
-    lora_layers: int | None = None
-    lora_alpha: int | None = None
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    weight_decay: float = 0.0
+    lora_rank: int | None = option(
+        None,
+        name="lora",
+        section="Training",
+        metavar="RANK",
+        minimum=1,
+        unset="all weights",
+        help="Train adapters of this rank, with norms and embeddings, instead of all weights.",
+    )
+    lora_layers: int | None = option(
+        None, minimum=1, unset="all", help="Put adapters into the last layers only and freeze all else (with --lora)."
+    )
+    lora_alpha: int | None = option(
+        None, minimum=1, unset="2 RANK", help="Scale of the adapters times their rank (with --lora)."
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = option(
+        "adamw", help="Optimizer of the training; adamw8bit needs bitsandbytes."
+    )
+    weight_decay: float = option(0.0, minimum=0, help="Weight decay of matrices; vectors have none.")
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
-    checkpointing: bool | None = None
-    pass_tokens: int | None = None
-    liger: bool = False
-    save_every: int = 20
-    sequence_size: int = 1
-    peak_flops: float | None = None
+    sequence_size: int = option(1, minimum=1, help="Processes that share one sequence in training (Ulysses).")
+    pass_tokens: Tokens | None = option(
+        None, unset="8192", help="Tokens of one forward pass in training, at least a row."
+    )
+    checkpointing: bool | None = option(
+        None, unset="when memory asks for it", help="Recompute activations in the backward pass to save memory."
+    )
+    liger: bool = option(False, help="Use Liger's kernels for norms and MLPs (needs liger-kernel and a GPU).")
+    peak_flops: float | None = option(
+        None, above=0, unset="known GPUs' own", help="Peak FLOP/s of one device, for the reported mfu."
+    )
+    save_every: int = option(20, minimum=1, help="Optimizer steps between two checkpoints of the training.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        AUTO,
+        section="Machine",
+        help="Precision that layers are trained in; weights and the optimizer's state stay float32.",
+    )
+    device: str = device_option()
+    threads: int | None = threads_option()
+    seed: int = seed_option()
 
     def __post_init__(self) -> None:
-        if self.dtype == "float16" or self.dtype not in DTYPES:
-            raise InputError(f"training dtype: expected float32 or bfloat16, got {self.dtype!r}")
-        for name in ("threads", "lora_rank", "lora_layers", "pass_tokens", "save_every", "sequence_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: expected a number above 0, got {value}")
+        check_declared(self)
         if self.lora_layers is not None and self.lora_rank is None:
             raise InputError("lora_layers: expected a lora_rank beside it, got none; full training trains every layer")
         if not self.max_grad_norm > 0:
             raise InputError(f"max_grad_norm: expected a number above 0, got {self.max_grad_norm}")
-        if self.seed < 0:
-            raise InputError(f"seed: expected 0 or more, got {self.seed}")
+
+    def on(self, checkpoint: Checkpoint) -> Self:
+        """The same with `auto` made plain for a checkpoint on this machine."""
+        device, dtype = resolve(self.device, self.dtype, checkpoint)
+        return dataclasses.replace(self, device=device, dtype="bfloat16" if dtype == "float16" else dtype)
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON. The machine does not."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from longrope.errors import InputError
 from longrope.finetune.stages import Stage, StagePlan, read_toml
-
-# A second interpolation without training reaches so many times the trained window (LongRoPE: 256k → 2048k).
-SECOND_INTERPOLATION: Final = 8
 
 # LongRoPE (arXiv 2402.13753), section 4 and appendix: windows of LLaMA2-7B (4k) and Mistral-7B (8k).
 # LongRoPE2 (arXiv 2502.20082): LLaMA3-8B (8k) to 128k with 10B tokens; its rate is not in our sources: LongRoPE's is used.
@@ -36,48 +33,18 @@ PRESETS: Final[Mapping[str, StagePlan]] = {
         original=8192,
         source="LongRoPE2, LLaMA3-8B: 10B tokens in mixed context windows; share, rate and batch are ours",
     ),
+    "default": StagePlan("default", (), source="LongRoPE's steps, rate and batch; LongRoPE2's mixed windows"),
 }
 
 
-def read_plan(name: str, window: int, target: int) -> StagePlan:
-    """The plan of a preset's name or a TOML file, for a model's window and a target.
+def read_plan(name: str) -> StagePlan:
+    """The plan of a preset's name or a TOML file; `StagePlan.for_model` brings it to a model and a target.
 
     Raises:
-        InputError: neither a preset nor a readable file, unknown keys, values out of range, lengths that do not grow.
+        InputError: neither a preset nor a readable file, unknown keys, values out of range.
     """
-    if name == "default":
-        return default_plan(window, target).for_model(window, target)
-    plan = PRESETS.get(name)
-    if plan is None:
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"--stages {name}: expected a TOML file or one of {', '.join(preset_names())}")
-        plan = read_toml(path)
-    return plan.for_model(window, target)
-
-
-def preset_names() -> tuple[str, ...]:
-    """What `--stages` takes beside a file."""
-    return (*PRESETS, "default")
-
-
-def default_plan(window: int, target: int) -> StagePlan:
-    """Train to an eighth of the target (to the target itself up to 8×), in two stages from 16× on; then interpolate.
-
-    With 256 → 131,072: 2,048, 16,384, and 131,072 without training. Mixed windows keep the short window, retrieval the long
-    one's use. Steps, rates and batch are the paper's for LLaMA2.
-    """
-    trained = target if target <= SECOND_INTERPOLATION * window else target // SECOND_INTERPOLATION
-    lengths = [_halfway(window, trained), trained] if trained >= 16 * window else [trained]
-    mixed: dict[str, Any] = {"short_share": 0.25, "retrieval_share": 0.1, "warmup": 20}
-    steps = (400, 600) if len(lengths) == 2 else (600,)
-    stages = tuple(Stage(length, steps=count, **mixed) for length, count in zip(lengths, steps, strict=True))
-    return StagePlan("default", stages, source="LongRoPE's steps, rate and batch; LongRoPE2's mixed windows")
-
-
-def _halfway(window: int, trained: int) -> int:
-    """The window times the power of two nearest to the root of the whole scale, below it."""
-    scale = 1
-    while (2 * scale) ** 2 <= trained // window:
-        scale *= 2
-    return window * scale
+    if name in PRESETS:
+        return PRESETS[name]
+    if not Path(name).is_file():
+        raise InputError(f"stages {name}: expected a TOML file or one of {', '.join(PRESETS)}")
+    return read_toml(Path(name))

@@ -115,7 +115,7 @@ def finetune(
         InputError: a run of something else is in `folder`, documents are too short, the batch does not divide.
         MissingRequirementError: memory, disk, or an extra.
     """
-    options, progress = options or TrainOptions(), progress or Silent()
+    options, progress = (options or TrainOptions()).on(checkpoint), progress or Silent()
     parallel = parallel or Parallel.single(options.device)
     set_threads(options.threads)
     require_extras(options)

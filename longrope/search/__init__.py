@@ -3,18 +3,35 @@
 search(checkpoint, corpus, target_length)      factors for a longer window
 recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
-
-`longrope.estimates.search` says beforehand what a search takes.
 """
 
-from longrope.search.evaluation_cache import HistoryPoint
-from longrope.search.measure import Machine, WindowModel
-from longrope.search.methods import MethodScore, evaluate_methods, known_rows
+from typing import TYPE_CHECKING
+
+from longrope.lazy import exports, make_callable
+from longrope.machine import Machine
 from longrope.search.options import SearchOptions
-from longrope.search.recover import Recovery, recover_short, recovery_estimate
-from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
-from longrope.search.strategies import STRATEGIES
-from longrope.search.trial import Candidate
+
+if TYPE_CHECKING:
+    from longrope.search.evaluation_cache import HistoryPoint
+    from longrope.search.measure import WindowModel
+    from longrope.search.methods import MethodScore, evaluate_methods, known_rows
+    from longrope.search.recover import Recovery, recover_short, recovery_estimate
+    from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
+    from longrope.search.strategies import STRATEGIES
+    from longrope.search.trial import Candidate
+else:
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "longrope.search.evaluation_cache": ("HistoryPoint",),
+            "longrope.search.measure": ("WindowModel",),
+            "longrope.search.methods": ("MethodScore", "evaluate_methods", "known_rows"),
+            "longrope.search.recover": ("Recovery", "recover_short", "recovery_estimate"),
+            "longrope.search.run": ("ParetoPoint", "Scored", "SearchResult", "check_search", "search"),
+            "longrope.search.strategies": ("STRATEGIES",),
+            "longrope.search.trial": ("Candidate",),
+        },
+    )
 
 __all__ = [
     "STRATEGIES",
@@ -35,3 +52,5 @@ __all__ = [
     "recovery_estimate",
     "search",
 ]
+
+make_callable(__name__)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, MissingRequirementError, is_out_of_memory
+from longrope.errors import MissingRequirementError, is_out_of_memory
 from longrope.estimates import memory
 from longrope.estimates.search import MIN_PASS, MIN_ROWS, SearchMemory, search_memory
+from longrope.machine import Machine
 from longrope.modeling import (
-    DTYPES,
     RescaledRotary,
     build_model,
     head_logits,
@@ -40,31 +40,6 @@ from longrope.search.objective import Window
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how models run.
-
-    Args:
-        device: a torch device.
-        dtype: `float32`, `bfloat16` or `float16`.
-        threads: torch's threads in each process; None for torch's own choice.
-        pass_tokens: longest pass; None lets the memory estimate choose.
-        checkpointing: recompute activations for gradients; None lets the memory estimate choose.
-        available: bytes that the model and its passes may take; None for what is free before the model is loaded.
-    """
-
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int | None = None
-    pass_tokens: int | None = None
-    checkpointing: bool | None = None
-    available: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 class WindowModel:

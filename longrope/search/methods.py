@@ -11,9 +11,10 @@ import numpy as np
 from longrope import rope
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
+from longrope.machine import Machine
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
-from longrope.search.measure import Machine, WindowModel
+from longrope.search.measure import WindowModel
 from longrope.search.objective import Window
 from longrope.search.space import YARN_BETAS
 from longrope.search.trial import Candidate

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
-from longrope.search.measure import Machine
+from longrope.factors import N_HAT_CHOICES, RescaleFactors
+from longrope.machine import AUTO, Dtype, Machine, device_option, resolve, seed_option, threads_option
+from longrope.options import PATH, Share, Tokens, check_declared, option
 from longrope.search.strategies import NEED_GRADIENTS, TAKE_GRADIENTS, own_budget
+
+if TYPE_CHECKING:
+    from longrope.checkpoint import Checkpoint
 
 ObjectiveName = Literal["perplexity", "needle", "mixed"]
 Executor = Literal["local", "processes", "ray"]
-OBJECTIVES, EXECUTORS = get_args(ObjectiveName), get_args(Executor)
+FactorFile = Annotated[RescaleFactors, replace(PATH, name="FILE", load=RescaleFactors.load)]
 # Options that may change when a run is resumed.
 MACHINE_ONLY = ("device", "threads", "executor", "workers")
 
@@ -34,8 +38,8 @@ class SearchOptions:
         num_short_windows: windows of L tokens that the rise is measured on.
         from_factors: second interpolation: search multipliers on top of these factors of an extended model.
         start_from: factors to start from beside PI, NTK and YaRN.
-        dtype: `float32`, `bfloat16` or `float16`.
-        device: a torch device.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` for the checkpoint's own on a GPU, float32 on a CPU.
+        device: a torch device; `auto` for the GPU when there is one.
         threads: torch's threads in each process; None for torch's own choice here, and one in worker processes.
         executor: `local` (this process), `processes` (one a device), or `ray` (actors on many machines).
         workers: number of processes or actors; on a GPU, as many devices are used in turn.
@@ -44,41 +48,81 @@ class SearchOptions:
         InputError: a number is out of range.
     """
 
-    strategy: str = "auto"
-    max_evals: int | None = None
-    seed: int = 0
-    num_documents: int = 5
-    n_hat: int | Literal["search"] = 0
-    attention_factor: float | Literal["formula", "search"] = "formula"
-    objective: ObjectiveName = "perplexity"
-    window_shares: tuple[tuple[int, float], ...] = ()
-    short_budget: float | None = None
+    strategy: str = option(
+        "auto",
+        section="Search",
+        metavar="NAME",
+        help="Search strategy: auto, cma, dim_mono, dim_piece_mono, evolution, gradient, longrope2 or seeds.",
+    )
+    max_evals: int | None = option(
+        None, section="Search", minimum=1, unset="the strategy's own", help="Budget of the search, in evaluations."
+    )
+    num_documents: int = option(
+        5, name="documents", section="Search", minimum=1, help="Documents that every candidate is measured on."
+    )
+    short_budget: Share | None = option(
+        None,
+        section="Search",
+        unset="no cap",
+        help="Largest rise of perplexity at the original window, such as 1%.",
+    )
+    objective: ObjectiveName = option(
+        "perplexity",
+        help="Objective of the search: perplexity of whole windows, of a needle's answer, or both mixed.",
+    )
+    window_shares: tuple[tuple[Tokens, Share], ...] = option(
+        (), name="window-share", help="A further window length and its share in the objective; repeatable."
+    )
+    start_from: tuple[FactorFile, ...] = option(
+        (), help="Factor file that the search starts from, beside the known methods; repeatable."
+    )
+    from_factors: FactorFile | None = option(
+        None, name="from", help="Factor file to search on top of, for a second interpolation."
+    )
+    n_hat: int | Literal["search"] = option(
+        0,
+        section="Factors",
+        minimum=0,
+        help=f"Start tokens that are not rescaled: a number, or search, which tries {', '.join(map(str, N_HAT_CHOICES))}.",
+    )
+    attention_factor: float | Literal["formula", "search"] = option(
+        "formula",
+        section="Factors",
+        above=0,
+        help="Attention factor: formula (portable), search or a number; vLLM and others ignore what is not the formula's.",
+    )
     num_short_windows: int = 16
-    from_factors: RescaleFactors | None = None
-    start_from: tuple[RescaleFactors, ...] = ()
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    executor: Executor = "local"
-    workers: int = 1
+    dtype: Dtype = option(
+        AUTO,
+        section="Machine",
+        help="Precision of the model's forward passes: auto is the checkpoint's own on a GPU, float32 on a CPU.",
+    )
+    device: str = device_option()
+    threads: int | None = threads_option()
+    seed: int = seed_option()
+    executor: Executor = option(
+        "local", help="Where candidates are measured: in this process, in one process a device, or in Ray actors."
+    )
+    workers: int = option(
+        1,
+        minimum=1,
+        help="Processes or actors that measure candidates, with one thread each unless --threads says more.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_evals", "num_documents", "num_short_windows", "threads", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: expected a number above 0, got {value}")
-        for name, known in (("objective", OBJECTIVES), ("executor", EXECUTORS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed: expected 0 … {2**32 - 1}, got {self.seed}")
-        if self.short_budget is not None and not self.short_budget >= 0:
-            raise InputError(f"short budget: expected a fraction of 0 or more, got {self.short_budget}")
+        check_declared(self)
+        if self.num_short_windows < 1:
+            raise InputError(f"num_short_windows: expected a number above 0, got {self.num_short_windows}")
         shares = [share for _, share in self.window_shares]
         if sum(shares) >= 1 or any(share <= 0 for share in shares):
             raise InputError(f"window shares: expected shares above 0, below 1 in all, got {self.window_shares}")
         if self.workers > 1 and self.executor == "local":
             raise InputError(f"{self.workers} workers need executor processes or ray, got local")
+
+    def on(self, checkpoint: Checkpoint) -> Self:
+        """The same with `auto` made plain for a checkpoint on this machine."""
+        device, dtype = resolve(self.device, self.dtype, checkpoint)
+        return replace(self, device=device, dtype=dtype)
 
     @property
     def machine(self) -> Machine:

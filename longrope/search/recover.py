@@ -123,7 +123,7 @@ def recover_short(
     if held_out is not None:
         _held_out_windows(held_out, window or bound.original)  # refused before the search, not after it
     stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
-    options = _short_options(options)
+    options = _short_options(options).on(checkpoint)
     space = _space(bound, window or bound.original)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
     starting_points = tuple(_starting_points(space, bound, stages))

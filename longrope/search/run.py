@@ -156,7 +156,7 @@ def search(
         MissingRequirementError: the machine lacks memory, disk or an extra.
     """
     progress = progress or Silent()
-    options = options or SearchOptions()
+    options = (options or SearchOptions()).on(checkpoint)
     space = check_search(checkpoint, target_length, options)
     if options.attention_factor != "formula":
         progress.warn(f"attention factor {options.attention_factor}: {WHO_READS_ATTENTION}")

@@ -1,49 +1,97 @@
-"""`longrope-export convert`."""
+"""`longrope-export convert`: one model to one format. Imports neither torch nor transformers unless the format needs them."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
-
+from converters import api, registry
+from longrope.errors import InputError
+from longrope.files import refuse_existing
+from longrope.options import ModelName, option
 from longrope_export import options
+from longrope_export.conversion import known_factors
+from longrope_export.models import open_model
+
+if TYPE_CHECKING:
+    from converters.api import Conversion
+    from longrope.progress import Progress
+
+WORDS = {"true": True, "false": False}
 
 
-@click.command()
-@click.argument("model")
-@click.option("--to", "format_name", required=True, metavar="hf|gguf|onnx", help="Format to write.")
-@options.output("File (gguf; in a folder that exists it is named by convention) or folder to write.")
-@click.option("--factors", type=options.PATH, help="Factors to embed.  [default: the model's own]")
-@options.factor_sets
-@click.option("--outtype", help="Weight type: hf auto f32 f16 bf16; gguf f32 f16 bf16 q8_0 …; onnx fp32 ….")
-@click.option(
-    "--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the format's own; repeatable."
-)
-def command(
-    model: str,
-    format_name: str,
-    output: Path,
-    overwrite: bool,
-    factors: Path | None,
-    factor_sets: str,
-    outtype: str | None,
-    pairs: tuple[str, ...],
-    **own: Any,
-) -> int:
+def weight_types() -> str:
+    """`hf auto, f32; gguf f16, …`: what each of our formats can write."""
+    return "; ".join(f"{name} {', '.join(registry.converter(name).outtypes)}" for name in registry.OURS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """The options of `convert`."""
+
+    model: ModelName = option(argument=True, help="Model to write: a folder, a Hub id, a GGUF file, or default.")
+    factors: Path | None = option(
+        None, section="Factors", unset="the model's own", help="File of the factors to embed, such as factors.json."
+    )
+    factor_sets: options.FactorSetsWish = options.factor_sets()
+    format: str = option(name="to", section="Output", metavar="hf|gguf|onnx", help="Format to write.")
+    output: Path = options.output("File (gguf) or folder (hf, onnx) to write; in a folder, gguf names the file itself.")
+    outtype: str | None = option(
+        None, section="Output", metavar="TYPE", unset="the first", help=f"Weight type of the format: {weight_types()}."
+    )
+    overwrite: bool = options.overwrite()
+    pairs: tuple[str, ...] = option(
+        (), name="option", metavar="KEY=VALUE", help="An option of the format's own, see its docs; repeatable."
+    )
+
+
+@options.command(ConvertRequest)
+def command(request: ConvertRequest) -> int:
     """Write MODEL with its factors embedded, read everything back, and only then give it its name."""
     from longrope_export.console import ConsoleProgress
-    from longrope_export.conversion import ConvertRequest, convert, parse_pairs
 
     gc.set_threshold(
         100_000
     )  # a vocabulary is that many objects and no cycle: looking for some costs a tenth of the time
     progress = ConsoleProgress()
-    given = {name: value for name, value in own.items() if value}
-    request = ConvertRequest(
-        model, format_name, output, factors, factor_sets, outtype, {**given, **parse_pairs(pairs)}, overwrite
-    )
-    path, checks = convert(request, progress)
-    progress.line(f"{path}: written; {len(checks)} read-back checks passed.")
+    written = convert(request, progress)
+    progress.line(f"{written.path}: written; {len(written.checks)} read-back checks passed.")
     return 0
+
+
+def convert(request: ConvertRequest, progress: Progress) -> Conversion:
+    """Write one artifact; what can be refused without the model is refused before it is opened, or downloaded.
+
+    Raises:
+        LongRopeError: nothing is left behind.
+    """
+    converter = registry.converter(request.format)
+    if not (converter.suffix and request.output.is_dir()):
+        refuse_existing(request.output, overwrite=request.overwrite)
+    own = parse_pairs(request.pairs)
+    checkpoint = open_model(request.model)
+    return api.convert(
+        checkpoint,
+        request.output,
+        to=request.format,
+        factors=known_factors(checkpoint, request.factors),
+        factor_sets=request.factor_sets,
+        outtype=request.outtype,
+        options=own,
+        overwrite=request.overwrite,
+        progress=progress,
+    )
+
+
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` options as a mapping; true, false and whole numbers are taken as such. Raises InputError otherwise."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise InputError(f"--option {pair}: expected KEY=VALUE")
+        parsed[key] = WORDS.get(value.lower(), int(value) if value.isdigit() else value)
+    return parsed

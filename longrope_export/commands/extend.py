@@ -1,73 +1,108 @@
-"""`longrope-export extend`."""
+"""`longrope-export extend MODEL …` and `longrope-export extend RECIPE.yaml …`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from longrope_export import options
+from longrope.extend_options import ExtendOptions
+from longrope.files import json_text
+from longrope.options import Lengths, ModelName, Words, declared, nested, option
+from longrope_export import options as shared
+from longrope_export import recipes
+
+if TYPE_CHECKING:
+    from longrope_export.pipeline import Outcome
+
+NOWHERE = Path()
 
 
-@click.command()
-@click.argument("model")
-@click.option("--target-length", required=True, type=options.TOKENS, help="Window after extension, in tokens.")
-@click.option("-o", "--output", required=True, type=options.PATH, metavar="RUN_DIR", help="Folder of the run.")
-@options.texts(required=False)
-@click.option(
-    "--test-text", "test_texts", multiple=True, type=options.PATH, help="Held-out text.  [default: part of --text]"
-)
-@click.option(
-    "--formats", default="hf,gguf,onnx", show_default=True, help="Formats, each with a weight type: gguf:f16."
-)
-@options.factor_sets
-@click.option("--windows", type=options.LENGTHS, default=(), help="Lengths to validate.  [default: original, target]")
-@click.option("--windows-per-length", type=click.IntRange(1), default=4, show_default=True, help="At most so many.")
-@click.option("--crossing/--no-crossing", default=True, help="Decode across the original window through the cache.")
-@options.search_options
-@click.option("--short-evals", type=click.IntRange(1), default=64, show_default=True, help="Budget of the short set.")
-@click.option(
-    "--short-windows", type=click.IntRange(1), default=40, show_default=True, help="Windows it is measured on."
-)
-@click.option(
-    "--test-windows", type=click.IntRange(1), default=8, show_default=True, help="Held-out windows of methods."
-)
-@click.option("--methods", help="Known methods to compare with: none,PI,NTK,YaRN 32/1 …  [default: all]")
-@click.option(
-    "--stages",
-    "stages_name",
-    metavar="PLAN",
-    help="Fine-tune in stages: paper-llama2, paper-mistral, longrope2, default, or a TOML file.",
-)
-@options.train_dtype("--train-dtype")
-@options.training_options
-@click.option("--plan", is_flag=True, help="Print tokens, memory and time of searches and training, and stop.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN_DIR.")
-@click.option("--overwrite", is_flag=True, help="Replace the run in RUN_DIR.")
-@options.compute
-def command(plan: bool, **arguments: Any) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ExtendRequest:
+    """The options of `extend`.
+
+    Args:
+        recipe: what repeats the run, by key; kept in run.json.
+    """
+
+    model: ModelName = option(argument=True, help="Model to extend: a folder, a Hub id, a GGUF file, or default.")
+    options: ExtendOptions = nested()
+    texts: tuple[Path, ...] = shared.texts(required=False)
+    test_texts: tuple[Path, ...] = shared.test_texts()
+    factor_sets: shared.FactorSetsWish = shared.factor_sets()
+    output: Path = shared.output("Folder of the run, which gets every file that it writes.")
+    formats: Words = option(
+        ("hf", "gguf", "onnx"), section="Output", help="Formats to export, each with a weight type if wanted: gguf:f16."
+    )
+    windows: Lengths = shared.windows("Lengths to validate at, in tokens.")
+    plan: bool = shared.plan("Print the tokens, memory and time that the run takes, and stop.")
+    print_recipe: bool = option(
+        False, section="Output", once=True, help="Print the command line as a recipe in YAML, and stop."
+    )
+    resume: bool = shared.resume("Go on with the run in the output folder.")
+    overwrite: bool = shared.overwrite()
+    windows_per_length: int = shared.windows_per_length()
+    crossing: bool = shared.crossing()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target_length(self) -> int:
+        return self.options.target_length
+
+    @property
+    def sets(self) -> shared.FactorSetsWish:
+        """`factor_sets`; of mixed training, which trains both sets, `auto` exports both."""
+        return "dual" if self.factor_sets == "auto" and self.options.mixed else self.factor_sets
+
+
+def _values(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was given, with the recipe's values; a recipe is printed without an output, too."""
+    values = recipes.with_recipe(given, declared(ExtendRequest))
+    return {"output": NOWHERE, **values} if values.get("print-recipe") else values
+
+
+@shared.command(ExtendRequest, more=_values)
+def command(request: ExtendRequest) -> int:
     """Extend MODEL (a folder, a Hub id, a .gguf file, or `default`), export every format, prove each against the original.
 
-    The run's folder gets factors.json, the artifacts, validation.json and report.html. Interrupted, it goes on with
-    --resume. Exit code 1 when a check fails. With torchrun, all processes share the training of --stages.
+    MODEL may be a recipe, RECIPE.yaml or the run.json of a run, whose keys are the options' names; options on the command
+    line win. The run's folder gets factors.json, the artifacts, validation.json and report.html. Interrupted, it goes on
+    with --resume. Exit code 1 when a check fails. With torchrun, all processes share the training of --stages.
     """
+    values = click.get_current_context().obj
+    if request.print_recipe:
+        without = ("output",) if request.output == NOWHERE else ()
+        click.echo(recipes.to_yaml(recipes.recipe_of(values, declared(ExtendRequest), without)), nl=False)
+        return 0
     from longrope_export.console import ConsoleProgress
     from longrope_export.pipeline import extend_plan_lines, run_extend
-    from longrope_export.requests import extend_request
-    from longrope_export.tables import print_methods, print_parity
 
-    folder: Path = arguments["output"]
-    request = extend_request(**arguments)
-    if plan:
+    if request.plan:
         for line in extend_plan_lines(request, ConsoleProgress()):
             click.echo(line)
         return 0
-    outcome = run_extend(request, ConsoleProgress())
-    if outcome is None:  # another process tells it
+    recipe = recipes.recipe_of(recipes.absolute(values), declared(ExtendRequest), without=("output",))
+    outcome = run_extend(replace(request, recipe=recipe), ConsoleProgress())
+    if outcome is None:  # another process reports it
         return 0
+    print_outcome(outcome, request.output)
+    return 0 if outcome.passed else 1
+
+
+def print_outcome(outcome: Outcome, folder: Path) -> None:
+    """Methods, parity of every artifact, and the verdict."""
+    from longrope_export.tables import print_methods, print_parity
+
     print_methods(outcome.methods)
     print_parity(outcome.validations)
     verdict = "all checks passed" if outcome.passed else "some checks FAILED"
     click.echo(f"{verdict}; report: {folder / 'report.html'}")
-    return 0 if outcome.passed else 1
+
+
+def schema_text() -> str:
+    """docs/recipe.schema.json; `make schema` writes it."""
+    return json_text(recipes.recipe_schema(declared(ExtendRequest)))

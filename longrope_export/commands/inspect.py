@@ -1,23 +1,87 @@
-"""`longrope-export inspect`."""
+"""`longrope-export inspect`: what an artifact holds, as data and in plain words."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import click
 
+from longrope.factors import RescaleFactors
+from longrope.options import option
 from longrope_export import options
 
+SCHEMA_VERSION = 1
 
-@click.command()
-@click.argument("artifact")
-@options.json_output
-def command(artifact: str, json_path: str | None) -> int:
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """The options of `inspect`."""
+
+    artifact: str = option(argument=True, help="Artifact to look into: a folder, a GGUF file, or a Hub id.")
+    json_path: str | None = options.json_file()
+
+
+@options.command(InspectRequest)
+def command(request: InspectRequest) -> int:
     """Say what ARTIFACT holds: format, factor sets, lengths, and which runtime uses which set when."""
     from longrope_export.console import write_json
-    from longrope_export.inspection import inspect_artifact, print_inspection
     from longrope_export.models import artifact_path
 
-    result = inspect_artifact(artifact_path(artifact))
-    if json_path is None:
+    result = inspect_artifact(artifact_path(request.artifact))
+    if request.json_path is None:
         print_inspection(result)
-    write_json(result, json_path)
+    write_json(result, request.json_path)
     return 0
+
+
+def inspect_artifact(path: Path) -> dict[str, Any]:
+    """Format, facts, factors and runtimes of an artifact, JSON-able. Raises InputError for a broken one."""
+    from converters import registry
+
+    converter = registry.recognize(path)
+    factors = converter.read_factors(path)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "artifact": str(path),
+        "format": converter.name,
+        "facts": converter.describe(path),
+        "factor_sets": factors.factor_sets if factors else None,
+        "factors": factors.to_json() if factors else None,
+        "oddities": factors.oddities() if factors else [],
+        "runtimes": [dataclasses.asdict(use) for use in converter.runtime_uses(factors)] if factors else [],
+    }
+
+
+def print_inspection(result: dict[str, Any]) -> None:
+    """The same for a person."""
+    from longrope_export.console import print_table, said
+
+    click.echo(f"{result['artifact']}: {result['format']}")
+    for name, value in result["facts"].items():
+        click.echo(f"  {name}: {said(value)}")
+    if result["factors"] is None:
+        click.echo("  no rescale factors: this is plain RoPE, not an extended model")
+        return
+    _print_factors(RescaleFactors.from_json(result["factors"]), result["oddities"])
+    rows = [[use["runtime"], use["uses"], "yes" if use["safe"] else "no", use["advice"]] for use in result["runtimes"]]
+    print_table("Which runtime uses which set when", ("runtime", "uses", "safe", "advice"), rows)
+
+
+def _print_factors(factors: RescaleFactors, oddities: list[str]) -> None:
+    from longrope_export.console import said
+
+    click.echo(f"  factor sets: {factors.factor_sets}")
+    window, target = said(factors.original_max_position_embeddings), said(factors.target_length)
+    click.echo(f"  window: {window} → {target} tokens")
+    if factors.original_max_position_embeddings and factors.target_length:
+        origin = "given" if factors.attention_factor is not None else "by the formula"
+        click.echo(f"  attention factor: {factors.effective_attention_factor:.6g} ({origin})")
+    click.echo(f"  start tokens (n_hat): {factors.n_hat}")
+    for name in ("short", "long"):
+        values = factors.set(name)  # type: ignore[arg-type]
+        click.echo(f"  {name}_factor: {len(values)} pairs, {min(values):.6g} … {max(values):.6g}")
+    for oddity in oddities:
+        click.echo(f"  note: {oddity}")

@@ -1,26 +1,55 @@
-"""`longrope-export patch`."""
+"""`longrope-export patch`: factors into an existing GGUF file."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
-
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope.options import option
 from longrope_export import options
 
+if TYPE_CHECKING:
+    from converters.base import Check
 
-@click.command()
-@click.argument("file", type=options.PATH)
-@click.option("--factors", required=True, type=options.PATH, help="factors.json to put in.")
-@click.option("-o", "--output", type=options.PATH, help="GGUF file to write.")
-@click.option("--in-place", is_flag=True, help="Replace FILE, by a rename once the new file is complete.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-@options.factor_sets
-def command(file: Path, factors: Path, output: Path | None, in_place: bool, overwrite: bool, factor_sets: str) -> int:
+
+@dataclass(frozen=True, kw_only=True)
+class PatchRequest:
+    """The options of `patch`."""
+
+    file: Path = option(argument=True, help="GGUF file to patch.")
+    factors: Path = option(section="Factors", help="File of the factors to put in, such as factors.json.")
+    factor_sets: options.FactorSetsWish = options.factor_sets()
+    output: Path | None = options.output("GGUF file to write.", required=False)
+    in_place: bool = option(
+        False, section="Output", help="Replace FILE itself, by a rename once the new file is complete."
+    )
+    overwrite: bool = options.overwrite()
+
+
+@options.command(PatchRequest)
+def command(request: PatchRequest) -> int:
     """Put factors into a GGUF FILE of the same base model, quantized and split ones too; no weights are touched."""
     from longrope_export.console import ConsoleProgress
-    from longrope_export.conversion import patch
 
-    checks = patch(file, factors, output, in_place=in_place, overwrite=overwrite, factor_sets=factor_sets)
-    ConsoleProgress().line(f"{output or file}: written; {len(checks)} read-back checks passed.")
+    checks = patch(request)
+    ConsoleProgress().line(f"{request.output or request.file}: written; {len(checks)} read-back checks passed.")
     return 0
+
+
+def patch(request: PatchRequest) -> list[Check]:
+    """Put the factors in and return the read-back checks. Raises LongRopeError."""
+    from converters import registry
+
+    converter = registry.converter("gguf")
+    converter.check_requirements()
+    if not request.file.is_file():
+        raise InputError(f"{request.file}: no such file")
+    if (request.output is None) != request.in_place:
+        raise InputError("expected either -o OUT.gguf or --in-place")
+    from converters.gguf.patch import patch_gguf
+
+    chosen = converter.choose_sets(RescaleFactors.load(request.factors), request.factor_sets)
+    return patch_gguf(request.file, chosen, request.output, in_place=request.in_place, overwrite=request.overwrite)

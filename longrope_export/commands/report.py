@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from longrope.options import option
 from longrope_export import options
 
 
-@click.command()
-@click.argument("run_dir", type=options.PATH)
-@click.option("-o", "--output", type=options.PATH, help="File to write.  [default: RUN_DIR/report.html]")
-def command(run_dir: Path, output: Path | None) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """The options of `report`."""
+
+    run_dir: Path = option(argument=True, help="Folder of a finished run of extend.")
+    output: Path | None = option(
+        None, short="o", section="Output", unset="RUN_DIR/report.html", help="File to write, as HTML."
+    )
+
+
+@options.command(ReportRequest)
+def command(request: ReportRequest) -> int:
     """Write the report of RUN_DIR again, from its JSON files."""
     from longrope_export.report import write_report
 
-    click.echo(f"{write_report(run_dir, output)}: written.")
+    click.echo(f"{write_report(request.run_dir, request.output)}: written.")
     return 0

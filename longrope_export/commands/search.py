@@ -1,65 +1,103 @@
-"""`longrope-export search`."""
+"""`longrope-export search`: factors to a file, the journal of all evaluations beside it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from longrope.metrics import perplexity
+from longrope.options import ModelName, Tokens, nested, option
+from longrope.search.options import SearchOptions
 from longrope_export import options
+from longrope_export.journals import journal_of
+
+if TYPE_CHECKING:
+    from longrope.progress import Progress
+    from longrope.search import SearchResult
 
 
-@click.command()
-@click.argument("model")
-@click.option("--target-length", required=True, type=options.TOKENS, help="Window after extension, in tokens.")
-@options.texts(required=False)
-@options.output("factors.json to write.", required=False)
-@options.search_options
-@click.option("--plan", is_flag=True, help="Print the budget and the memory it takes, and stop.")
-@click.option("--plots", type=options.PATH, help="Folder for pictures: factors, convergence, Pareto front.")
-@click.option("--resume", is_flag=True, help="Go on with the journal beside the output.")
-@options.compute
-def command(
-    model: str,
-    target_length: int,
-    texts: tuple[Path, ...],
-    output: Path | None,
-    overwrite: bool,
-    plan: bool,
-    plots: Path | None,
-    resume: bool,
-    **arguments: Any,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """The options of `search`."""
+
+    model: ModelName = option(argument=True, help="Model to extend: a folder, a Hub id, a GGUF file, or default.")
+    target_length: Tokens = option(section="Input", help="Window after the extension, in tokens, such as 128k.")
+    texts: tuple[Path, ...] = options.texts(required=False)
+    search: SearchOptions = nested(SearchOptions())
+    output: Path | None = options.output("File of the factors to write, factors.json.", required=False)
+    plots: Path | None = option(
+        None, section="Output", help="Folder for pictures of the factors, the convergence and the Pareto front."
+    )
+    plan: bool = options.plan("Print the budget and the memory that the search takes, and stop.")
+    resume: bool = options.resume("Go on with the journal beside the output.")
+    overwrite: bool = options.overwrite()
+
+
+@options.command(SearchRequest)
+def command(request: SearchRequest) -> int:
     """Search rescale factors that extend MODEL to the target length; the journal of all evaluations is kept beside them."""
-    from longrope.metrics import perplexity
     from longrope_export.console import ConsoleProgress
-    from longrope_export.requests import search_request
-    from longrope_export.searching import run_search, search_plan_lines
 
-    progress, wanted = ConsoleProgress(), search_request(**arguments)
-    if plan:
-        lines = search_plan_lines(
-            model, texts, target_length, wanted, output, plots=plots, resume=resume, overwrite=overwrite
-        )
-        click.echo("\n".join(lines))
+    if request.plan:
+        for line in plan_lines(request):
+            click.echo(line)
         return 0
-    if not texts:
+    progress = ConsoleProgress()
+    print_result(run_search(request, progress), request.output, progress)
+    return 0
+
+
+def run_search(request: SearchRequest, progress: Progress) -> SearchResult:
+    """Search and save. The journal of all evaluations is kept in `OUTPUT.journal/`, pictures in the folder `plots`.
+
+    Raises:
+        LongRopeError: what `preflight.prepare_search` or `search` refuses.
+    """
+    from longrope.search import search
+    from longrope_export.plots import plot_search
+    from longrope_export.preflight import prepare_search
+
+    if not request.texts:
         raise click.MissingParameter(param_type="option", param_hint="'--text'")  # only a plan goes without
-    if output is None:
+    if request.output is None:
         raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
-    result = run_search(
-        model,
-        texts,
-        target_length,
-        wanted,
-        output,
-        plots=plots,
-        resume=resume,
-        overwrite=overwrite,
+    checkpoint, corpus, search_options = prepare_search(request)
+    assert corpus is not None, "there are texts"
+    result = search(
+        checkpoint,
+        corpus,
+        request.target_length,
+        options=search_options,
+        journal_dir=journal_of(request.output),
+        resume=request.resume,
+        overwrite=request.overwrite,
         progress=progress,
     )
+    result.factors.save(request.output)
+    if request.plots:
+        plot_search(result, request.plots)
+    return result
+
+
+def plan_lines(request: SearchRequest) -> list[str]:
+    """What a search would cost, for a person, and whether it fits; no weights are loaded. Texts and output may be missing.
+
+    Raises:
+        LongRopeError: what `run_search` refuses before it begins, but for a lack of memory, which the lines report.
+    """
+    from longrope.estimates.search import search_estimate
+    from longrope_export.preflight import prepare_search
+
+    checkpoint, _, search_options = prepare_search(request, planning=True)
+    return search_estimate(checkpoint, request.target_length, search_options).lines()
+
+
+def print_result(result: SearchResult, output: Path | None, progress: Progress) -> None:
+    """The Pareto front, every starting point, and what was found."""
     for point in result.front:
         sides = f"perplexity {perplexity(point.short_loss):.4f} at the original window"
         mark = " (chosen)" if point.chosen else ""
@@ -68,4 +106,3 @@ def command(
         above = f", {100 * math.expm1(start.excess):.2f} % above the short budget" if start.excess else ""
         progress.line(f"{start.name}: perplexity {start.perplexity:.4f}{above}")
     progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")
-    return 0

@@ -13,13 +13,13 @@ import pytest
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
-from longrope.extend import ExtendOptions
+from longrope.extend_options import ExtendOptions
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import Stage, StagePlan
 from longrope.progress import Silent
 from longrope.search import SearchOptions
 from longrope_export import preflight
-from longrope_export.pipeline import ExtendRequest
+from longrope_export.commands.extend import ExtendRequest
 from tests.common import PICO_BUDGET, TARGET, WINDOW, pico_factors, run_cli
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -80,8 +80,8 @@ def faulty(faults: Sequence[Fault], pico: Checkpoint, room: Path, patch: pytest.
     """A sound request with these faults in it."""
     search, training = SearchOptions(strategy="evolution", max_evals=2, num_documents=1, threads=1), TrainOptions()
     stages = StagePlan("two", (Stage(128, steps=2, batch=2), Stage(TARGET)))
-    options = ExtendOptions(TARGET, stages=stages)
-    request = ExtendRequest(str(pico.path), room / "run", options, texts=(room / "texts",))
+    options = ExtendOptions(target_length=TARGET, stages=stages)
+    request = ExtendRequest(model=str(pico.path), output=room / "run", options=options, texts=(room / "texts",))
     for fault in reversed(faults):
         search = replace(search, **fault.search or {})
         training = replace(training, **fault.training or {})

@@ -91,6 +91,8 @@ def heavy_modules_after(code: str) -> set[str]:
     [
         "import converters.registry; converters.registry.formats()",
         "import longrope.checkpoint, longrope.factors, longrope.rope, longrope.text",
+        "import longrope; longrope.open_checkpoint, longrope.RescaleFactors, longrope.load_corpus",
+        "import longrope; longrope.convert, longrope.validate",
         "import longrope_export.cli",
         "import longrope_export.default_model",
         "from converters import registry; registry.converter('hf')",

@@ -12,11 +12,10 @@ from converters.onnx import OnnxConverter
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.architectures import ARCHITECTURES
 from longrope.progress import Silent
-from tests.common import pico_checkpoint, pico_factors
+from tests.common import REPOSITORY, pico_checkpoint, pico_factors
 from tests.integration.test_onnx_faults import FAULTS
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "onnx.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "onnx.md").read_text(encoding="utf-8")
 
 
 def test_every_check_is_on_the_page(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def test_the_number_of_faults_is_right() -> None:
 
 
 def test_the_matrix_has_every_model_type() -> None:
-    matrix = (DOCS / "onnx_architectures.md").read_text(encoding="utf-8")
+    matrix = (REPOSITORY / "benchmarks" / "onnx_architectures.md").read_text(encoding="utf-8")
     assert [
         row.model_type for row in ARCHITECTURES.values() if row.onnx and f"| {row.model_type} |" not in matrix
     ] == []

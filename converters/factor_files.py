@@ -1,4 +1,4 @@
-"""Factors from any file that holds some: our JSON, the authors' CSV, config.json, an artifact of any format."""
+"""Factors from any file that holds some (our JSON, the authors' CSV, config.json, an artifact), and what to compare with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from converters import registry
+from longrope import rope
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors, read_authors_csv
 from longrope.hf_config import from_config
@@ -14,8 +15,16 @@ from longrope.hf_config import from_config
 CSV_SUFFIXES = (".csv", ".txt")
 
 
-def read_factors(path: Path) -> RescaleFactors:
-    """Factors of a file or folder, with what it does not say left open. Raises InputError when there are none."""
+def read_factors(file: str | Path) -> RescaleFactors:
+    """Factors of a file or folder, exactly as stored; what it does not say is left open.
+
+    Args:
+        file: a factors.json, the LongRoPE authors' CSV (one set), a config.json, or an artifact of any format.
+
+    Raises:
+        InputError: no such file, or it holds no factors.
+    """
+    path = Path(file)
     if path.suffix.lower() in CSV_SUFFIXES:
         values = read_authors_csv(path)
         return RescaleFactors(values, values, method="imported", provenance={"imported_from": path.name})
@@ -25,6 +34,17 @@ def read_factors(path: Path) -> RescaleFactors:
     if found is None:
         raise InputError(f"{path}: holds no rescale factors (plain RoPE)")
     return found
+
+
+def known_methods(factors: RescaleFactors) -> dict[str, list[float]]:
+    """PI, NTK and (where theta is known) YaRN at the factors' length scale; empty when the lengths are not known."""
+    if factors.original_max_position_embeddings is None or factors.target_length is None:
+        return {}
+    dim, scale = 2 * factors.num_pairs, factors.length_scale
+    methods = {"PI": rope.pi_factors(dim, scale), "NTK": rope.ntk_factors(dim, scale)}
+    if factors.rope_theta is not None:
+        methods["YaRN"] = rope.yarn_factors(dim, scale, rope_theta=factors.rope_theta, original=factors.original)
+    return {name: values.tolist() for name, values in methods.items()}
 
 
 def import_factors(path: Path, *, short: Path | None, original: int | None, target: int | None) -> RescaleFactors:

@@ -27,16 +27,20 @@ class Expectation:
 
 
 def expected_factors(
-    path: Path, converter: Converter, reference: Checkpoint, given: Path | None, factor_sets: str = "auto"
+    path: Path,
+    converter: Converter,
+    reference: Checkpoint,
+    given: RescaleFactors | None = None,
+    factor_sets: str = "auto",
 ) -> Expectation | None:
-    """Expect what --factors says; else what the reference carries; else what the artifact's exporter recorded in it.
+    """Expect the given factors; else what the reference carries; else what the artifact's exporter recorded in it.
 
     Returns:
         None when none of them knows any factors.
     """
     stored = _stored_factors(path, converter)
     if given is not None:
-        known = reference.bind(RescaleFactors.load(given))
+        known = reference.bind(given)
     elif reference.factors is not None:
         known = reference.factors
     else:

@@ -1,0 +1,66 @@
+"""Public names that are imported when they are first used, and modules that are called like their main function."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module, metadata
+from types import ModuleType
+from typing import Any
+
+
+def exports(
+    package: str, homes: Mapping[str, Sequence[str]], *, entry_points: str = ""
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` (PEP 562) of a package whose public names lie in other modules.
+
+    Args:
+        package: its `__name__`.
+        homes: module → names that it gives to the package.
+        entry_points: group of entry points that give further names, for what lies in packages above this one.
+    """
+    modules = {name: module for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name in modules:
+            module = import_module(modules[name])
+            value = module if module.__name__ == f"{package}.{name}" else getattr(module, name)
+        else:
+            found = list(metadata.entry_points(group=entry_points, name=name)) if entry_points else []
+            if not found:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            value = found[0].load()
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        above = metadata.entry_points(group=entry_points).names if entry_points else ()
+        return sorted({*vars(sys.modules[package]), *modules, *above})
+
+    return get, names
+
+
+class CallableModule(ModuleType):
+    """A module that can be called like the function in it that has its name.
+
+    `longrope.search` is a package with a function `search`. Python binds the package to that name whenever any part of it is
+    imported, so a function of the same name in `longrope` would be there or not depending on what was imported before. A
+    module that can be called is both: `longrope.search(…)` and `longrope.search.recover_short(…)`.
+    """
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return getattr(self, self.__name__.rpartition(".")[2])  # type: ignore[no-any-return]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._function(*arguments, **options)
+
+
+def make_callable(module: str) -> None:
+    """Make the module of this `__name__` a `CallableModule`."""
+    sys.modules[module].__class__ = CallableModule

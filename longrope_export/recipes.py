@@ -1,0 +1,132 @@
+"""Recipes of `extend`: the options by name, in a file that people keep in git.
+
+    RECIPE.yaml or run.json ──read_recipe──► values by key ──command line wins──► ExtendRequest ──recipe_of──► run.json
+
+Paths in a recipe are relative to its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import InputError
+from longrope.finetune.stages import StagePlan, stage_table
+from longrope.options import Option, plain, read_table, schema_of
+
+SUFFIXES = (".yaml", ".yml")
+SCHEMA = "https://json-schema.org/draft/2020-12/schema"
+HOW_TO_RUN = (
+    "# Save this as recipe.yaml, paths being relative to its folder, and run: longrope-export extend recipe.yaml"
+)
+
+
+def is_recipe(name: str) -> bool:
+    """Whether the argument of `extend` is a recipe, or the run.json of a run, and no model."""
+    return Path(name).suffix.lower() in SUFFIXES or Path(name).name == "run.json"
+
+
+def with_recipe(given: Mapping[str, Any], options: Sequence[Option]) -> dict[str, Any]:
+    """What a command line means: its own values, and those of the recipe that it names as the model."""
+    name = given.get("model")
+    if name is None or not is_recipe(name):
+        return dict(given)
+    return {**read_recipe(Path(name), options), **{key: value for key, value in given.items() if key != "model"}}
+
+
+def read_recipe(path: Path, options: Sequence[Option]) -> dict[str, Any]:
+    """Values by key.
+
+    Raises:
+        InputError: not readable, no model in it, a key that is unknown or there twice, or a value of another kind.
+    """
+    table = _read_run(path) if path.name == "run.json" else _read_yaml(path)
+    if not isinstance(table, Mapping):
+        raise InputError(
+            f"{path}: expected a table of options, such as `target-length: 32k`, got {type(table).__name__}"
+        )
+    values = read_table(_kept(options), table, str(path), path.parent)
+    if "model" not in values:
+        raise InputError(f"{path}: expected a model, such as `model: default`")
+    return values
+
+
+def recipe_of(values: Mapping[str, Any], options: Sequence[Option], without: Iterable[str] = ()) -> dict[str, Any]:
+    """The recipe that repeats values: all that differ from the defaults, as a file holds them."""
+    return {
+        each.key: _plain(values[each.key])
+        for each in _kept(options)
+        if each.key in values and values[each.key] != each.default and each.key not in without
+    }
+
+
+def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with paths that hold from any folder."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(whole, value))
+        return value.absolute() if isinstance(value, Path) else value
+
+    made = {key: whole(value) for key, value in values.items()}
+    for key in ("model", "stages"):
+        if isinstance(made.get(key), str) and Path(made[key]).exists():
+            made[key] = str(Path(made[key]).absolute())
+    return made
+
+
+def to_yaml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as a file, with a line that says how to run it."""
+    import yaml
+
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120)
+    return f"{HOW_TO_RUN}\n{text}"
+
+
+def recipe_schema(options: Sequence[Option]) -> dict[str, Any]:
+    """JSON Schema of recipes, for editors."""
+    return {
+        "$schema": SCHEMA,
+        "title": "Recipe of longrope-export extend",
+        **schema_of(_kept(options), required=("model",)),
+    }
+
+
+def _kept(options: Sequence[Option]) -> list[Option]:
+    return [each for each in options if not each.about["once"]]
+
+
+def _plain(value: Any) -> Any:
+    return [stage_table(stage) for stage in value.stages] if isinstance(value, StagePlan) else plain(value)
+
+
+def _read_run(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["recipe"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the run.json of a run of extend ({error!r})") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    """The document of a YAML file, in which no key may be there twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses a second value for a key, which YAML forbids and PyYAML takes."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None

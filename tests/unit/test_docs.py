@@ -1,0 +1,86 @@
+"""The pages hold together: links lead somewhere, commands have the options they are shown with, words are the field's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from longrope_export.cli import cli
+from tests.common import REPOSITORY
+from tests.markdown import LINKED, PAGES, Block, anchors, blocks, links, own_commands, prose
+
+SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
+# What cannot run in a test: installers, other people's programs, several processes, models on the Hub.
+NOT_RUN = {"pip", "make", "llama-cli", "vllm", "torchrun", "lm_eval"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LANGUAGES = {"sh", "python", "json", "toml", "yaml"}
+# Words that readers of this field do not use in the senses they had here.
+NOT_OUR_WORDS = re.compile(
+    r"\bno number\b|\bpass key(?!\?| is)|\bpurse\b|\bdecoys?\b|\bflops use\b|\b(is|are|was|were) told\b|\bturn(s|ed) by\b",
+    re.I,
+)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_every_page_is_reached_from_an_index(page: Path) -> None:
+    indices = (REPOSITORY / "README.md", REPOSITORY / "docs" / "index.md", REPOSITORY / "benchmarks" / "README.md")
+    reached = {(index.parent / link.partition("#")[0]).resolve() for index in indices for link in links(index)}
+    assert page == indices[0] or page in reached
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_are_in_fenced_blocks_of_known_languages(page: Path) -> None:
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+    assert not re.findall(r"^(?: {4}|\$ )longrope-export.*$", prose(page), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_words_are_those_of_the_field(page: Path) -> None:
+    assert [found[0] for found in NOT_OUR_WORDS.finditer(prose(page))] == []
+
+
+def test_few_blocks_are_not_run_and_for_a_reason() -> None:
+    skipped = [block for block in SHELL if not block.runs]
+    assert len(skipped) <= len(SHELL) / 4
+    for block in skipped:
+        for words in block.commands:
+            needs = words[0] in NOT_RUN or "--lm-eval" in words or any(map(HUB_ID.fullmatch, words[1:3]))
+            assert needs, f"{name(block.page)}:{block.line}: {' '.join(words)}"
+
+
+@pytest.mark.parametrize(
+    ("block", "arguments"),
+    [pytest.param(block, words, id=f"{name(block.page)}:{block.line}") for block, words in own_commands(SHELL)],
+)
+def test_every_option_on_the_pages_exists(block: Block, arguments: list[str]) -> None:
+    command: click.Command | None = cli
+    context = click.Context(cli)
+    while isinstance(command, click.Group):
+        command = command.get_command(context, arguments[0])
+        assert command is not None, f"{block.page}:{block.line}: no command {arguments[0]}"
+        arguments = arguments[1:]
+    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    used = {word.partition("=")[0] for word in arguments if re.match(r"--?[a-z]", word)}
+    assert used <= known
+
+
+def test_every_command_is_on_a_page() -> None:
+    shown = {words[0] for _, words in own_commands(SHELL)}
+    assert set(cli.list_commands(click.Context(cli))) <= shown
