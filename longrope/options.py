@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -283,18 +284,30 @@ def tokens(value: object) -> int:
     return int(number) * unit
 
 
-def _share(value: object, _: Path) -> float:
+def _fraction(value: object, _: Path = Path()) -> float:
+    """0.01 or 1%; 0 or more."""
     text = str(value).strip()
-    share = _real(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if isinstance(value, bool) or not 0 <= share <= 1:
+    fraction = _real(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if isinstance(value, bool) or not 0 <= fraction < math.inf:
+        raise ValueError(value)
+    return fraction
+
+
+def _share(value: object, _: Path) -> float:
+    if (share := _fraction(value)) > 1:
         raise ValueError(value)
     return share
 
 
 def _list(item: Callable[[Any], Any], value: object, _: Path) -> tuple[Any, ...]:
-    """A list, or text with commas; each value counts once."""
+    """A list, or text with commas."""
     items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
-    return tuple(dict.fromkeys(item(part) for part in items))
+    return tuple(item(part) for part in items)
+
+
+def _distinct(item: Callable[[Any], Any], value: object, folder: Path) -> tuple[Any, ...]:
+    """The same; each value counts once."""
+    return tuple(dict.fromkeys(_list(item, value, folder)))
 
 
 def _depth(value: object) -> float:
@@ -373,6 +386,9 @@ SHARE = Kind("SHARE", "a share like 1% or 0.01", _share, _SHARE)
 
 Tokens = Annotated[int, TOKENS]
 Share = Annotated[float, SHARE]
+Fraction = Annotated[
+    float, Kind("SHARE", "a fraction of 0 or more, like 1% or 0.01", _fraction, {"type": ["number", "string"]})
+]
 Lengths = Annotated[
     tuple[int, ...],
     Kind(
@@ -381,7 +397,7 @@ Lengths = Annotated[
 ]
 Depths = Annotated[
     tuple[float, ...],
-    Kind("D,D,…", "numbers from 0 to 1 like 0,0.5,1", partial(_list, _depth), _or_commas({"type": "number"})),
+    Kind("D,D,…", "numbers from 0 to 1 like 0,0.5,1", partial(_distinct, _depth), _or_commas({"type": "number"})),
 ]
 Counts = Annotated[
     tuple[int, ...],

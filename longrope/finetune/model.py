@@ -53,6 +53,7 @@ class TrainedModel:
         *,
         checkpointing: bool = False,
     ) -> None:
+        options = options.on(checkpoint)
         require_extras(options)
         require_trainable(checkpoint.config, options)
         self.checkpoint, self.parallel = checkpoint, parallel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from longrope.errors import InputError
 from longrope.factors import N_HAT_CHOICES, RescaleFactors
 from longrope.machine import AUTO, Dtype, Machine, device_option, resolve, seed_option, threads_option
-from longrope.options import PATH, Share, Tokens, check_declared, option
+from longrope.options import PATH, Fraction, Share, Tokens, check_declared, option
 from longrope.search.strategies import NEED_GRADIENTS, TAKE_GRADIENTS, own_budget
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SearchOptions:
     num_documents: int = option(
         5, name="documents", section="Search", minimum=1, help="Documents that every candidate is measured on."
     )
-    short_budget: Share | None = option(
+    short_budget: Fraction | None = option(
         None,
         section="Search",
         unset="no cap",

@@ -165,6 +165,7 @@ CASES: dict[str, Case] = {
     "an option that is no pair": Case(f"{CONVERT} --option ab", 2, "expected KEY=VALUE"),
     "unknown strategy": Case(f"{SEARCH} --strategy evolutoin", 2, "evolution"),
     "start tokens beyond the target": Case(f"{SEARCH} --n-hat 300", 2, "start tokens below 256, got 300"),
+    "unknown n_hat": Case(f"{SEARCH} --n-hat -3", 2, "expected search or a whole number of 0 or more"),
     "unknown formats to extend": Case(f"{EXTEND} --formats hf,ggfu", 2, "did you mean gguf?"),
     "a format twice": Case(f"{EXTEND} --formats hf,hf", 2, "hf is there twice"),
     "csv with rows that differ": Case(

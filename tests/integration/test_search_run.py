@@ -185,11 +185,11 @@ def test_what_given_files_lose_is_told(checkpoint, corpus):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 2**32}, "seed: expected 0"),
+        ({"seed": 2**32}, "seed: expected a whole number from 0"),
         ({"strategy": "evolutoin"}, "did you mean evolution"),
         ({"n_hat": 256}, "n_hat"),
-        ({"attention_factor": "auto"}, "attention factor"),
-        ({"attention_factor": -1.0}, "attention factor"),
+        ({"attention_factor": "auto"}, "attention_factor: expected formula, search"),
+        ({"attention_factor": -1.0}, "attention_factor: expected .* a number above 0, got -1.0"),
         ({"from_factors": pico_factors(target=256)}, "above 256"),
         ({"start_from": (pico_factors(32),)}, "another model"),
     ],

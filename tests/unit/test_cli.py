@@ -42,7 +42,8 @@ from tests.common import REPOSITORY, run_cli
 
 # The contract's options of each command.
 CONTRACT = {
-    "extend": "target-length output text formats factor-sets strategy max-evals stages resume print-recipe seed device dtype threads",
+    "extend": "target-length output text formats factor-sets strategy max-evals stages resume print-recipe "
+    "seed device dtype threads",
     "search": "target-length text output resume seed device dtype threads",
     "finetune": "factors text output seed device dtype threads",
     "recover": "window text output seed device dtype threads",
@@ -296,7 +297,10 @@ def raising(error: BaseException) -> Callable[[], None]:
         (("validate", "x", "--reference", "y", "--text", "z", "--seed", "1"), "No such option"),
         (("eval", "x", "--depths", "0,2"), "expected numbers from 0 to 1 like 0,0.5,1, got '0,2'"),
         (("eval", "x", "--shots", "-1"), "expected whole numbers like 0,1,4, got '-1'"),
-        (("search", "x", "-o", "y", "--short-budget", "x%"), "expected a share like 1% or 0.01, got 'x%'"),
+        (
+            ("search", "x", "-o", "y", "--short-budget", "x%"),
+            "expected a fraction of 0 or more, like 1% or 0.01, got 'x%'",
+        ),
         (("search", "x", "-o", "y", "--window-share", "512", "200%"), "expected a number of tokens"),
         (("search", "x", "-o", "y", "--n-hat", "-1"), "expected search or a whole number of 0 or more, got '-1'"),
         (("search", "x", "-o", "y", "--attention-factor", "nan"), "expected formula, search or a number above 0"),

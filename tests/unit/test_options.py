@@ -12,6 +12,7 @@ from longrope.errors import InputError
 from longrope.options import (
     Counts,
     Depths,
+    Fraction,
     Lengths,
     ModelName,
     Share,
@@ -43,6 +44,7 @@ class Asked:
     length: Tokens | None = option(None, help="Length of it.")
     lengths: Lengths = option((), help="Lengths of it.")
     share: Share = option(0.0, help="Share of it.")
+    rise: Fraction = option(0.0, help="Rise of it.")
     depths: Depths = option((), help="Depths of it.")
     counts: Counts = option((), help="Counts of it.")
     words: Words = option((), help="Words of it.")
@@ -58,7 +60,7 @@ class Asked:
 GIVEN: list[tuple[str, Any, Any]] = [
     ("length", "8k", 8192),
     ("length", 8192, 8192),
-    ("lengths", "8,1k,8", (8, 1024)),
+    ("lengths", "8,1k,8", (8, 1024, 8)),
     ("lengths", [8, "1k"], (8, 1024)),
     ("share", "1%", 0.01),
     ("share", 0.5, 0.5),
@@ -66,6 +68,7 @@ GIVEN: list[tuple[str, Any, Any]] = [
     ("depths", "0,0.5,1,0.5", (0.0, 0.5, 1.0)),
     ("counts", "0,4", (0, 4)),
     ("words", "none, YaRN 32/1", ("none", "YaRN 32/1")),
+    ("rise", "250%", 2.5),
     ("pair", [["8k", "10%"]], ((8192, 0.1),)),
     ("start", "search", "search"),
     ("start", "17", 17),
@@ -104,6 +107,8 @@ def test_what_was_read_is_read_again_as_it_is(key: str, value: Any, expected: An
         ("share", -0.1),
         ("share", True),
         ("share", "nan"),
+        ("rise", -1),
+        ("rise", "inf"),
         ("depths", "0,2"),
         ("counts", "-1"),
         ("counts", "a"),

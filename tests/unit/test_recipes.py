@@ -144,7 +144,7 @@ def test_a_recipe_prints_nothing_but_itself(tmp_path: Path) -> None:
         ("model: x\nseed: many", "recipe.yaml: seed: expected a whole number from 0 to 4294967295, got 'many'"),
         ("model: x\nmax-evals: true", "recipe.yaml: max-evals: expected a whole number of 1 or more, got True"),
         ("model: x\nmax-evals: 1.5", "max-evals: expected a whole number of 1 or more, got 1.5"),
-        ("model: x\nshort-budget: 3", "short-budget: expected a share like 1% or 0.01, got 3"),
+        ("model: x\nshort-budget: -3", "short-budget: expected a fraction of 0 or more, like 1% or 0.01, got -3"),
         ("model: x\ncrossing: 'no'", "crossing: expected true or false, got 'no'"),
         ("model: x\nstrategy: [a]", "strategy: expected text, got ['a']"),
         ("model: x\ntext: 3", "text: expected a path, got 3"),
