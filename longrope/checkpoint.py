@@ -210,6 +210,13 @@ class Checkpoint:
         return value
 
 
+def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> RescaleFactors:
+    """Two sets of harmless values for `target` tokens: what exports and training are planned with before a search."""
+    pairs = checkpoint.rotary_dim // 2
+    ones, twos = (1.0,) * pairs, (2.0,) * pairs
+    return checkpoint.bind(RescaleFactors(ones, twos, n_hat=n_hat, method="placeholder"), target=target)
+
+
 def open_checkpoint(name: str | Path) -> Checkpoint:
     """Open a Hugging Face folder, a Hub id (`org/name` or `org/name@revision`) or a file an opener knows (`.gguf`).
 

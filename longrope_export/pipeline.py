@@ -23,7 +23,7 @@ from typing import Any
 from converters import registry
 from converters.base import Check, Converter, Export
 from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
 from longrope.factors import RescaleFactors
@@ -250,7 +250,7 @@ def _check_plan(
     if request.options.search.executor != "ray":  # its actors run elsewhere
         require_device(request.options.search.device)
     corpus.first_windows(target, 1)
-    placeholder = _placeholder_factors(checkpoint, target, request.options.planned_n_hat)
+    placeholder = placeholder_factors(checkpoint, target, request.options.planned_n_hat)
     windows_by_length(held_out, placeholder, _validate_options(request, checkpoint))
     for output in outputs:
         output.converter.check_requirements()
@@ -304,14 +304,6 @@ def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus
     require_extras(options.training)
     require_trainable(checkpoint.config, options.training)
     check_texts(checkpoint, options.stages, corpus, lambda paths: load_corpus(paths, checkpoint.encode))
-
-
-def _placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int) -> RescaleFactors:
-    """Two sets of harmless values, to ask converters for their refusals before a search begins."""
-    pairs = checkpoint.rotary_dim // 2
-    return checkpoint.bind(
-        RescaleFactors((1.0,) * pairs, (2.0,) * pairs, n_hat=n_hat, target_length=target, method="placeholder")
-    )
 
 
 def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, options: ExtendOptions) -> None:

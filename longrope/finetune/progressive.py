@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.finetune.cost import Rates, StageCost, duration, forward_seconds, stage_cost
@@ -252,12 +252,7 @@ def plan_lines(plan: StagePlan, planned: Sequence[PlannedStage]) -> list[str]:
 
 def check_texts(checkpoint: Checkpoint, plan: StagePlan, corpus: Corpus, load_texts: LoadTexts) -> None:
     """Raise InputError where a stage's texts are too short for its rows, before anything is started."""
-    placeholder = RescaleFactors(
-        (1.0,) * (checkpoint.rotary_dim // 2),
-        (2.0,) * (checkpoint.rotary_dim // 2),
-        target_length=plan.stages[-1].length,
-    )
-    factors = checkpoint.bind(placeholder)
+    factors = placeholder_factors(checkpoint, plan.stages[-1].length)
     for stage in plan.stages:
         if stage.factors not in (SEARCH, RESCALE):
             known_stage_factors(checkpoint, stage, None)
