@@ -203,8 +203,8 @@ def open_artifact(
     converter.check_requirements()
     checkpoint = converter.tokenizer_source(path)
     factors = converter.read_factors(path)
-    bound = checkpoint.bind(factors) if factors else None
-    window = bound.target if bound is not None and bound.target_length else checkpoint.window
+    bound = checkpoint.bind(factors, target=factors.target_length or checkpoint.window) if factors else None
+    window = bound.target if bound else checkpoint.window
     source = converter.open_source(path, bound, max_length=max((*lengths, window)), threads=threads, **in_torch)
     return Opened(checkpoint, source, window)
 

@@ -14,7 +14,7 @@ from converters import registry
 from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.finetune.cost import measure_rates, stage_cost
 from longrope.finetune.options import TrainOptions
@@ -51,7 +51,7 @@ class FinetuneRequest:
     resume: bool = False
     overwrite: bool = False
 
-    def stage_for(self, factors: RescaleFactors) -> Stage:
+    def stage_for(self, factors: BoundFactors) -> Stage:
         """The one stage: rows of `length`, a window of the factors' target."""
         return Stage(factors.target, sequence_length=self.length, factors="given", **self.stage)
 
@@ -129,7 +129,7 @@ def draw_training(training: Training, path: Path) -> None:
         return
 
 
-def _opened(request: FinetuneRequest) -> tuple[Checkpoint, RescaleFactors]:
+def _opened(request: FinetuneRequest) -> tuple[Checkpoint, BoundFactors]:
     checkpoint = open_model(request.model)
     factors = known_factors(checkpoint, request.factors)
     if request.length is not None and request.length > factors.target:
@@ -137,7 +137,7 @@ def _opened(request: FinetuneRequest) -> tuple[Checkpoint, RescaleFactors]:
     return checkpoint, factors
 
 
-def _sets(converter: Converter, factors: RescaleFactors, stage: Stage, factor_sets: str) -> RescaleFactors:
+def _sets(converter: Converter, factors: BoundFactors, stage: Stage, factor_sets: str) -> BoundFactors:
     """`auto` keeps both sets of mixed training, for both were trained; else it is the format's."""
     if factor_sets == "auto" and stage.short_share:
         return factors

@@ -26,7 +26,7 @@ from converters.parity import Artifact, ValidateOptions, Validation, validate, w
 from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
 from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import json_text, refuse_existing, remove_partial, write_json
 from longrope.journal import differences
 from longrope.modeling import require_device, set_threads
@@ -397,7 +397,7 @@ def _check_resumable(file: Path, configuration: Mapping[str, Any]) -> None:
 def _export(
     output: Output,
     checkpoint: Checkpoint,
-    factors: RescaleFactors,
+    factors: BoundFactors,
     request: ExtendRequest,
     run: Run,
     progress: Progress,
@@ -422,7 +422,7 @@ def _export(
     return Artifact(output.path, output.converter, chosen, name=output.label)
 
 
-def _sound(output: Output, checkpoint: Checkpoint, factors: RescaleFactors) -> list[Check] | None:
+def _sound(output: Output, checkpoint: Checkpoint, factors: BoundFactors) -> list[Check] | None:
     """The static checks of an artifact from before, None when there is none or it fails one."""
     if not output.path.exists():
         return None

@@ -62,7 +62,7 @@ def run_search(
 def _open_for_search(model: str, target_length: int, options: SearchOptions) -> Checkpoint:
     """The model, after what `search` refuses of it, the target and the options."""
     checkpoint = open_model(model)
-    window = options.from_factors.target if options.from_factors else checkpoint.window
+    window = checkpoint.bind(options.from_factors).target if options.from_factors else checkpoint.window
     if target_length <= window:
         raise InputError(f"--target-length {target_length}: expected more than the window of {window} tokens")
     check_search(checkpoint, target_length, options)

@@ -23,7 +23,7 @@ from typing import Any
 
 from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.finetune.cost import Rates, StageCost, duration, forward_seconds, stage_cost
 from longrope.finetune.data import training_rows
 from longrope.finetune.options import TrainOptions
@@ -51,7 +51,7 @@ class StageResult:
     """
 
     stage: Stage
-    factors: RescaleFactors
+    factors: BoundFactors
     search: SearchResult | None
     training: Training | None
 
@@ -76,12 +76,12 @@ class Progression:
     stages: tuple[StageResult, ...]
 
     @property
-    def factors(self) -> RescaleFactors:
+    def factors(self) -> BoundFactors:
         """For the plan's last length."""
         return self.stages[-1].factors
 
     @property
-    def trained_with(self) -> Mapping[str, RescaleFactors]:
+    def trained_with(self) -> Mapping[str, BoundFactors]:
         """Name → factors of the stages that were trained, where a short set can come from."""
         return {result.name: result.factors for result in self.stages if result.training is not None}
 
@@ -124,7 +124,7 @@ def run_stages(
         found = parallel.main_alone(
             partial(_begin, checkpoint, stage, corpus, here, options, last, resume=resume, progress=progress)
         )
-        factors, training = RescaleFactors.load(here / FACTORS), None
+        factors, training = checkpoint.bind(RescaleFactors.load(here / FACTORS), target=stage.length), None
         if stage.steps:
             training = finetune(
                 checkpoint,
@@ -149,7 +149,7 @@ def _begin(
     corpus: Corpus,
     folder: Path,
     options: SearchOptions,
-    last: RescaleFactors | None,
+    last: BoundFactors | None,
     *,
     resume: bool,
     progress: Progress,
@@ -167,7 +167,7 @@ def _begin(
     return found
 
 
-def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFactors | None) -> RescaleFactors:
+def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: BoundFactors | None) -> BoundFactors:
     """Factors that a stage does not search: a file's, or the last stage's at this length.
 
     Raises:
@@ -180,7 +180,7 @@ def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFacto
     return rescaled(last, stage.length)
 
 
-def rescaled(factors: RescaleFactors, length: int) -> RescaleFactors:
+def rescaled(factors: BoundFactors, length: int) -> BoundFactors:
     """The same curve at another length scale: λ^(ln s' / ln s). 1 stays 1, s becomes s'; PI and NTK stay what they are.
 
     An attention factor that was given or searched stays, too; the formula's follows the scale.

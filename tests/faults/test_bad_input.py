@@ -17,7 +17,7 @@ import pytest
 from converters import registry
 from converters.base import Export
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.progress import Silent
 from tests.common import PICO_BUDGET, TARGET, cli_process, pico_factors, run_cli
 
@@ -193,13 +193,13 @@ CASES: dict[str, Case] = {
 
 
 @pytest.fixture
-def room(pico: Checkpoint, dual: RescaleFactors, sound: Path, tmp_path: Path) -> Path:
+def room(pico: Checkpoint, dual: BoundFactors, sound: Path, tmp_path: Path) -> Path:
     """A folder with a model, its artifacts, factors and a text, all sound, to break."""
     return shutil.copytree(sound, tmp_path / "room")
 
 
 @pytest.fixture(scope="module")
-def sound(pico: Checkpoint, dual: RescaleFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound(pico: Checkpoint, dual: BoundFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     room = tmp_path_factory.mktemp("sound")
     shutil.copytree(pico.path, room / "model")
     registry.converter("hf").convert(Export(pico, dual), room / "hf", Silent())

@@ -15,7 +15,7 @@ from converters import registry
 from converters.base import Export
 from longrope import scoring
 from longrope.checkpoint import Checkpoint
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, PromptSource, greedy, tail_logits
@@ -27,7 +27,7 @@ SETS: tuple[FactorSet, ...] = ("short", "long")
 
 
 @pytest.fixture(scope="module")
-def artifacts(pico: Checkpoint, dual: RescaleFactors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(pico: Checkpoint, dual: BoundFactors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every format with both sets, in float32."""
     room = tmp_path_factory.mktemp("artifacts")
     paths = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
@@ -38,7 +38,7 @@ def artifacts(pico: Checkpoint, dual: RescaleFactors, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module", params=FORMATS)
-def source(request: pytest.FixtureRequest, artifacts: dict[str, Path], dual: RescaleFactors) -> Iterator[LogitSource]:
+def source(request: pytest.FixtureRequest, artifacts: dict[str, Path], dual: BoundFactors) -> Iterator[LogitSource]:
     path = artifacts[request.param]
     opened = registry.recognize(path).open_source(path, dual, max_length=2 * TARGET, threads=1)
     yield opened
@@ -89,7 +89,7 @@ class Plain:
         self.logits = inner.logits
 
 
-def test_sources_without_ways_of_their_own_give_the_same(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_sources_without_ways_of_their_own_give_the_same(pico: Checkpoint, dual: BoundFactors) -> None:
     own = TorchSource(build_model(pico, dual), dual)
     plain = Plain(own)
     assert not isinstance(plain, PromptSource)
@@ -107,7 +107,7 @@ def test_sources_without_ways_of_their_own_give_the_same(pico: Checkpoint, dual:
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_kept_cache_changes_nothing(
-    pico: Checkpoint, dual: RescaleFactors, pinned: bool, monkeypatch: pytest.MonkeyPatch
+    pico: Checkpoint, dual: BoundFactors, pinned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts that share a start, in small passes, under one set and the other."""
     monkeypatch.setattr("longrope.modeling.LATER_TOKENS", 24)
@@ -136,7 +136,7 @@ def test_a_shared_start_is_not_read_again(pico: Checkpoint) -> None:
 # -- the command, and the report
 
 
-def test_the_report_shows_an_evaluation_beside_it(tmp_path: Path, dual: RescaleFactors) -> None:
+def test_the_report_shows_an_evaluation_beside_it(tmp_path: Path, dual: BoundFactors) -> None:
     run = {"configuration": {"model": "m"}, "provenance": {}, "exports": []}
     methods = {"lengths": [], "rows": []}
     run["extension"] = {"search": {"history": [{"tokens": 1, "perplexity": 2.0}]}, "methods": methods}
