@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_and_writes_the_same_kind_of_folder(trained: Pa
 
 def test_the_first_loss_is_that_of_a_plain_forward(trained: Path, pico: Checkpoint, corpus: Corpus) -> None:
     """transformers' logits of each sequence alone, with the set of its length, averaged by weight."""
-    factors = open_factors(trained)
+    factors = open_factors(trained, pico)
     rows = training_rows(pico, corpus, mixture_of(STAGE, factors, ONE_THREAD))
     models = {0: build_model(pico, single(factors, "short")), 1: build_model(pico, single(factors, "long"))}
     total = weight = 0.0
@@ -87,22 +87,15 @@ def test_the_first_loss_is_that_of_a_plain_forward(trained: Path, pico: Checkpoi
     assert losses(trained)[0] == pytest.approx(total / weight, rel=1e-5)
 
 
-def open_factors(folder: Path) -> RescaleFactors:
+def open_factors(folder: Path, checkpoint: Checkpoint) -> BoundFactors:
     import json
 
-    return RescaleFactors.from_json(json.loads((folder / "training.json").read_text())["factors"])
+    return checkpoint.bind(RescaleFactors.from_json(json.loads((folder / "training.json").read_text())["factors"]))
 
 
-def single(factors: RescaleFactors, name: Any) -> RescaleFactors:
+def single(factors: BoundFactors, name: Any) -> BoundFactors:
     """One of two sets for every length."""
-    return RescaleFactors(
-        factors.set(name),
-        factors.set(name),
-        original_max_position_embeddings=factors.original,
-        target_length=factors.target,
-        rope_theta=factors.rope_theta,
-        rotary_dim=factors.rotary_dim,
-    )
+    return replace(factors, short_factor=factors.set(name), long_factor=factors.set(name))
 
 
 def test_the_same_seed_gives_the_same_run(

@@ -225,7 +225,7 @@ def test_what_is_made_of_bound_factors_is_bound() -> None:
     assert type(bound.unbound()) is type(RescaleFactors.from_json(bound.to_json())) is RescaleFactors
 
 
-@pytest.mark.parametrize("name", (*MODEL_FACTS, "target_length"))
+@pytest.mark.parametrize("name", [*MODEL_FACTS, "target_length"])
 def test_bound_factors_leave_nothing_open(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: bound factors cannot leave it open"):
         dataclasses.replace(pico_factors().bound_to(**MODEL), **{name: None})
