@@ -160,6 +160,12 @@ def pico_factors(rotary_dim: int = 16, *, dual: bool = True, target: int = TARGE
     return RescaleFactors(**{**values, **changes})
 
 
+def said(factors: RescaleFactors | None) -> dict[str, Any]:
+    """What factors say, bound or as they were read, to compare them by."""
+    assert factors is not None, "no factors were found"
+    return factors.to_json()
+
+
 def unscaled(original: int, target: int, *, rotary_dim: int = 32) -> BoundFactors:
     """The original RoPE of a model that is not there, as search spaces want it; theta 10,000."""
     ones = (1.0,) * (rotary_dim // 2)

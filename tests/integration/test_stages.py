@@ -71,7 +71,7 @@ def test_stages_run_to_the_end(pico: Checkpoint, texts: Path, plan: Path, tmp_pa
     run = json.loads((out / "run.json").read_text())["extension"]
     assert [stage["stage"]["length"] for stage in run["stages"]] == [128, 192, 256]
     assert [bool(stage["search"]) for stage in run["stages"]] == [True, False, True]
-    first, second, last = (RescaleFactors.from_json(stage["factors"]) for stage in run["stages"])
+    first, second, last = (pico.bind(RescaleFactors.from_json(stage["factors"])) for stage in run["stages"])
     assert first.short_factor == (1.0,) * 8, "mixed training trains the original RoPE"
     assert second.long_factor == pytest.approx(rescaled(first, 192).long_factor)
     assert all(after >= before for before, after in zip(second.long_factor, last.long_factor, strict=True))
