@@ -215,8 +215,8 @@ class Converter(ABC):
 
 
 def window_words(factors: RescaleFactors) -> str:
-    """L for a sentence with "tokens" behind it, whether the source says it or not."""
-    return str(factors.original_max_position_embeddings or "the original window's")
+    """The original window in tokens, for a sentence; the letter L where the source does not say it."""
+    return str(factors.original_max_position_embeddings or "L")
 
 
 class FailedReadBackError(LongRopeError):

@@ -42,7 +42,7 @@ SEARCHED_SHORT = "searched, short set"
 
 @dataclass(frozen=True)
 class ExtendOptions:
-    """What `extend` can be told beyond the model and the texts.
+    """The options of `extend`, beside the model and the texts.
 
     Args:
         target_length: L' in tokens.

@@ -186,10 +186,11 @@ def rescaled(factors: BoundFactors, length: int) -> BoundFactors:
     An attention factor that was given or searched stays, too; the formula's follows the scale.
     """
     power = math.log(length / factors.original) / math.log(factors.length_scale)
+    values = tuple(value**power for value in factors.long_factor)
     return replace(
-        factors.as_single(),
-        long_factor=tuple(value**power for value in factors.long_factor),
-        short_factor=tuple(value**power for value in factors.long_factor),
+        factors,
+        short_factor=values,
+        long_factor=values,
         target_length=length,
         method=f"rescaled from {factors.target}",
         provenance={"rescaled_from": factors.to_json()},

@@ -253,7 +253,7 @@ class _Run:
         )
 
     def _require_finite(self, norm: float) -> None:
-        """Stop before a gradient that is no number gets into the weights, and from there into every later checkpoint."""
+        """Stop before a non-finite gradient gets into the weights, and from there into every later checkpoint."""
         if not math.isfinite(norm):
             raise LongRopeError(
                 f"step {self.step + 1}: the gradient's norm is {norm}; the weights were left as they were and the last "

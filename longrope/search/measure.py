@@ -88,7 +88,7 @@ class WindowModel:
         self._plans: dict[tuple[int, bool], MemoryPlan] = {}
 
     def measure(self, job: Job, window: Window) -> Measurement:
-        """Run one job. A gradient that does not fit is left out; what is no number counts as failed.
+        """Run one job. A gradient that does not fit is left out; a non-finite loss counts as failed.
 
         Raises:
             MissingRequirementError: memory ran out with the smallest passes and chunks, too.

@@ -22,7 +22,7 @@ from longrope.search.trial import Candidate, Float64
 
 STEP = 0.01
 UPPER_BOUND = 1.25
-# YaRN's own ramp, in turns within the original window.
+# YaRN's own ramp, in rotations within the original window.
 YARN_BETAS = (32.0, 1.0)
 # The ramp that costs least at the original window, and powers of its factors that cost less still.
 MILD_BETAS, MILD_POWERS = (4.0, 0.25), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
