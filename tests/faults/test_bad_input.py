@@ -144,6 +144,12 @@ CASES: dict[str, Case] = {
     "NaN among the factors": Case(
         CONVERT, 2, "expected a finite number above 0, got nan", factors(long_factor=[float("nan")] * 8)
     ),
+    "a factor that is 0 in float32": Case(
+        CONVERT, 2, "long_factor[1]: expected a number from 1.2e-38", factors(long_factor=[1.0, 1e-46] * 4)
+    ),
+    "a factor that is infinite in float32, to gguf": Case(
+        CONVERT.replace("hf", "gguf"), 2, "float32's range, got 1e+39", factors(short_factor=[1e39] * 8)
+    ),
     "factors for another window": Case(
         CONVERT, 2, "the model says 64", factors(original_max_position_embeddings=128, target_length=256)
     ),

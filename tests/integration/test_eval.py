@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, PromptSource, greedy, tail_logits
 from longrope.text import TokenIds
+from longrope_export.evaluation import open_artifact
 from tests.common import TARGET, WINDOW, pico_factors, run_cli
 
 FORMATS = ("hf", "gguf", "onnx")
@@ -51,6 +53,23 @@ def ids_of(length: int, seed: int = 0) -> TokenIds:
 
 def all_rows(source: LogitSource, ids: TokenIds, name: FactorSet) -> torch.Tensor:
     return torch.cat(list(source.logits(ids, name, len(ids))))
+
+
+def test_onnx_factors_that_say_no_target_have_the_configurations(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """An artifact of another tool: its graph has factors, its metadata say nothing of them."""
+    import onnx
+
+    folder = shutil.copytree(artifacts["onnx"], tmp_path / "onnx")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    del model.metadata_props[:]
+    onnx.save(model, folder / "model.onnx")
+    found = registry.recognize(folder).read_factors(folder)
+    assert found is not None
+    assert found.target_length is None
+    opened = open_artifact(str(folder), threads=1)
+    assert opened.window == TARGET
+    assert [opened.source.set_for(length) for length in (WINDOW, WINDOW + 1)] == ["short", "long"]
+    opened.source.close()
 
 
 @pytest.mark.parametrize("name", SETS)
