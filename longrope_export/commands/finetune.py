@@ -14,7 +14,7 @@ import click
 from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import GIVEN, Stage, StageTraining
@@ -51,7 +51,7 @@ class FinetuneRequest:
     resume: bool = options.resume("Go on with the run in OUTPUT.training.")
     overwrite: bool = options.overwrite()
 
-    def stage_for(self, factors: RescaleFactors) -> Stage:
+    def stage_for(self, factors: BoundFactors) -> Stage:
         """The one stage: a window of the factors' target."""
         return Stage(factors.target, factors=GIVEN, **asdict(self.stage))
 
@@ -151,12 +151,12 @@ class _Prepared:
     """What a run goes on with; `chosen` are the factors that the converter writes."""
 
     checkpoint: Checkpoint
-    factors: RescaleFactors
+    factors: BoundFactors
     stage: Stage
     training: TrainOptions
     corpus: Corpus
     converter: Converter
-    chosen: RescaleFactors
+    chosen: BoundFactors
 
 
 def _prepare(request: FinetuneRequest) -> _Prepared:
@@ -190,7 +190,7 @@ def _prepare(request: FinetuneRequest) -> _Prepared:
     return _Prepared(checkpoint, factors, stage, training, corpus, converter, chosen)
 
 
-def _sets(converter: Converter, factors: RescaleFactors, stage: Stage, factor_sets: str) -> RescaleFactors:
+def _sets(converter: Converter, factors: BoundFactors, stage: Stage, factor_sets: str) -> BoundFactors:
     """`auto` keeps both sets of mixed training, for both were trained; else it is the format's."""
     if factor_sets == "auto" and stage.short_share:
         return factors
