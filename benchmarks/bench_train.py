@@ -28,13 +28,13 @@ import torch
 
 from benchmarks.bench_progressive import Cells
 from benchmarks.figures import ROOT, Figures, say, smollm2
-from benchmarks.paper_tables import write_page
+from benchmarks.paper_tables import PaperSetting, step_flops, write_page
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError
-from longrope.factors import RescaleFactors
+from longrope.estimates.shape import DecoderShape
+from longrope.factors import BoundFactors
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.options import TrainOptions
-from longrope.finetune.plan import DecoderShape, TrainingSetting, step_flops
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import finetune
 from longrope.modeling import TorchSource, build_model
@@ -204,7 +204,7 @@ def step(bench: Bench) -> None:
     for length, steps in bench.lengths:
         ours, its = (measured(bench, engine, length, steps) for engine in ("ours", "trainer"))
         speed = min(its["seconds"]) / min(ours["seconds"])
-        flops = step_flops(shape, TrainingSetting(length))
+        flops = step_flops(shape, PaperSetting(length))
         got = f"{length / min(ours['seconds']):.0f} against {length / min(its['seconds']):.0f} tokens/s: {speed:.3f}×"
         bench.figures.add("step", f"SmolLM2 {length} tokens: throughput", "≥ 0.95×", got, speed >= 0.95)
         add_memory(bench, "step", f"SmolLM2 {length} tokens: peak memory", ours, its)
@@ -281,7 +281,7 @@ def real(bench: Bench) -> None:
     bench.figures.add("smollm2", what, "lower", f"{before:.4f} → {after:.4f} nats a token", after < before)
 
 
-def searched(bench: Bench, corpus: Corpus) -> RescaleFactors:
+def searched(bench: Bench, corpus: Corpus) -> BoundFactors:
     """Factors for 12,288 tokens from a search of three evaluations on one novel; journalled."""
     journal = bench.out / "search"
     options = SearchOptions(strategy="seeds", max_evals=3, num_documents=1, threads=bench.threads)
@@ -289,7 +289,7 @@ def searched(bench: Bench, corpus: Corpus) -> RescaleFactors:
     return search(bench.small, corpus, WINDOW, options=options, journal_dir=journal, resume=resume).factors
 
 
-def held_out(bench: Bench, checkpoint: Checkpoint, factors: RescaleFactors, name: str) -> float:
+def held_out(bench: Bench, checkpoint: Checkpoint, factors: BoundFactors, name: str) -> float:
     """Mean NLL of one window of a novel that neither the search nor the training saw."""
 
     def measure() -> float:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converters.base import Check, Converter
+from converters.base import Check, Converter, PlannedExport
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
@@ -70,16 +70,23 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something to validate: where it is, who reads it, and the factors it must carry."""
+    """Something to validate: where it is, who reads it, the factors it must carry, and its plan, where that is at hand."""
 
     path: Path
     converter: Converter
-    expected: RescaleFactors
+    expected: BoundFactors
     name: str = ""
+    planned: PlannedExport | None = None
 
     @property
     def label(self) -> str:
         return self.name or str(self.path)
+
+    def static_checks(self, reference: Checkpoint) -> list[Check]:
+        """What reading the artifact finds, without running it."""
+        if self.planned is not None:
+            return self.planned.check(self.path)
+        return self.converter.static_checks(self.path, self.expected, reference)
 
 
 @dataclass
@@ -149,7 +156,7 @@ class ValidateOptions:
 def validate_artifacts(
     artifacts: Sequence[Artifact],
     reference: Checkpoint,
-    factors: RescaleFactors,
+    factors: BoundFactors,
     corpus: Corpus,
     options: ValidateOptions,
     progress: Progress,
@@ -168,7 +175,7 @@ def validate_artifacts(
     texts = windows_by_length(corpus, factors, options)
     results = [Validation(a.label, a.converter.name, reference.name) for a in artifacts]
     for result, artifact in zip(results, artifacts, strict=True):
-        result.checks += artifact.converter.static_checks(artifact.path, artifact.expected, reference)
+        result.checks += artifact.static_checks(reference)
         result.provenance = provenance(
             reference_fingerprint=reference.fingerprint,
             text_fingerprint=corpus.fingerprint,
@@ -179,7 +186,7 @@ def validate_artifacts(
     return results
 
 
-def windows_by_length(corpus: Corpus, factors: RescaleFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:
+def windows_by_length(corpus: Corpus, factors: BoundFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:
     """The token windows of every length. Raises InputError when one is too long for the factors or the texts."""
     for length in options.windows:
         if not 2 <= length <= factors.target:
@@ -191,7 +198,7 @@ class _Runs:
     """The dynamic half of `validate_artifacts`: one reference model, several artifacts, all windows."""
 
     def __init__(
-        self, reference: Checkpoint, factors: RescaleFactors, options: ValidateOptions, progress: Progress
+        self, reference: Checkpoint, factors: BoundFactors, options: ValidateOptions, progress: Progress
     ) -> None:
         set_threads(options.threads)
         self.checkpoint, self.factors, self.options, self.progress = reference, factors, options, progress

@@ -58,7 +58,7 @@ class CallableModule(ModuleType):
 
     `longrope.search` is a package with a function `search`. Python binds the package to that name whenever any part of it is
     imported, so a function of the same name in `longrope` would be there or not depending on what was imported before. A
-    module that can be called is both: `longrope.search(…)` and `longrope.search.plan_search(…)`.
+    module that can be called is both: `longrope.search(…)` and `longrope.search.recover_short(…)`.
     """
 
     @property

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 
 
-def known_factors(checkpoint: Checkpoint, file: Path | None) -> RescaleFactors:
+def known_factors(checkpoint: Checkpoint, file: Path | None) -> BoundFactors:
     """The factors of a file, bound to the model, or the model's own. Raises InputError when there are neither."""
     if file is not None:
         return checkpoint.bind(RescaleFactors.load(file))

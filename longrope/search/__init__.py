@@ -1,7 +1,6 @@
 """Search for rescale factors.
 
 search(checkpoint, corpus, target_length)      factors for a longer window
-plan_search(checkpoint, target_length)         what that takes: memory, tokens, evaluations
 recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
 """
@@ -15,10 +14,8 @@ from longrope.search.options import SearchOptions
 if TYPE_CHECKING:
     from longrope.search.evaluation_cache import HistoryPoint
     from longrope.search.measure import WindowModel
-    from longrope.search.memory import MemoryPlan, plan_memory
     from longrope.search.methods import MethodScore, evaluate_methods, known_rows
-    from longrope.search.plan import SearchPlan, plan_search
-    from longrope.search.recover import Recovery, plan_recovery, recover_short
+    from longrope.search.recover import Recovery, recover_short, recovery_estimate
     from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
     from longrope.search.strategies import STRATEGIES
     from longrope.search.trial import Candidate
@@ -28,10 +25,8 @@ else:
         {
             "longrope.search.evaluation_cache": ("HistoryPoint",),
             "longrope.search.measure": ("WindowModel",),
-            "longrope.search.memory": ("MemoryPlan", "plan_memory"),
             "longrope.search.methods": ("MethodScore", "evaluate_methods", "known_rows"),
-            "longrope.search.plan": ("SearchPlan", "plan_search"),
-            "longrope.search.recover": ("Recovery", "plan_recovery", "recover_short"),
+            "longrope.search.recover": ("Recovery", "recover_short", "recovery_estimate"),
             "longrope.search.run": ("ParetoPoint", "Scored", "SearchResult", "check_search", "search"),
             "longrope.search.strategies": ("STRATEGIES",),
             "longrope.search.trial": ("Candidate",),
@@ -43,22 +38,18 @@ __all__ = [
     "Candidate",
     "HistoryPoint",
     "Machine",
-    "MemoryPlan",
     "MethodScore",
     "ParetoPoint",
     "Recovery",
     "Scored",
     "SearchOptions",
-    "SearchPlan",
     "SearchResult",
     "WindowModel",
     "check_search",
     "evaluate_methods",
     "known_rows",
-    "plan_memory",
-    "plan_recovery",
-    "plan_search",
     "recover_short",
+    "recovery_estimate",
     "search",
 ]
 

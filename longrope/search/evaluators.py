@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 from longrope.checkpoint import open_folder
 from longrope.errors import LongRopeError, MissingRequirementError
+from longrope.estimates.memory import spread
 from longrope.machine import Machine
 from longrope.search.measure import WindowModel
-from longrope.search.memory import spread
 from longrope.search.objective import Objective
 from longrope.search.trial import Candidate, Job, Measurement
 
@@ -149,7 +149,7 @@ class PoolEvaluator:
 
     Args:
         workers: the workers.
-        warn: told of deaths.
+        warn: called with a message for each worker that died.
         cost: seconds that a job takes on a very slow machine.
     """
 

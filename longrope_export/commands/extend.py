@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from longrope.errors import InputError
 from longrope.extend_options import ExtendOptions
 from longrope.files import json_text
-from longrope.finetune.options import TrainOptions
-from longrope.journal import differences
 from longrope.options import Lengths, ModelName, Words, declared, nested, option
 from longrope_export import options as shared
 from longrope_export import recipes
@@ -52,17 +49,6 @@ class ExtendRequest:
     crossing: bool = shared.crossing()
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        training, stages = self.options.training, self.options.stages
-        usual = TrainOptions(dtype=training.dtype, device=training.device, threads=training.threads, seed=training.seed)
-        if stages is None and training != usual:
-            changed = differences(asdict(usual), asdict(training))
-            raise InputError(f"options of training need --stages PLAN: {'; '.join(changed)}")
-        if stages is not None and self.options.search.from_factors is not None:
-            raise InputError(
-                "--from with --stages: every stage searches on top of the one before; name the file in the plan"
-            )
-
     @property
     def target_length(self) -> int:
         return self.options.target_length
@@ -96,7 +82,7 @@ def command(request: ExtendRequest) -> int:
     from longrope_export.pipeline import extend_plan_lines, run_extend
 
     if request.plan:
-        for line in extend_plan_lines(request):
+        for line in extend_plan_lines(request, ConsoleProgress()):
             click.echo(line)
         return 0
     recipe = recipes.recipe_of(recipes.absolute(values), declared(ExtendRequest), without=("output",))

@@ -14,7 +14,7 @@ import click
 from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import GIVEN, Stage, StageTraining
@@ -25,6 +25,7 @@ from longrope_export.conversion import known_factors
 
 if TYPE_CHECKING:
     from longrope.finetune.trainer import Training
+    from longrope.text import Corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class FinetuneRequest:
     resume: bool = options.resume("Go on with the run in OUTPUT.training.")
     overwrite: bool = options.overwrite()
 
-    def stage_for(self, factors: RescaleFactors) -> Stage:
+    def stage_for(self, factors: BoundFactors) -> Stage:
         """The one stage: a window of the factors' target."""
         return Stage(factors.target, factors=GIVEN, **asdict(self.stage))
 
@@ -75,33 +76,22 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
     """Train and write the folder; returns its read-back checks (empty in processes that do not write).
 
     Raises:
-        LongRopeError: the output exists, the factors do not fit, texts are too short, or the machine lacks something.
+        LongRopeError: the factors do not fit, texts are too short, the machine lacks something, or the output exists.
     """
-    from converters import registry
     from longrope.finetune.parallel import processes
-    from longrope.finetune.trainer import finetune, training_factors
-    from longrope.text import load_corpus
+    from longrope.finetune.trainer import finetune
     from longrope_export.models import open_model
 
-    refuse_existing(request.output, overwrite=request.overwrite)
-    if request.teacher and not request.stage.distil_short:
-        raise InputError(f"--teacher {request.teacher}: expected --distil-short beside it, got rows without a teacher")
-    checkpoint, factors = _opened(request)
-    stage = request.stage_for(factors)
-    converter = registry.converter("hf")
-    chosen = _sets(converter, training_factors(factors, stage), stage, request.factor_sets)
-    converter.plan(Export(checkpoint, chosen))
-    corpus = load_corpus(list(request.texts), checkpoint.encode)
-    training_options = request.training.on(checkpoint)
-    with processes(training_options) as parallel:
+    prepared = _prepare(request)
+    with processes(prepared.training) as parallel:
         shown = progress if parallel.is_main else Silent()
         training = finetune(
-            checkpoint,
-            factors,
-            stage,
-            corpus,
+            prepared.checkpoint,
+            prepared.factors,
+            prepared.stage,
+            prepared.corpus,
             training_folder(request.output),
-            options=replace(training_options, device=str(parallel.device)),
+            options=replace(prepared.training, device=str(parallel.device)),
             resume=request.resume,
             overwrite=request.overwrite,
             teacher=open_model(request.teacher) if request.teacher else None,
@@ -111,9 +101,9 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
         if not parallel.is_main:
             return []
         draw_training(training, training_folder(request.output) / "loss.svg")
-        checks = converter.convert(
-            Export(training.checkpoint, chosen), request.output, shown, overwrite=request.overwrite
-        )
+        chosen = prepared.chosen
+        planned = prepared.converter.plan(Export(training.checkpoint, chosen))
+        checks = planned.save(request.output, shown, overwrite=request.overwrite)
     shown.line(
         f"loss {training.records[0].loss:.4f} → {training.records[-1].loss:.4f} in {len(training.records)} steps, "
         f"{training.tokens / 1e6:.2f}M tokens; {request.output} written ({chosen.factor_sets}), {len(checks)} checks passed"
@@ -122,16 +112,17 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
 
 
 def plan_lines(request: FinetuneRequest) -> list[str]:
-    """What training would take, for a person; no weights are loaded."""
-    from longrope.finetune.cost import measure_rates, stage_cost
-    from longrope.finetune.plan import DecoderShape
+    """What training would take, for a person; no weights are loaded. Raises what a run would refuse."""
+    from longrope.estimates.compute import measure_rates
+    from longrope.estimates.shape import DecoderShape
+    from longrope.estimates.training import stage_estimate
     from longrope.modeling import set_threads
 
-    checkpoint, factors = _opened(request)
-    training = request.training.on(checkpoint)
+    prepared = _prepare(request)
+    checkpoint, factors, stage, training = prepared.checkpoint, prepared.factors, prepared.stage, prepared.training
     set_threads(training.threads)
-    stage, shape = request.stage_for(factors), DecoderShape.of(checkpoint.config)
-    cost = stage_cost(checkpoint, stage, training, measure_rates(shape, training.dtype, training.device))
+    shape = DecoderShape.of(checkpoint.config)
+    cost = stage_estimate(checkpoint, stage, training, measure_rates(shape, training.dtype, training.device))
     return [
         f"{checkpoint.name}: {shape.parameters / 1e6:.1f}M parameters, window {factors.original} → {factors.target}",
         f"{stage.steps} steps of {stage.batch} rows of {stage.row_length} tokens, {stage.learning_rate:g} {stage.schedule}",
@@ -155,18 +146,51 @@ def draw_training(training: Training, path: Path) -> None:
         return
 
 
-def _opened(request: FinetuneRequest) -> tuple[Checkpoint, RescaleFactors]:
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run goes on with; `chosen` are the factors that the converter writes."""
+
+    checkpoint: Checkpoint
+    factors: BoundFactors
+    stage: Stage
+    training: TrainOptions
+    corpus: Corpus
+    converter: Converter
+    chosen: BoundFactors
+
+
+def _prepare(request: FinetuneRequest) -> _Prepared:
+    """Open, load and check everything before anything is written, in the order of `preflight`.
+
+    Raises:
+        LongRopeError: the first thing in this list that cannot be.
+    """
+    from converters import registry
+    from longrope.finetune.data import training_rows
+    from longrope.finetune.model import require_extras, require_trainable
+    from longrope.finetune.trainer import mixture_of, training_factors
+    from longrope.text import load_corpus
     from longrope_export.models import open_model
 
     checkpoint = open_model(request.model)
-    factors = known_factors(checkpoint, request.factors)
-    length = request.stage.sequence_length
+    factors, length = known_factors(checkpoint, request.factors), request.stage.sequence_length
     if length is not None and length > factors.target:
         raise InputError(f"--length {length}: expected at most the factors' target of {factors.target} tokens")
-    return checkpoint, factors
+    if request.teacher and not request.stage.distil_short:
+        raise InputError(f"--teacher {request.teacher}: expected --distil-short beside it, got rows without a teacher")
+    stage, training = request.stage_for(factors), request.training.on(checkpoint)
+    corpus = load_corpus(list(request.texts), checkpoint.encode)
+    converter, trained = registry.converter("hf"), training_factors(factors, stage)
+    chosen = _sets(converter, trained, stage, request.factor_sets)
+    converter.plan(Export(checkpoint, chosen))
+    require_extras(training)
+    require_trainable(checkpoint.config, training)
+    training_rows(checkpoint, corpus, mixture_of(stage, trained, training))
+    refuse_existing(request.output, overwrite=request.overwrite)
+    return _Prepared(checkpoint, factors, stage, training, corpus, converter, chosen)
 
 
-def _sets(converter: Converter, factors: RescaleFactors, stage: Stage, factor_sets: str) -> RescaleFactors:
+def _sets(converter: Converter, factors: BoundFactors, stage: Stage, factor_sets: str) -> BoundFactors:
     """`auto` keeps both sets of mixed training, for both were trained; else it is the format's."""
     if factor_sets == "auto" and stage.short_share:
         return factors

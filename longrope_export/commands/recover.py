@@ -70,7 +70,6 @@ def run_recover(request: RecoverRequest, progress: Progress) -> Recovery:
     from longrope.text import load_corpus
     from longrope_export.models import open_model
 
-    refuse_output(request.output, resume=request.resume, overwrite=request.overwrite)
     checkpoint = open_model(request.model)
     known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:
@@ -80,6 +79,7 @@ def run_recover(request: RecoverRequest, progress: Progress) -> Recovery:
         held_out = load_corpus(request.test_texts, checkpoint.encode)
     else:
         corpus, held_out = corpus.split()
+    refuse_output(request.output, resume=request.resume, overwrite=request.overwrite)
     recovery = recover_short(
         checkpoint,
         corpus,

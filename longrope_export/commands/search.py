@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longrope.errors import InputError
 from longrope.metrics import perplexity
 from longrope.options import ModelName, Tokens, nested, option
 from longrope.search.options import SearchOptions
 from longrope_export import options
-from longrope_export.journals import goes_on, journal_of, refuse_output
+from longrope_export.journals import journal_of
 
 if TYPE_CHECKING:
-    from longrope.checkpoint import Checkpoint
     from longrope.progress import Progress
     from longrope.search import SearchResult
 
@@ -57,27 +55,23 @@ def run_search(request: SearchRequest, progress: Progress) -> SearchResult:
     """Search and save. The journal of all evaluations is kept in `OUTPUT.journal/`, pictures in the folder `plots`.
 
     Raises:
-        LongRopeError: the target is not above the model's window, or anything `search` refuses.
+        LongRopeError: what `preflight.prepare_search` or `search` refuses.
     """
     from longrope.search import search
-    from longrope.text import load_corpus
-    from longrope_export.plots import check_picture_folder, plot_search
+    from longrope_export.plots import plot_search
+    from longrope_export.preflight import prepare_search
 
     if not request.texts:
         raise click.MissingParameter(param_type="option", param_hint="'--text'")  # only a plan goes without
     if request.output is None:
         raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
-    refuse_output(request.output, resume=request.resume, overwrite=request.overwrite)
-    if request.plots:
-        replaces = request.overwrite or goes_on(request.output, resume=request.resume)
-        check_picture_folder(request.plots, overwrite=replaces)
-    checkpoint = _opened(request)
-    corpus = load_corpus(request.texts, checkpoint.encode)
+    checkpoint, corpus, search_options = prepare_search(request)
+    assert corpus is not None, "there are texts"
     result = search(
         checkpoint,
         corpus,
         request.target_length,
-        options=request.search,
+        options=search_options,
         journal_dir=journal_of(request.output),
         resume=request.resume,
         overwrite=request.overwrite,
@@ -90,14 +84,16 @@ def run_search(request: SearchRequest, progress: Progress) -> SearchResult:
 
 
 def plan_lines(request: SearchRequest) -> list[str]:
-    """What a search would cost, for a person, and whether it fits; no weights are loaded.
+    """What a search would cost, for a person, and whether it fits; no weights are loaded. Texts and output may be missing.
 
     Raises:
-        LongRopeError: what `check_search` refuses.
+        LongRopeError: what `run_search` refuses before it begins, but for a lack of memory, which the lines report.
     """
-    from longrope.search import plan_search
+    from longrope.estimates.search import search_estimate
+    from longrope_export.preflight import prepare_search
 
-    return plan_search(_opened(request), request.target_length, request.search).lines()
+    checkpoint, _, search_options = prepare_search(request, planning=True)
+    return search_estimate(checkpoint, request.target_length, search_options).lines()
 
 
 def print_result(result: SearchResult, output: Path | None, progress: Progress) -> None:
@@ -110,17 +106,3 @@ def print_result(result: SearchResult, output: Path | None, progress: Progress) 
         above = f", {100 * math.expm1(start.excess):.2f} % above the short budget" if start.excess else ""
         progress.line(f"{start.name}: perplexity {start.perplexity:.4f}{above}")
     progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")
-
-
-def _opened(request: SearchRequest) -> Checkpoint:
-    """The model, after what `search` refuses of it, the target and the options."""
-    from longrope.search import check_search
-    from longrope_export.models import open_model
-
-    checkpoint = open_model(request.model)
-    earlier = request.search.from_factors
-    window = earlier.target if earlier else checkpoint.window
-    if request.target_length <= window:
-        raise InputError(f"--target-length {request.target_length}: expected more than the window of {window} tokens")
-    check_search(checkpoint, request.target_length, request.search)
-    return checkpoint

@@ -17,7 +17,7 @@ import pytest
 from converters import registry
 from converters.base import Export
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.progress import Silent
 from tests.common import PICO_BUDGET, TARGET, cli_process, pico_factors, run_cli
 
@@ -129,7 +129,9 @@ CASES: dict[str, Case] = {
     "target equal to the window": Case(
         EXTEND.replace(str(TARGET), "64"), 2, "expected more than the model's window of 64"
     ),
-    "target below the window": Case(SEARCH.replace(str(TARGET), "32"), 2, "expected more than the window of 64"),
+    "target below the window": Case(
+        SEARCH.replace(str(TARGET), "32"), 2, "expected more than the model's window of 64"
+    ),
     "window beyond the target": Case(f"{EXTEND} --windows 64,512", 2, f"expected 2 to the target length {TARGET}"),
     # factors
     "no such factors": Case(CONVERT.replace("FACTORS", "nowhere.json"), 2, "nowhere.json: no such file"),
@@ -143,6 +145,12 @@ CASES: dict[str, Case] = {
     ),
     "NaN among the factors": Case(
         CONVERT, 2, "expected a finite number above 0, got nan", factors(long_factor=[float("nan")] * 8)
+    ),
+    "a factor that is 0 in float32": Case(
+        CONVERT, 2, "long_factor[1]: expected a number from 1.2e-38", factors(long_factor=[1.0, 1e-46] * 4)
+    ),
+    "a factor that is infinite in float32, to gguf": Case(
+        CONVERT.replace("hf", "gguf"), 2, "float32's range, got 1e+39", factors(short_factor=[1e39] * 8)
     ),
     "factors for another window": Case(
         CONVERT, 2, "the model says 64", factors(original_max_position_embeddings=128, target_length=256)
@@ -162,6 +170,7 @@ CASES: dict[str, Case] = {
     "unknown format option": Case(f"{CONVERT} --option a=b", 2, "unknown options a"),
     "an option that is no pair": Case(f"{CONVERT} --option ab", 2, "expected KEY=VALUE"),
     "unknown strategy": Case(f"{SEARCH} --strategy evolutoin", 2, "evolution"),
+    "start tokens beyond the target": Case(f"{SEARCH} --n-hat 300", 2, "start tokens below 256, got 300"),
     "unknown n_hat": Case(f"{SEARCH} --n-hat -3", 2, "expected search or a whole number of 0 or more"),
     "unknown formats to extend": Case(f"{EXTEND} --formats hf,ggfu", 2, "did you mean gguf?"),
     "a format twice": Case(f"{EXTEND} --formats hf,hf", 2, "hf is there twice"),
@@ -193,13 +202,13 @@ CASES: dict[str, Case] = {
 
 
 @pytest.fixture
-def room(pico: Checkpoint, dual: RescaleFactors, sound: Path, tmp_path: Path) -> Path:
+def room(pico: Checkpoint, dual: BoundFactors, sound: Path, tmp_path: Path) -> Path:
     """A folder with a model, its artifacts, factors and a text, all sound, to break."""
     return shutil.copytree(sound, tmp_path / "room")
 
 
 @pytest.fixture(scope="module")
-def sound(pico: Checkpoint, dual: RescaleFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound(pico: Checkpoint, dual: BoundFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     room = tmp_path_factory.mktemp("sound")
     shutil.copytree(pico.path, room / "model")
     registry.converter("hf").convert(Export(pico, dual), room / "hf", Silent())

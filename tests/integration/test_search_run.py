@@ -151,8 +151,17 @@ def test_what_given_files_lose_is_told(checkpoint, corpus):
     """Start tokens and an attention factor that the search neither keeps nor searches."""
     given = replace(pico_factors(dual=False, target=128), n_hat=4, attention_factor=1.07)
     for options, words in (
-        ({"start_from": (given,)}, ["--start-from: its n_hat of 4", "--start-from: its attention factor of 1.07"]),
-        ({"from_factors": given}, ["--from: its n_hat of 4", "--from: its attention factor of 1.07"]),
+        (
+            {"start_from": (given,)},
+            ["to start from: their n_hat of 4", "to start from: their attention factor of 1.07"],
+        ),
+        (
+            {"from_factors": given},
+            [
+                "to search on top of: their n_hat of 4",
+                "to search on top of: their attention factor of 1.07",
+            ],
+        ),
         ({"from_factors": given, "n_hat": 4, "attention_factor": 1.07}, []),
         ({"from_factors": replace(given, n_hat=0, attention_factor=attention_factor_formula(2.0, WINDOW))}, []),
         (
@@ -168,8 +177,9 @@ def test_what_given_files_lose_is_told(checkpoint, corpus):
         progress = Silent()
         wanted = replace(OPTIONS, **{"strategy": "seeds", "max_evals": 3, **options})
         search(checkpoint, corpus, TARGET, options=wanted, progress=progress)
-        told = [warning for warning in progress.warnings if "is not kept" in warning]
-        assert [warning.startswith(word) for warning, word in zip(told, words, strict=True)] == [True] * len(words)
+        lost = [warning.removeprefix("factors ") for warning in progress.warnings if "is not kept" in warning]
+        assert len(lost) == len(words)
+        assert all(map(str.startswith, lost, words))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +327,7 @@ def test_another_run_is_refused(checkpoint, corpus, tmp_path):
 
 def test_the_table_of_methods(plain, checkpoint, corpus):
     windows = corpus.windows(TARGET, 3)
-    rows = evaluate_methods(checkpoint, windows, TARGET, {"searched": plain.factors})
+    rows = evaluate_methods(checkpoint, windows, TARGET, {"searched": Candidate.of(plain.factors, "long")})
     names = [row.name for row in rows]
     assert names[:4] == ["none", "PI", "NTK", "YaRN 32/1"]
     assert names[-1] == "searched"
@@ -350,8 +360,7 @@ def test_a_recovery_that_could_not_be_compared_is_refused_before_it_searches(che
 
 def test_recovery_fills_what_the_factors_leave_open(checkpoint, corpus):
     """A CSV of factors says no window; the model does."""
-    bound = checkpoint.bind(pico_factors(dual=False))
-    open_window = replace(bound, original_max_position_embeddings=None)
+    open_window = pico_factors(dual=False, original_max_position_embeddings=None)
     options = SearchOptions(max_evals=2, threads=1)
     found = recover_short(checkpoint, corpus, open_window, window=WINDOW, num_windows=1, options=options)
     assert found.factors.original == WINDOW

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from longrope.factors import RescaleFactors
 from longrope.finetune.log import read_log
 from longrope.finetune.progressive import known_stage_factors, rescaled
 from longrope.finetune.stages import Stage
-from tests.common import PICO_BUDGET, REPOSITORY, cli_process, pico_factors, run_cli
+from tests.common import PICO_BUDGET, REPOSITORY, cli_process, pico_factors, pico_text, run_cli
 
 PLAN = """
 [[stage]]
@@ -72,7 +71,7 @@ def test_stages_run_to_the_end(pico: Checkpoint, texts: Path, plan: Path, tmp_pa
     run = json.loads((out / "run.json").read_text())["extension"]
     assert [stage["stage"]["length"] for stage in run["stages"]] == [128, 192, 256]
     assert [bool(stage["search"]) for stage in run["stages"]] == [True, False, True]
-    first, second, last = (RescaleFactors.from_json(stage["factors"]) for stage in run["stages"])
+    first, second, last = (pico.bind(RescaleFactors.from_json(stage["factors"])) for stage in run["stages"])
     assert first.short_factor == (1.0,) * 8, "mixed training trains the original RoPE"
     assert second.long_factor == pytest.approx(rescaled(first, 192).long_factor)
     assert all(after >= before for before, after in zip(second.long_factor, last.long_factor, strict=True))
@@ -164,17 +163,26 @@ def test_what_processes_cannot_share_is_refused(
     change: tuple[Any, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr("longrope_export.pipeline.WORLD_SIZE", world_size)
+    monkeypatch.setattr("longrope_export.preflight.WORLD_SIZE", world_size)
     asked = ("--target-length", 256, "-o", tmp_path / "run", "--text", texts)
     done = run_cli("extend", pico.path, *asked, *(plan if word == "PLAN" else word for word in change))
     assert (done.code, message in done.err) == (2, True), done.err
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two documents of more than 8192 tokens each."""
+    folder = tmp_path_factory.mktemp("long")
+    for seed in range(2):
+        (folder / f"{seed}.txt").write_text(pico_text(300, seed), encoding="utf-8")
+    return folder
+
+
 def test_a_plan_is_told_and_nothing_done(
-    pico: Checkpoint, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico: Checkpoint, long_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = ("--target-length", 8192, "--text", texts, "-o", tmp_path / "run", "--plan", "--threads", 1)
+    target = ("--target-length", 8192, "--text", long_texts, "-o", tmp_path / "run", "--plan", "--threads", 1)
     done = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
     assert done.code == 0, done.err
     assert "1. 2048 tokens, searched factors, 400 steps of 32 rows of 2048, 2e-05 linear" in done.out
@@ -191,8 +199,7 @@ def test_a_plan_is_told_and_nothing_done(
         assert f"table of methods at 8192: up to {8 * 8 * 8192 / 1e6:.2f}M tokens, about" in out
         assert "then hf, gguf, onnx: written and validated" in out
     assert "run out of memory" not in done.out
-    monkeypatch.setattr("longrope.finetune.cost.free_memory", lambda device: 1 << 20)
-    monkeypatch.setattr("longrope.search.plan.available_memory", lambda options: 1 << 20)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: 1 << 20)
     tight = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
     assert tight.out.count("  training: may run out of memory") == 2
     assert tight.out.count("  search: does not fit: the search would be refused") == 3
@@ -229,10 +236,10 @@ def test_texts_too_short_for_a_stage_are_told_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_rescaling_keeps_known_methods_what_they_are() -> None:
+def test_rescaling_keeps_known_methods_what_they_are(pico: Checkpoint) -> None:
     for method in (rope.pi_factors, rope.ntk_factors):
         at_two, at_four = (
-            pico_factors(long_factor=tuple(method(16, s)), short_factor=tuple(method(16, s)), target=64 * s)
+            pico.bind(pico_factors(long_factor=tuple(method(16, s)), short_factor=tuple(method(16, s)), target=64 * s))
             for s in (2, 4)
         )
         assert rescaled(at_two, 256).long_factor == pytest.approx(at_four.long_factor)
@@ -240,8 +247,8 @@ def test_rescaling_keeps_known_methods_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("given", [1.05, None])
-def test_rescaling_keeps_an_attention_factor_that_was_given(given: float | None) -> None:
-    first = dataclasses.replace(pico_factors(target=128), attention_factor=given)
+def test_rescaling_keeps_an_attention_factor_that_was_given(pico: Checkpoint, given: float | None) -> None:
+    first = pico.bind(pico_factors(target=128, attention_factor=given))
     assert rescaled(first, 256).attention_factor == given
 
 
