@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from longrope.errors import FactorError, InputError, LongRopeError, MissingRequirementError, UnsupportedError
     from longrope.extend import Extension, extend
     from longrope.extend_options import ExtendOptions
-    from longrope.factors import RescaleFactors
+    from longrope.factors import BoundFactors, RescaleFactors
     from longrope.finetune.options import TrainOptions
     from longrope.finetune.stages import Stage, StagePlan
     from longrope.finetune.trainer import finetune
     from longrope.modeling import TorchSource, build_model
     from longrope.search import (
+        Candidate,
         MethodScore,
         Recovery,
         SearchOptions,
@@ -61,12 +62,13 @@ else:
             ),
             "longrope.extend": ("Extension", "extend"),
             "longrope.extend_options": ("ExtendOptions",),
-            "longrope.factors": ("RescaleFactors",),
+            "longrope.factors": ("BoundFactors", "RescaleFactors"),
             "longrope.finetune": ("finetune",),
             "longrope.finetune.options": ("TrainOptions",),
             "longrope.finetune.stages": ("Stage", "StagePlan"),
             "longrope.modeling": ("TorchSource", "build_model"),
             "longrope.search": (
+                "Candidate",
                 "MethodScore",
                 "Recovery",
                 "SearchOptions",
@@ -81,6 +83,8 @@ else:
     )
 
 __all__ = [
+    "BoundFactors",
+    "Candidate",
     "Checkpoint",
     "Corpus",
     "ExtendOptions",
