@@ -32,7 +32,7 @@ from converters.gguf.container import GgufFile
 from converters.gguf.patch import patch_gguf
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.provenance import usable_cpus
@@ -81,7 +81,7 @@ class Bench:
         return open_checkpoint(folder)
 
     @cached_property
-    def factors(self) -> RescaleFactors:
+    def factors(self) -> BoundFactors:
         return made_up(self.model, 2.0)
 
     @cached_property
@@ -366,7 +366,7 @@ SECTIONS = {
 # -- helpers
 
 
-def made_up(model: Checkpoint, scale: float) -> RescaleFactors:
+def made_up(model: Checkpoint, scale: float) -> BoundFactors:
     """NTK factors for the long set, their square root for the short one, bound to a model."""
     long_factor = rope.ntk_factors(model.rotary_dim, scale)
     short_factor = long_factor**0.5

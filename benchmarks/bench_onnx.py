@@ -36,7 +36,7 @@ from converters.onnx.runtime import OnnxSource
 from converters.onnx.simulate import round_weights
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.modeling import RescaledRotary, TorchSource, build_model, replace_rotary
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, WindowScore, compare_windows
@@ -79,7 +79,7 @@ class Bench:
         return open_checkpoint(self._model or smollm2())
 
     @cached_property
-    def dual(self) -> RescaleFactors:
+    def dual(self) -> BoundFactors:
         """NTK ×2 beyond the window, a milder form of it inside."""
         dim = self.checkpoint.rotary_dim
         long_factor = rope.ntk_factors(dim, 2.0)
@@ -87,7 +87,7 @@ class Bench:
         return self.checkpoint.bind(factors, target=2 * self.checkpoint.window)
 
     @property
-    def single(self) -> RescaleFactors:
+    def single(self) -> BoundFactors:
         return self.dual.as_single()
 
     @cached_property
@@ -95,7 +95,7 @@ class Bench:
         text = TEXT.read_text(encoding="utf-8")
         return np.array(self.checkpoint.encode(text[: 6 * LONG_TOKENS]), dtype=np.int64)
 
-    def export(self, factors: RescaleFactors, outtype: str = "f32", **options: str) -> Path:
+    def export(self, factors: BoundFactors, outtype: str = "f32", **options: str) -> Path:
         """The folder of an export, written if it is not there yet."""
         name = "-".join([factors.factor_sets, outtype, *options.values()])
         path = ROOM / name
@@ -206,7 +206,7 @@ def compare_integer(bench: Bench, section: str, length: int, regime: FactorSet) 
         bench.add(section, f"{name} {where}: ppl (reference {score.ppl_reference:.4f})", "–", f"{score.ppl:.4f}")
 
 
-def opened(bench: Bench, factors: RescaleFactors, outtype: str = "f32", **options: str) -> LogitSource:
+def opened(bench: Bench, factors: BoundFactors, outtype: str = "f32", **options: str) -> LogitSource:
     return OnnxSource(bench.export(factors, outtype, **options), factors, threads=1)
 
 
@@ -226,7 +226,7 @@ def compare_dual(bench: Bench, section: str, length: int, regime: FactorSet) -> 
 
 
 def scored(
-    bench: Bench, factors: RescaleFactors, sources: Mapping[str, LogitSource], length: int, regime: FactorSet
+    bench: Bench, factors: BoundFactors, sources: Mapping[str, LogitSource], length: int, regime: FactorSet
 ) -> dict[str, WindowScore]:
     reference = TorchSource(build_model(bench.checkpoint, factors), factors)
     return compare_windows(reference, sources, [bench.ids[:length]], factor_set=regime, chunk=CHUNK)
@@ -388,7 +388,7 @@ def generate_everywhere(
     bench: Bench,
     section: str,
     checkpoint: Checkpoint,
-    factors: RescaleFactors,
+    factors: BoundFactors,
     prompt: int,
     new_tokens: int,
     without: Sequence[str],
@@ -415,7 +415,7 @@ def generate_everywhere(
         bench.add(section, f"{name}, {what}", "transformers' tokens", got, same)
 
 
-def torch_tokens(checkpoint: Checkpoint, factors: RescaleFactors, ids: NDArray[np.int64], new_tokens: int) -> list[int]:
+def torch_tokens(checkpoint: Checkpoint, factors: BoundFactors, ids: NDArray[np.int64], new_tokens: int) -> list[int]:
     model = build_model(checkpoint, factors)
     model.generation_config.eos_token_id = None
     output = model.generate(torch.as_tensor(ids)[None], max_new_tokens=new_tokens, do_sample=False)

@@ -32,7 +32,7 @@ from benchmarks.default_model import texts as default_texts
 from benchmarks.figures import RESULTS, ROOT, Figures, say
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.files import staged, write_atomically
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
@@ -176,7 +176,7 @@ class Bench:
         )
 
     @cached_property
-    def factors(self) -> RescaleFactors:
+    def factors(self) -> BoundFactors:
         """Both sets, at 131,072 tokens."""
         return self.recovery.factors
 
@@ -195,10 +195,9 @@ class Bench:
         known = known_candidates(self.original.checkpoint, TARGET)
         return {ORIGINAL if name == "none" else name: candidate for name, candidate in known.items()}
 
-    def candidate(self, name: str) -> Candidate:
+    def candidate(self, name: FactorSet) -> Candidate:
         """Our long or short set."""
-        values = self.factors.long_factor if name == "long" else self.factors.short_factor
-        return Candidate(values, self.factors.n_hat, self.factors.effective_attention_factor)
+        return Candidate.of(self.factors, name)
 
     def key(self, what: str, model: Model, candidate: Candidate, *facts: object) -> str:
         """Names a cell by everything that decides it."""

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.figures import RESULTS, ROOT, Figures, say
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.estimates.search import search_memory
-from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_atomically
 from longrope.metrics import perplexity
 from longrope.provenance import provenance
@@ -198,9 +198,8 @@ class Bench:
             self._measured[key] = np.array([self.scorer.nll(candidate, window) for window in windows])
         return self._measured[key]
 
-    def held_out_losses(self, factors: RescaleFactors, times: int = 1) -> Losses:
-        candidate = Candidate(factors.long_factor, factors.n_hat, factors.effective_attention_factor)
-        return self.losses(candidate, factors.target, times)
+    def held_out_losses(self, factors: BoundFactors, times: int = 1) -> Losses:
+        return self.losses(Candidate.of(factors, "long"), factors.target, times)
 
     def keep(self, part: str, data: Any) -> None:
         """Raw numbers behind a section's rows, beside the journals."""
@@ -218,7 +217,9 @@ def baseline(bench: Bench) -> None:
     for setting in bench.settings:
         for seed in bench.paper_seeds or range(bench.size.baseline_seeds):
             run = paper_runs(bench, setting).get(str(seed)) or paper_run(bench, setting, seed)
-            losses = bench.held_out_losses(RescaleFactors.from_json(run["factors"]), bench.size.fine)
+            losses = bench.held_out_losses(
+                bench.checkpoint.bind(RescaleFactors.from_json(run["factors"])), bench.size.fine
+            )
             run |= {"held_out_perplexity": perplexity(losses.mean()), "held_out_losses": losses.tolist()}
             runs = {**paper_runs(bench, setting), str(seed): run}
             found = {**read(bench.baselines), setting.name: dict(sorted(runs.items()))}
@@ -366,11 +367,12 @@ def scales(bench: Bench) -> None:
     for scale in bench.size.scales:
         setting, target, section = Setting(scale, "formula"), bench.target(scale), f"{scale}x"
         evals = max(2, bench.size.equal_tokens // (5 * target))
-        searched = {"best YaRN grid": bench.run(setting, strategy="seeds").factors}
+        found = {"best YaRN grid": bench.run(setting, strategy="seeds").factors}
         for name in bench.strategies:
             for seed in range(bench.seeds if name == "auto" else 1):
-                searched[f"{name} {seed}"] = bench.run(setting, strategy=name, max_evals=evals, seed=seed).factors
+                found[f"{name} {seed}"] = bench.run(setting, strategy=name, max_evals=evals, seed=seed).factors
         windows = [window.ids for window in bench.held_out_windows(target)]
+        searched = {name: Candidate.of(factors, "long") for name, factors in found.items()}
         rows = evaluate_methods(bench.checkpoint, windows, target, searched, machine=Machine(threads=bench.threads))
         known = rows[: len(rows) - len(searched) + 1]
         best = min(known, key=lambda row: row.loss)
@@ -401,8 +403,7 @@ def two_sided(bench: Bench) -> None:
         capped = bench.run(setting, strategy="auto", max_evals=evals, short_budget=SHORT_BUDGET)
         targets = []
         for name, found in (("single", free.factors), ("single, 1 % short budget", capped.factors)):
-            candidate = Candidate(found.long_factor, 0, found.effective_attention_factor)
-            rise = math.expm1(bench.losses(candidate, bench.checkpoint.window).mean() - original)
+            rise = math.expm1(bench.losses(Candidate.of(found, "long"), bench.checkpoint.window).mean() - original)
             targets.append(bench.held_out_losses(found))
             got = f"{perplexity(targets[-1].mean()):.3f}, {100 * rise:+.2f} % at {bench.checkpoint.window}"
             bench.add(section, f"{name}: held-out perplexity at the target, and", "-", got)
@@ -482,12 +483,11 @@ def one_long(bench: Bench) -> None:
 # -- helpers
 
 
-def with_attention(candidate: Candidate, factors: RescaleFactors) -> Candidate:
+def with_attention(candidate: Candidate, factors: BoundFactors) -> Candidate:
     """The candidate with the attention factor it was measured with: its own, or the formula's."""
     if candidate.attention_factor is not None:
         return candidate
-    formula = attention_factor_formula(factors.length_scale, factors.original)
-    return replace(candidate, attention_factor=formula)
+    return replace(candidate, attention_factor=factors.formula_attention_factor)
 
 
 def paired(losses: Any, ours: Any) -> tuple[float, float]:

@@ -32,7 +32,7 @@ from benchmarks.paper_tables import PaperSetting, step_flops, write_page
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError
 from longrope.estimates.shape import DecoderShape
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import Stage
@@ -281,7 +281,7 @@ def real(bench: Bench) -> None:
     bench.figures.add("smollm2", what, "lower", f"{before:.4f} → {after:.4f} nats a token", after < before)
 
 
-def searched(bench: Bench, corpus: Corpus) -> RescaleFactors:
+def searched(bench: Bench, corpus: Corpus) -> BoundFactors:
     """Factors for 12,288 tokens from a search of three evaluations on one novel; journalled."""
     journal = bench.out / "search"
     options = SearchOptions(strategy="seeds", max_evals=3, num_documents=1, threads=bench.threads)
@@ -289,7 +289,7 @@ def searched(bench: Bench, corpus: Corpus) -> RescaleFactors:
     return search(bench.small, corpus, WINDOW, options=options, journal_dir=journal, resume=resume).factors
 
 
-def held_out(bench: Bench, checkpoint: Checkpoint, factors: RescaleFactors, name: str) -> float:
+def held_out(bench: Bench, checkpoint: Checkpoint, factors: BoundFactors, name: str) -> float:
     """Mean NLL of one window of a novel that neither the search nor the training saw."""
 
     def measure() -> float:

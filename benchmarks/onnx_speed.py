@@ -172,7 +172,8 @@ def torch_forward(path: Path, factors: Path, attention: str, threads: int) -> Ca
     from longrope.modeling import build_model
 
     torch.set_num_threads(threads)
-    model = build_model(open_checkpoint(path), RescaleFactors.load(factors))
+    checkpoint = open_checkpoint(path)
+    model = build_model(checkpoint, checkpoint.bind(RescaleFactors.load(factors)))
     model.set_attn_implementation(attention)
     state: dict[str, Any] = {"cache": None, "length": 0}
 

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.finetune.batch import TrainingSequence, pack
 from longrope.finetune.model import TrainedModel
 from longrope.finetune.options import TrainOptions
@@ -75,7 +75,7 @@ def main(engine: str, model: str, length: int, steps: int, recompute: bool, laye
     sys.stdout.write(json.dumps(vars(measured)) + "\n")
 
 
-def ntk_factors(checkpoint: Checkpoint, target: int) -> RescaleFactors:
+def ntk_factors(checkpoint: Checkpoint, target: int) -> BoundFactors:
     """Known factors will do: memory and time do not depend on their values."""
     factor = tuple(rope.ntk_factors(checkpoint.rotary_dim, target / checkpoint.window).tolist())
     return checkpoint.bind(
@@ -99,9 +99,7 @@ def training_rows(checkpoint: Checkpoint, length: int, steps: int) -> list[Token
 # -- engines
 
 
-def ours(
-    checkpoint: Checkpoint, factors: RescaleFactors, rows: list[TokenIds], recompute: bool, measured: Steps
-) -> None:
+def ours(checkpoint: Checkpoint, factors: BoundFactors, rows: list[TokenIds], recompute: bool, measured: Steps) -> None:
     """The step of `longrope.finetune.trainer`."""
     options, parallel = TrainOptions(), Parallel.single()
     trained = TrainedModel(checkpoint, factors, options, parallel, checkpointing=recompute)
@@ -120,7 +118,7 @@ def ours(
 
 
 def trainer(
-    checkpoint: Checkpoint, factors: RescaleFactors, rows: list[TokenIds], recompute: bool, measured: Steps
+    checkpoint: Checkpoint, factors: BoundFactors, rows: list[TokenIds], recompute: bool, measured: Steps
 ) -> None:
     """transformers' Trainer as it comes, told only what decides the step."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
 from longrope.errors import InputError, LongRopeError
-from longrope.factors import FactorSets, RescaleFactors
+from longrope.factors import BoundFactors, FactorSets, RescaleFactors
 from longrope.files import staged
 from longrope.progress import Progress
 
@@ -58,13 +58,13 @@ class Export:
 
     Args:
         checkpoint: the source model.
-        factors: bound to the checkpoint, with the factor sets that are to be written.
+        factors: with the factor sets that are to be written.
         outtype: weight type, a name the format knows; None for its default.
         options: the format's own options.
     """
 
     checkpoint: Checkpoint
-    factors: RescaleFactors
+    factors: BoundFactors
     outtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ class PlannedExport(ABC):
         return ""
 
     @abstractmethod
-    def with_factors(self, factors: RescaleFactors) -> Self:
+    def with_factors(self, factors: BoundFactors) -> Self:
         """The same export with other factors of the same model; what does not depend on them is not built again.
 
         Raises:
@@ -159,7 +159,7 @@ class Converter(ABC):
         """
 
     @abstractmethod
-    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> PlannedExport:
+    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> PlannedExport:
         """The plan that an artifact must follow: the reference with these factors, in the artifact's own type and options.
 
         Raises:
@@ -178,7 +178,7 @@ class Converter(ABC):
         """The factors.json that our exporter recorded in the artifact beside the runtime's own fields; None without."""
         return None
 
-    def static_checks(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+    def static_checks(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> list[Check]:
         """Compare an artifact with what it must be (`PlannedExport.check`); one failed check when it cannot be read."""
         try:
             planned = self.plan_like(path, expected, reference)
@@ -188,7 +188,7 @@ class Converter(ABC):
 
     @abstractmethod
     def open_source(
-        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+        self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None
     ) -> LogitSource:
         """The artifact in its own runtime, ready for windows of up to `max_length` tokens."""
 
@@ -202,7 +202,7 @@ class Converter(ABC):
 
     @abstractmethod
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        """Which runtime uses which set when."""
+        """Which runtime uses which set when; of factors as an artifact says them, too."""
 
     @abstractmethod
     def describe(self, path: Path) -> dict[str, Any]:
@@ -212,6 +212,11 @@ class Converter(ABC):
         """Plan one artifact and save it; see `PlannedExport.save`."""
         self.check_requirements()
         return self.plan(export).save(path, progress, overwrite=overwrite)
+
+
+def window_words(factors: RescaleFactors) -> str:
+    """The original window in tokens, for a sentence; the letter L where the source does not say it."""
+    return str(factors.original_max_position_embeddings or "L")
 
 
 class FailedReadBackError(LongRopeError):

@@ -19,7 +19,7 @@ from typing import Any
 from converters.base import Check, Converter, PlannedExport
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
@@ -74,7 +74,7 @@ class Artifact:
 
     path: Path
     converter: Converter
-    expected: RescaleFactors
+    expected: BoundFactors
     name: str = ""
     planned: PlannedExport | None = None
 
@@ -156,7 +156,7 @@ class ValidateOptions:
 def validate(
     artifacts: Sequence[Artifact],
     reference: Checkpoint,
-    factors: RescaleFactors,
+    factors: BoundFactors,
     corpus: Corpus,
     options: ValidateOptions,
     progress: Progress,
@@ -186,7 +186,7 @@ def validate(
     return results
 
 
-def windows_by_length(corpus: Corpus, factors: RescaleFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:
+def windows_by_length(corpus: Corpus, factors: BoundFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:
     """The token windows of every length. Raises InputError when one is too long for the factors or the texts."""
     for length in options.windows:
         if not 2 <= length <= factors.target:
@@ -198,7 +198,7 @@ class _Runs:
     """The dynamic half of `validate`: one reference model, several artifacts, all windows."""
 
     def __init__(
-        self, reference: Checkpoint, factors: RescaleFactors, options: ValidateOptions, progress: Progress
+        self, reference: Checkpoint, factors: BoundFactors, options: ValidateOptions, progress: Progress
     ) -> None:
         set_threads(options.threads)
         self.checkpoint, self.factors, self.options, self.progress = reference, factors, options, progress

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from longrope.architectures import Architecture, architecture_of
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.hf_config import from_config, rope_parameters
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class Checkpoint:
         return str(self.config.get("model_type"))
 
     @cached_property
-    def factors(self) -> RescaleFactors | None:
+    def factors(self) -> BoundFactors | None:
         """The rescale factors the checkpoint already carries, bound to it; None when it has not been extended."""
         found = from_config(self.config)
-        return self.bind(found) if found else None
+        return self.bind(found, target=self.max_position_embeddings) if found else None
 
     @property
     def window(self) -> int:
@@ -92,7 +92,7 @@ class Checkpoint:
 
     @property
     def rotary_dim(self) -> int:
-        """head_dim * partial_rotary_factor, as transformers computes it; the turned part of latent attention's heads."""
+        """head_dim * partial_rotary_factor, as transformers computes it; the rotated part of latent attention's heads."""
         if latent := self.config.get("qk_rope_head_dim"):
             return int(latent)
         rope = rope_parameters(self.config)
@@ -103,11 +103,15 @@ class Checkpoint:
     def vocab_size(self) -> int:
         return self._config_value("vocab_size")
 
-    def bind(self, factors: RescaleFactors, target: int | None = None) -> RescaleFactors:
-        """`factors` with this model's facts filled in.
+    def bind(self, factors: RescaleFactors, target: int | None = None) -> BoundFactors:
+        """`factors` with this model's facts filled in; what is bound to it already comes back equal.
+
+        Args:
+            factors: as a file says them.
+            target: L' in tokens; None when the factors say it.
 
         Raises:
-            InputError: a contradiction.
+            FactorError: a contradiction, or neither the factors nor `target` say L'.
             UnsupportedError: as `require_extendable`.
         """
         self.require_extendable()
@@ -208,6 +212,19 @@ class Checkpoint:
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{self.name}: config.json: {name}: expected a whole number above 0, got {value!r}")
         return value
+
+
+def unscaled_factors(checkpoint: Checkpoint, target: int) -> BoundFactors:
+    """The original RoPE as factors for `target` tokens: ones, attention factor 1, no start tokens."""
+    ones = (1.0,) * (checkpoint.rotary_dim // 2)
+    return checkpoint.bind(RescaleFactors(ones, ones, attention_factor=1.0, method="none"), target=target)
+
+
+def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> BoundFactors:
+    """Two sets of harmless values for `target` tokens: what exports and training are planned with before a search."""
+    pairs = checkpoint.rotary_dim // 2
+    ones, twos = (1.0,) * pairs, (2.0,) * pairs
+    return checkpoint.bind(RescaleFactors(ones, twos, n_hat=n_hat, method="placeholder"), target=target)
 
 
 def open_checkpoint(name: str | Path) -> Checkpoint:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import SEARCH, StagePlan
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search import (
+    Candidate,
     MethodScore,
     Recovery,
     SearchOptions,
@@ -41,7 +42,7 @@ SEARCHED_SHORT = "searched, short set"
 
 @dataclass(frozen=True)
 class ExtendOptions:
-    """What `extend` can be told beyond the model and the texts.
+    """The options of `extend`, beside the model and the texts.
 
     Args:
         target_length: L' in tokens.
@@ -129,6 +130,23 @@ class MethodTable:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What search, or stages, gave: factors for the target, and the model that they are for.
+
+    Args:
+        checkpoint: the trained model after stages.
+        factors: the long set; with both where stages trained both.
+        search: the last one; None where the last stage's factors were not searched.
+        stages: what fine-tuning gave.
+    """
+
+    checkpoint: Checkpoint
+    factors: BoundFactors
+    search: SearchResult | None
+    stages: tuple[StageResult, ...] = ()
+
+
+@dataclass(frozen=True)
 class Extension:
     """What the recipe gave.
 
@@ -142,7 +160,7 @@ class Extension:
     """
 
     checkpoint: Checkpoint
-    factors: RescaleFactors
+    factors: BoundFactors
     search: SearchResult | None
     methods: MethodTable
     stages: tuple[StageResult, ...] = ()
@@ -208,23 +226,17 @@ def extend(
         progress: where bars and lines go.
     """
     if options.stages is None:
-        found = search(
-            checkpoint,
-            corpus,
-            options.target_length,
-            options=options.search,
-            journal_dir=journal_dir / "long",
-            resume=resume and (journal_dir / "long").exists(),
-            progress=progress,
-        )
-        done = Extension(checkpoint, found.factors, found, MethodTable({}))
+        found = _searched(checkpoint, corpus, options, journal_dir / "long", resume, progress)
     else:
-        done = _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, progress)
+        found = _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, progress)
+    recovery = None
     if dual:
-        done = _recovered(done, corpus, held_out, options, journal_dir / "short", resume, progress)
+        recovery = _recovery(found, corpus, held_out, options, journal_dir / "short", resume, progress)
     elif options.stages is not None:
         progress.line("No short set is recovered, for no format asks for one; --factor-sets dual does.")
-    return dataclasses.replace(done, methods=measure_methods(checkpoint, held_out, done, options, progress))
+    factors = recovery.factors if recovery else found.factors
+    methods = measure_methods(checkpoint, held_out, found, factors, options, progress)
+    return Extension(found.checkpoint, factors, found.search, methods, found.stages, recovery)
 
 
 def help_to_train(
@@ -235,6 +247,22 @@ def help_to_train(
     _staged(checkpoint, options.stages, corpus, options, stages_dir, resume, Silent())
 
 
+def _searched(
+    checkpoint: Checkpoint, corpus: Corpus, options: ExtendOptions, journal: Path, resume: bool, progress: Progress
+) -> Found:
+    """Factors of one search, for the model as it is."""
+    result = search(
+        checkpoint,
+        corpus,
+        options.target_length,
+        options=options.search,
+        journal_dir=journal,
+        resume=resume and journal.exists(),
+        progress=progress,
+    )
+    return Found(checkpoint, result.factors, result)
+
+
 def _staged(
     checkpoint: Checkpoint,
     plan: StagePlan,
@@ -243,7 +271,7 @@ def _staged(
     folder: Path,
     resume: bool,
     progress: Progress,
-) -> Extension:
+) -> Found:
     """Factors and model at the end of all stages; all processes that torchrun started call it."""
     from longrope.finetune.parallel import processes  # training's libraries are loaded when there is something to train
     from longrope.finetune.progressive import run_stages
@@ -261,26 +289,23 @@ def _staged(
             parallel=parallel,
             progress=progress,
         )
-    last = progression.stages[-1]
-    return Extension(
-        progression.checkpoint, progression.factors, last.search, MethodTable({}), stages=progression.stages
-    )
+    return Found(progression.checkpoint, progression.factors, progression.stages[-1].search, progression.stages)
 
 
-def _recovered(
-    done: Extension,
+def _recovery(
+    found: Found,
     corpus: Corpus,
     held_out: Corpus,
     options: ExtendOptions,
     journal: Path,
     resume: bool,
     progress: Progress,
-) -> Extension:
-    """The same with a short set, compared with what stages were trained with."""
-    factors = done.factors.as_single()
-    trained = {stage.name: stage.factors for stage in done.stages if stage.training is not None}
-    recovery = recover_short(
-        done.checkpoint,
+) -> Recovery:
+    """A short set beside the long one, compared with what stages were trained with."""
+    factors = found.factors.as_single()
+    trained = {stage.name: stage.factors for stage in found.stages if stage.training is not None}
+    return recover_short(
+        found.checkpoint,
         corpus,
         factors,
         num_windows=options.short_windows,
@@ -291,26 +316,28 @@ def _recovered(
         stages=trained,
         held_out=held_out if trained else None,
     )
-    return dataclasses.replace(done, factors=recovery.factors, recovery=recovery)
 
 
 def measure_methods(
-    checkpoint: Checkpoint, held_out: Corpus, done: Extension, options: ExtendOptions, progress: Progress
+    checkpoint: Checkpoint,
+    held_out: Corpus,
+    found: Found,
+    factors: BoundFactors,
+    options: ExtendOptions,
+    progress: Progress,
 ) -> MethodTable:
-    """Known methods on the original model and what was found, on held-out windows of the original and the target length."""
-    factors = done.factors
-    searched = {SEARCHED: factors}
-    swapped = dataclasses.replace(factors, long_factor=factors.short_factor)
-    at_original = searched if factors.factor_sets == "single" else {**searched, SEARCHED_SHORT: swapped}
+    """Known methods on the original model and the factors on the found one, on held-out windows of L and L' tokens."""
+    searched = {SEARCHED: Candidate.of(factors, "long")}
+    dual = {SEARCHED_SHORT: Candidate.of(factors, "short")} if factors.factor_sets == "dual" else {}
 
-    def scores(length: int, named: dict[str, RescaleFactors]) -> Iterator[MethodScore]:
+    def scores(length: int, named: dict[str, Candidate]) -> Iterator[MethodScore]:
         windows = held_out.windows(length, options.test_windows)
         measure = partial(evaluate_methods, machine=options.search.machine, progress=progress)
-        if not done.stages:
+        if not found.stages:
             yield from measure(checkpoint, windows, options.target_length, named, methods=options.methods)
             return
         yield from measure(checkpoint, windows, options.target_length, {}, methods=options.methods)
-        yield from measure(done.checkpoint, windows, options.target_length, named, methods=())
+        yield from measure(found.checkpoint, windows, options.target_length, named, methods=())
 
-    lengths = ((checkpoint.window, at_original), (options.target_length, searched))
+    lengths = ((checkpoint.window, searched | dual), (options.target_length, searched))
     return MethodTable({length: tuple(scores(length, named)) for length, named in lengths})

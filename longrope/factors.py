@@ -1,8 +1,10 @@
-"""`RescaleFactors`: the value object that search returns, converters embed and read-back compares.
+"""Rescale factors as a file says them (`RescaleFactors`), and bound to a model (`BoundFactors`).
 
-    factors.json ──► RescaleFactors ──► config.json / GGUF tensors / ONNX initializers
-         ▲                                          │
-         └────────────── read-back ─────────────────┘
+    factors.json ─┐                      bind: the model's L, theta, d filled in, contradictions refused
+    config.json  ─┼─► RescaleFactors ──Checkpoint.bind──► BoundFactors ──► search, training, exports, checks
+    artifacts    ─┘    fields may be open                 none is open       │
+         ▲                                                                   │
+         └───────────────────────── written, read back ──────────────────────┘
 
 Sources: LongRoPE (arXiv 2402.13753), equation 2 for the factors and n_hat; transformers' `_compute_longrope_parameters`
 for the attention factor's formula.
@@ -17,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.files import write_json
@@ -29,21 +31,28 @@ FactorSets = Literal["single", "dual"]
 
 # Start-token counts the paper searches over (LongRoPE, section 4.2).
 N_HAT_CHOICES = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+# What float32, the type of factors in a GGUF file, holds with all its digits: from its smallest normal number on.
+SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+# What a model says about its factors, and a file may leave open.
+MODEL_FACTS = ("original_max_position_embeddings", "rope_theta", "rotary_dim", "model_type")
 # What engines do with an attention factor that is not the formula's (vLLM by its source and a run).
 WHO_READS_ATTENTION = "vLLM ignores the key and uses the formula; transformers, llama.cpp and onnxruntime honour it"
 
 
 @dataclass(frozen=True)
 class RescaleFactors:
-    """Rescale factors of one model, for one target length.
+    """Rescale factors of one model for one target length, as a file says them; `BoundFactors` leave nothing open.
 
-    Rotary pair `i` turns by `n * theta**(-2 i / rotary_dim) / factor[i]` at position `n`; the first `n_hat` positions
+    Rotary pair `i` is rotated by `n * theta**(-2 i / rotary_dim) / factor[i]` at position `n`; the first `n_hat` positions
     are left unscaled. `short_factor` serves sequences up to `original_max_position_embeddings`, `long_factor` longer
     ones; where both are equal the set is called `single`, else `dual`.
 
+    Factors, attention factor and theta are finite numbers from 2**-126 (1.2e-38) to 3.4e38, which float32 holds with all
+    its digits: formats store float32, and a smaller factor would be 0 there.
+
     Args:
-        short_factor: rotary_dim / 2 numbers > 0.
-        long_factor: rotary_dim / 2 numbers > 0.
+        short_factor: rotary_dim / 2 numbers within these bounds.
+        long_factor: rotary_dim / 2 numbers within these bounds.
         n_hat: number of start tokens whose positions are not rescaled.
         original_max_position_embeddings: L, the window before extension, in tokens; None when the source is silent.
         target_length: L', the window after extension, in tokens; None when the source is silent.
@@ -100,8 +109,8 @@ class RescaleFactors:
                 f"got {len(self.long_factor)}"
             )
         for name, value in (("attention_factor", self.attention_factor), ("rope_theta", self.rope_theta)):
-            if value is not None and not (_is_number(value) and value > 0):
-                raise FactorError(f"{name}: expected a finite number above 0 or null, got {value!r}")
+            if value is not None and (expected := _fault(value)):
+                raise FactorError(f"{name}: expected {expected} or null, got {value!r}")
 
     # -- what follows from the fields
 
@@ -115,67 +124,45 @@ class RescaleFactors:
         return "single" if self.short_factor == self.long_factor else "dual"
 
     @property
-    def length_scale(self) -> float:
-        """s = L' / L. Raises InputError when one of them is unknown."""
-        return self.target / self.original
+    def length_scale(self) -> float | None:
+        """s = L' / L; None when one of them is open."""
+        if self.original_max_position_embeddings is None or self.target_length is None:
+            return None
+        return self.target_length / self.original_max_position_embeddings
 
     @property
-    def original(self) -> int:
-        """L in tokens. Raises InputError when the source did not say it."""
-        return self._known("original_max_position_embeddings")
-
-    @property
-    def target(self) -> int:
-        """L' in tokens. Raises InputError when the source did not say it."""
-        return self._known("target_length")
-
-    def _known(self, name: str) -> int:
-        value = getattr(self, name)
-        if value is None:
-            raise InputError(f"the factors do not say {name}; give it (factors import --original N --target N)")
-        return int(value)
-
-    @property
-    def effective_attention_factor(self) -> float:
-        """The number cos and sin are multiplied by: the given one, or the formula's."""
-        if self.attention_factor is not None:
-            return self.attention_factor
-        return attention_factor_formula(self.length_scale, self.original)
+    def formula_attention_factor(self) -> float | None:
+        """The attention factor by the formula, whatever `attention_factor` is; None when a length is open."""
+        if self.original_max_position_embeddings is None or self.length_scale is None:
+            return None
+        return attention_factor_formula(self.length_scale, self.original_max_position_embeddings)
 
     def set(self, name: FactorSet) -> tuple[float, ...]:
         return self.short_factor if name == "short" else self.long_factor
 
-    def set_for_length(self, length: int) -> FactorSet:
-        """The set that a sequence of `length` tokens is meant to use."""
-        return "long" if length > self.original else "short"
-
     def oddities(self) -> list[str]:
         """What a reader of these factors should know; none of it makes them unusable."""
-        found = []
-        for name in ("short", "long"):
-            values = self.set(name)  # type: ignore[arg-type]
+        found, scale, formula = list[str](), self.length_scale, self.formula_attention_factor
+        for name, values in (("short", self.short_factor), ("long", self.long_factor)):
             falls = sum(after < before for before, after in itertools.pairwise(values))
             if falls:
                 found.append(f"{name}_factor is not monotone: it falls at {falls} of {len(values) - 1} steps")
-            if self.original_max_position_embeddings and self.target_length and max(values) > self.length_scale:
-                found.append(f"{name}_factor reaches {max(values):g}, above the length scale {self.length_scale:g}")
+            if scale is not None and max(values) > scale:
+                found.append(f"{name}_factor reaches {max(values):g}, above the length scale {scale:g}")
             if min(values) < 1:
                 found.append(f"{name}_factor goes down to {min(values):g}, below 1: it extrapolates those pairs")
-        if self.attention_factor is not None and self.original_max_position_embeddings and self.target_length:
-            formula = attention_factor_formula(self.length_scale, self.original)
-            if not math.isclose(self.attention_factor, formula, rel_tol=1e-6):
-                found.append(
-                    f"attention_factor {self.attention_factor:g} is not the formula's {formula:g}: {WHO_READS_ATTENTION}"
-                )
+        given = self.attention_factor
+        if given is not None and formula is not None and not math.isclose(given, formula, rel_tol=1e-6):
+            found.append(f"attention_factor {given:g} is not the formula's {formula:g}: {WHO_READS_ATTENTION}")
         return found
 
     # -- new values from old ones
 
-    def as_single(self) -> RescaleFactors:
+    def as_single(self) -> Self:
         """The long set for every length."""
         return dataclasses.replace(self, short_factor=self.long_factor)
 
-    def with_sets(self, factor_sets: FactorSets) -> RescaleFactors:
+    def with_sets(self, factor_sets: FactorSets) -> Self:
         """These factors as `single`, or as `dual` if they are; refuses to invent a short set.
 
         Raises:
@@ -192,11 +179,21 @@ class RescaleFactors:
 
     def bound_to(
         self, *, original: int, rope_theta: float, rotary_dim: int, model_type: str, target: int | None = None
-    ) -> RescaleFactors:
-        """Fill what the source left open from a model, and refuse what contradicts it.
+    ) -> BoundFactors:
+        """Fill what the source left open from a model, and refuse what contradicts it; `Checkpoint.bind` is the way here.
+
+        Bound factors come back equal from the same model.
+
+        Args:
+            original: L of the model, in tokens.
+            rope_theta: base of its rotary frequencies.
+            rotary_dim: rotated dimensions of a head.
+            model_type: transformers' name of the architecture.
+            target: L' in tokens; None when the factors say it.
 
         Raises:
-            FactorError: a stored value differs from the model's, or the number of factors does not fit rotary_dim.
+            FactorError: a stored value differs from the model's, the number of factors does not fit rotary_dim, or
+                neither the factors nor `target` say L'.
         """
         if self.num_pairs * 2 != rotary_dim:
             raise FactorError(
@@ -215,20 +212,34 @@ class RescaleFactors:
                 raise FactorError(f"the factors say {name} = {got!r}, the model says {expected!r}; they do not fit")
         if target is not None and self.target_length is not None and target != self.target_length:
             raise FactorError(f"the factors are for target length {self.target_length}, {target} was asked for")
-        return dataclasses.replace(self, **facts, target_length=self.target_length or target)
+        length = self.target_length or target
+        if length is None:
+            raise FactorError(
+                "the factors do not say target_length, the window after extension, and the model cannot; "
+                "longrope-export factors import FILE -o OUT.json --target N adds it"
+            )
+        return BoundFactors(**{**self._values(), **facts, "target_length": length})
+
+    def unbound(self) -> RescaleFactors:
+        """The sets, start tokens, attention factor and target alone: what the model says is left open again."""
+        return RescaleFactors(**{**self._values(), **dict.fromkeys(MODEL_FACTS)})
+
+    def _values(self) -> dict[str, Any]:
+        """What a file can say, by field."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(RescaleFactors)}
 
     # -- JSON
 
     def to_json(self) -> dict[str, Any]:
         """The contract's factors.json object (schema_version 1)."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        fields["short_factor"] = list(self.short_factor)
-        fields["long_factor"] = list(self.long_factor)
-        fields["provenance"] = dict(self.provenance)
-        return {"schema_version": SCHEMA_VERSION, **fields}
+        values = self._values()
+        values["short_factor"] = list(self.short_factor)
+        values["long_factor"] = list(self.long_factor)
+        values["provenance"] = dict(self.provenance)
+        return {"schema_version": SCHEMA_VERSION, **values}
 
-    @classmethod
-    def from_json(cls, data: Any, source: str = "factors") -> RescaleFactors:
+    @staticmethod
+    def from_json(data: Any, source: str = "factors") -> RescaleFactors:
         """Build from a parsed factors.json.
 
         Raises:
@@ -239,12 +250,12 @@ class RescaleFactors:
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(f"{source}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
-        names = {f.name for f in dataclasses.fields(cls)}
+        names = {field.name for field in dataclasses.fields(RescaleFactors)}
         unknown = sorted(set(data) - names - {"schema_version"})
         if unknown:
             raise InputError(f"{source}: unknown fields {', '.join(unknown)}; expected only {', '.join(sorted(names))}")
         try:
-            return cls(**{name: data[name] for name in names if name in data})
+            return RescaleFactors(**{name: data[name] for name in names if name in data})
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
 
@@ -252,10 +263,69 @@ class RescaleFactors:
         """Write factors.json by temporary file and rename."""
         write_json(path, self.to_json())
 
-    @classmethod
-    def load(cls, path: Path) -> RescaleFactors:
+    @staticmethod
+    def load(path: Path) -> RescaleFactors:
         """Read factors.json. Raises InputError when the file is missing, not JSON or invalid."""
-        return cls.from_json(_read_json(path), source=str(path))
+        return RescaleFactors.from_json(_read_json(path), source=str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundFactors(RescaleFactors):
+    """Rescale factors that know their model and their target: what search, training, exports and checks compute with.
+
+    Made by `Checkpoint.bind`; `dataclasses.replace` keeps them bound.
+
+    Args:
+        original_max_position_embeddings: L, the window before extension, in tokens.
+        target_length: L', the window after extension, in tokens.
+        rope_theta: base of the rotary frequencies.
+        rotary_dim: rotated dimensions of a head, two for each factor.
+        model_type: transformers' name of the architecture.
+
+    Raises:
+        FactorError: as `RescaleFactors`, or one of these is None.
+    """
+
+    original_max_position_embeddings: int
+    target_length: int
+    rope_theta: float
+    rotary_dim: int
+    model_type: str
+
+    def __post_init__(self) -> None:
+        for name in (*MODEL_FACTS, "target_length"):
+            if getattr(self, name) is None:
+                raise FactorError(f"{name}: bound factors cannot leave it open")
+        super().__post_init__()
+
+    @property
+    def original(self) -> int:
+        """L in tokens."""
+        return self.original_max_position_embeddings
+
+    @property
+    def target(self) -> int:
+        """L' in tokens."""
+        return self.target_length
+
+    @property
+    def length_scale(self) -> float:
+        """s = L' / L."""
+        return self.target / self.original
+
+    @property
+    def formula_attention_factor(self) -> float:
+        """The attention factor by the formula, whatever `attention_factor` is."""
+        return attention_factor_formula(self.length_scale, self.original)
+
+    @property
+    def effective_attention_factor(self) -> float:
+        """The number cos and sin are multiplied by: the given one, or the formula's."""
+        return self.formula_attention_factor if self.attention_factor is None else self.attention_factor
+
+    def set_for_length(self, length: int) -> FactorSet:
+        """The set that a sequence of `length` tokens is meant to use."""
+        return "long" if length > self.original else "short"
 
 
 def attention_factor_formula(length_scale: float, original: int) -> float:
@@ -295,8 +365,8 @@ def _checked_set(name: str, values: Iterable[float]) -> tuple[float, ...]:
         raise FactorError(f"{name}: expected a list of numbers, got {values!r}")
     checked = tuple(values)
     for index, value in enumerate(checked):
-        if not (_is_number(value) and value > 0):
-            raise FactorError(f"{name}[{index}]: expected a finite number above 0, got {value!r}")
+        if expected := _fault(value):
+            raise FactorError(f"{name}[{index}]: expected {expected}, got {value!r}")
     if not checked:
         raise FactorError(f"{name}: expected rotary_dim / 2 numbers, got none")
     return tuple(float(value) for value in checked)
@@ -306,8 +376,11 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _fault(value: object) -> str | None:
+    """What was expected in place of a value that is no usable number; None for one that is."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        return "a finite number above 0"
+    return None if SMALLEST <= value <= LARGEST else f"a number from {SMALLEST:.2g} to {LARGEST:.2g}, float32's range"
 
 
 def _read_text(path: Path) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.errors import FactorError, InputError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.errors import FactorError, UnsupportedError
+from longrope.factors import BoundFactors, RescaleFactors
 
 # Rotary parameters that are no scaling of their own, and stay.
 _KEPT = ("partial_rotary_factor", "llama_4_scaling_beta")
@@ -41,7 +41,7 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
 
 
-def extended_config(config: Mapping[str, Any], factors: RescaleFactors) -> dict[str, Any]:
+def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[str, Any]:
     """A config.json with the factors in it, read alike by transformers 5 and 4.57, vLLM, SGLang, TGI and mlx-lm.
 
     Both `rope_scaling` (v4) and `rope_parameters` (v5) are written, and theta, L and L' at the top level too.
@@ -55,8 +55,6 @@ def extended_config(config: Mapping[str, Any], factors: RescaleFactors) -> dict[
             f"a Hugging Face configuration cannot hold n_hat = {factors.n_hat} start tokens; "
             "export to ONNX, which can, or search with --n-hat 0"
         )
-    if factors.rope_theta is None:
-        raise InputError("the factors do not say rope_theta; bind them to a model first")
     shared: dict[str, Any] = {
         "rope_type": "longrope",
         "short_factor": list(factors.short_factor),

@@ -3,7 +3,7 @@
 Two rotary modules live here, each with one purpose:
   RescaledRotary  the engine's own: float64 angles, n_hat, differentiable factors. Search and training use it.
   PinnedRotary    transformers' own arithmetic with the set given from outside. References use it, so that a window
-                  scored in chunks is not turned by the short set in its first chunks.
+                  scored in chunks is not rotated by the short set in its first chunks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from longrope import rope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import extended_config
 from longrope.scoring import Stop, never
 from longrope.text import TokenIds
@@ -38,7 +38,7 @@ PREFILL_TOKENS = 32_768
 LATER_TOKENS = 1024
 
 
-def build_config(checkpoint: Checkpoint, factors: RescaleFactors | None) -> Any:
+def build_config(checkpoint: Checkpoint, factors: BoundFactors | None) -> Any:
     """transformers' configuration object of a checkpoint, with the factors set before any model is built from it."""
     from transformers import AutoConfig
 
@@ -74,7 +74,7 @@ def require_device(device: str) -> None:
 
 def build_model(
     checkpoint: Checkpoint,
-    factors: RescaleFactors | None = None,
+    factors: BoundFactors | None = None,
     *,
     dtype: str = "float32",
     device: str = "cpu",
@@ -127,7 +127,7 @@ def build_model(
             raise InputError(f"{checkpoint.name}: {len(odd)} weights {fault}, the first is {odd[0]}")
     model = model.to(device).eval().requires_grad_(False)
     if factors is not None and factors.n_hat:
-        replace_rotary(model, RescaledRotary.of(checkpoint.bind(factors)))
+        replace_rotary(model, RescaledRotary.of(factors))
     elif not as_it_is and (active := factors or checkpoint.factors) is not None:
         assert_frequencies(model, active)
     return model
@@ -168,7 +168,7 @@ def replace_rotary(model: nn.Module, module: nn.Module) -> Any:
     return old
 
 
-def assert_frequencies(model: nn.Module, factors: RescaleFactors) -> None:
+def assert_frequencies(model: nn.Module, factors: BoundFactors) -> None:
     """Compare a built model's two inverse-frequency sets and its attention factor with what the factors mean.
 
     Setting rope parameters on a built model does nothing, and transformers only warns about lists it ignores; so a
@@ -235,14 +235,12 @@ class RescaledRotary(nn.Module):
         self._factors = torch.ones_like(self._base)
         self._attention_factor: float | Tensor = 1.0
         self._n_hat = 0
-        self._bound: RescaleFactors | None = None
+        self._bound: BoundFactors | None = None
 
     @classmethod
-    def of(cls, factors: RescaleFactors) -> RescaledRotary:
-        """The embedding of factors that are bound to a model; starts with the long set."""
-        if factors.rope_theta is None:
-            raise InputError("the factors do not say rope_theta; bind them to a model first")
-        module = cls(factors.rope_theta, 2 * factors.num_pairs)
+    def of(cls, factors: BoundFactors) -> RescaledRotary:
+        """The embedding of these factors; starts with the long set."""
+        module = cls(factors.rope_theta, factors.rotary_dim)
         module._bound = factors
         module.use("long")
         return module
@@ -340,7 +338,7 @@ class TorchSource:
     def __init__(
         self,
         model: Any,
-        factors: RescaleFactors | None,
+        factors: BoundFactors | None,
         *,
         name: str = "transformers",
         pinned: bool = True,

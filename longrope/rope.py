@@ -105,7 +105,7 @@ def yarn_factors(
     beta_slow: float = 1.0,
     truncate: bool = True,
 ) -> Float64:
-    """YaRN's "NTK by parts": pairs with more than beta_fast turns in L are kept, with fewer than beta_slow slowed by s.
+    """YaRN's "NTK by parts": pairs with more than beta_fast rotations in L are kept, with fewer than beta_slow slowed by s.
 
     Between them the *frequencies* are mixed linearly, so the factor is the harmonic mixture of 1 and s.
 
@@ -113,19 +113,19 @@ def yarn_factors(
         rotary_dim: d.
         length_scale: s.
         rope_theta: base b.
-        original: L in tokens; a pair's turns in L decide where it lies on the ramp.
-        beta_fast: turns in L from which a pair is kept (32; 128 in the authors' Mistral runs).
-        beta_slow: turns in L below which a pair is interpolated in full (1; 2 in the authors' Mistral runs).
+        original: L in tokens; a pair's rotations in L decide where it lies on the ramp.
+        beta_fast: rotations in L from which a pair is kept (32; 128 in the authors' Mistral runs).
+        beta_slow: rotations in L below which a pair is interpolated in full (1; 2 in the authors' Mistral runs).
         truncate: round the ramp's ends to whole pairs, as the published models do.
 
     Returns:
         [d/2] factors from 1 to s.
     """
 
-    def pair_with_turns(turns: float) -> float:
-        return rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope_theta))
+    def pair_with_rotations(rotations: float) -> float:
+        return rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope_theta))
 
-    low, high = pair_with_turns(beta_fast), pair_with_turns(beta_slow)
+    low, high = pair_with_rotations(beta_fast), pair_with_rotations(beta_slow)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
@@ -141,7 +141,7 @@ def yarn_attention_factor(length_scale: float) -> float:
 
 
 def theoretical_critical_dim(rotary_dim: int, rope_theta: float, original: int) -> int:
-    """LongRoPE2's d_tcd = 2 ceil(d/2 log_b(L / 2 pi)): dimensions from here on never complete a turn within L."""
+    """LongRoPE2's d_tcd = 2 ceil(d/2 log_b(L / 2 pi)): dimensions from here on never complete a rotation within L."""
     return 2 * math.ceil(rotary_dim / 2 * math.log(original / (2 * math.pi)) / math.log(rope_theta))
 
 

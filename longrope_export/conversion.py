@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from converters import registry
 from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope_export.models import open_model
 
+Factors = TypeVar("Factors", bound=RescaleFactors)
 WORDS = {"true": True, "false": False}
 
 
@@ -73,7 +74,7 @@ def patch(
     return patch_gguf(file, chosen, output, in_place=in_place, overwrite=overwrite)
 
 
-def known_factors(checkpoint: Checkpoint, file: Path | None) -> RescaleFactors:
+def known_factors(checkpoint: Checkpoint, file: Path | None) -> BoundFactors:
     """The factors of a file, bound to the model, or the model's own. Raises InputError when there are neither."""
     if file is not None:
         return checkpoint.bind(RescaleFactors.load(file))
@@ -82,7 +83,7 @@ def known_factors(checkpoint: Checkpoint, file: Path | None) -> RescaleFactors:
     return checkpoint.factors
 
 
-def chosen_sets(converter: Converter, factors: RescaleFactors, factor_sets: str) -> RescaleFactors:
+def chosen_sets(converter: Converter, factors: Factors, factor_sets: str) -> Factors:
     """`auto`: dual where the format prefers it and a short set is there, else single. A given choice is honoured."""
     if factor_sets == "auto":
         return factors if converter.auto_factor_sets == "dual" else factors.as_single()

@@ -202,10 +202,11 @@ def open_artifact(
     in_torch = {"device": device, "dtype": dtype} if converter.runs_in_torch else {}
     converter.check_requirements()
     checkpoint = converter.tokenizer_source(path)
-    factors = converter.read_factors(path)
-    bound = checkpoint.bind(factors) if factors else None
-    window = bound.target if bound is not None and bound.target_length else checkpoint.window
-    source = converter.open_source(path, bound, max_length=max((*lengths, window)), threads=threads, **in_torch)
+    factors = None
+    if found := converter.read_factors(path):
+        factors = checkpoint.bind(found, target=found.target_length or checkpoint.max_position_embeddings)
+    window = factors.target if factors else checkpoint.window
+    source = converter.open_source(path, factors, max_length=max((*lengths, window)), threads=threads, **in_torch)
     return Opened(checkpoint, source, window)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from converters.base import Check, Converter
 from longrope.checkpoint import Checkpoint
 from longrope.errors import FactorError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Expectation:
         notes: warnings for the report.
     """
 
-    factors: RescaleFactors
-    reference: RescaleFactors
+    factors: BoundFactors
+    reference: BoundFactors
     notes: tuple[Check, ...] = ()
 
 
@@ -59,7 +59,7 @@ def _stored_factors(path: Path, converter: Converter) -> RescaleFactors | None:
         return None
 
 
-def _unverified_short(known: RescaleFactors, stored: RescaleFactors) -> Expectation:
+def _unverified_short(known: BoundFactors, stored: RescaleFactors) -> Expectation:
     """The reference has one set, the artifact two: its short set can be run, but not verified."""
     wanted = dataclasses.replace(known, short_factor=stored.short_factor)
     message = (
@@ -77,8 +77,7 @@ def _from_artifact(
         known = dataclasses.replace(stored, attention_factor=None)
     if known is None:
         return None
-    known = dataclasses.replace(known, original_max_position_embeddings=None, model_type=None, rope_theta=None)
     message = "the reference carries no factors, so the artifact's own record is taken; pass --factors to check it"
     note = Check("factors.unverified", "warn", "factors from outside the artifact", "its own record", message)
-    bound = reference.bind(known)
+    bound = reference.bind(known.unbound())
     return Expectation(bound, bound, (note,))

@@ -20,12 +20,12 @@ COMPARED = (
 
 def known_methods(factors: RescaleFactors) -> dict[str, list[float]]:
     """PI, NTK and (where theta is known) YaRN at the factors' length scale; empty when the lengths are not known."""
-    if factors.original_max_position_embeddings is None or factors.target_length is None:
+    dim, scale, original = 2 * factors.num_pairs, factors.length_scale, factors.original_max_position_embeddings
+    if scale is None or original is None:
         return {}
-    dim, scale = 2 * factors.num_pairs, factors.length_scale
     methods = {"PI": rope.pi_factors(dim, scale), "NTK": rope.ntk_factors(dim, scale)}
     if factors.rope_theta is not None:
-        methods["YaRN"] = rope.yarn_factors(dim, scale, rope_theta=factors.rope_theta, original=factors.original)
+        methods["YaRN"] = rope.yarn_factors(dim, scale, rope_theta=factors.rope_theta, original=original)
     return {name: values.tolist() for name, values in methods.items()}
 
 

@@ -17,7 +17,7 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.estimates.compute import measure_rates
 from longrope.estimates.shape import DecoderShape
 from longrope.estimates.training import stage_estimate
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.finetune.data import training_rows
 from longrope.finetune.model import require_extras, require_trainable
@@ -54,7 +54,7 @@ class FinetuneRequest:
     resume: bool = False
     overwrite: bool = False
 
-    def stage_for(self, factors: RescaleFactors) -> Stage:
+    def stage_for(self, factors: BoundFactors) -> Stage:
         """The one stage: rows of `length`, a window of the factors' target."""
         return Stage(factors.target, sequence_length=self.length, factors="given", **self.stage)
 
@@ -130,11 +130,11 @@ class _Prepared:
     """What a run goes on with; `chosen` are the factors that the converter writes."""
 
     checkpoint: Checkpoint
-    factors: RescaleFactors
+    factors: BoundFactors
     stage: Stage
     corpus: Corpus
     converter: Converter
-    chosen: RescaleFactors
+    chosen: BoundFactors
 
 
 def _prepare(request: FinetuneRequest) -> _Prepared:
@@ -161,7 +161,7 @@ def _prepare(request: FinetuneRequest) -> _Prepared:
     return _Prepared(checkpoint, factors, stage, corpus, converter, chosen)
 
 
-def _sets(converter: Converter, factors: RescaleFactors, stage: Stage, factor_sets: str) -> RescaleFactors:
+def _sets(converter: Converter, factors: BoundFactors, stage: Stage, factor_sets: str) -> BoundFactors:
     """`auto` keeps both sets of mixed training, for both were trained; else it is the format's."""
     if factor_sets == "auto" and stage.short_share:
         return factors

@@ -47,12 +47,12 @@ def print_inspection(result: dict[str, Any]) -> None:
 def _print_factors(factors: RescaleFactors, oddities: list[str]) -> None:
     click.echo(f"  factor sets: {factors.factor_sets}")
     click.echo(f"  window: {factors.original_max_position_embeddings} → {factors.target_length} tokens")
-    if factors.original_max_position_embeddings and factors.target_length:
-        origin = "given" if factors.attention_factor is not None else "by the formula"
-        click.echo(f"  attention factor: {factors.effective_attention_factor:.6g} ({origin})")
+    if factors.attention_factor is not None:
+        click.echo(f"  attention factor: {factors.attention_factor:.6g} (given)")
+    elif factors.formula_attention_factor is not None:
+        click.echo(f"  attention factor: {factors.formula_attention_factor:.6g} (by the formula)")
     click.echo(f"  start tokens (n_hat): {factors.n_hat}")
-    for name in ("short", "long"):
-        values = factors.set(name)  # type: ignore[arg-type]
+    for name, values in (("short", factors.short_factor), ("long", factors.long_factor)):
         click.echo(f"  {name}_factor: {len(values)} pairs, {min(values):.6g} … {max(values):.6g}")
     for oddity in oddities:
         click.echo(f"  note: {oddity}")

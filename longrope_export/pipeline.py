@@ -27,7 +27,7 @@ from longrope.estimates.compute import duration, forward_seconds, measure_rates
 from longrope.estimates.search import search_estimate
 from longrope.estimates.shape import DecoderShape
 from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import remove_partial, write_json
 from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent
@@ -231,7 +231,7 @@ def _open_run(request: ExtendRequest, prepared: Prepared) -> Run:
 def _export(
     output: Output,
     checkpoint: Checkpoint,
-    factors: RescaleFactors,
+    factors: BoundFactors,
     request: ExtendRequest,
     run: Run,
     progress: Progress,

@@ -156,17 +156,21 @@ def rescaled_shape(name: str, shape: RescaleFactors, like: RescaleFactors) -> Po
     Raises:
         InputError: one of them does not say its length scale, or the shape is one of no extension.
     """
-    for what, factors in ((name, shape), ("the first file", like)):
-        if factors.original_max_position_embeddings is None or factors.target_length is None:
-            raise InputError(
-                f"{what}: expected factors that say their window and target, to bring shapes to one length scale; "
-                "longrope-export factors import FILE -o OUT.json --original N --target N adds them"
-            )
-    if shape.length_scale <= 1:
+    scale, wanted = _length_scale(name, shape), _length_scale("the first file", like)
+    if scale <= 1:
         raise InputError(f"{name}: expected factors for a longer window than the original one, to draw their shape")
     places = np.linspace(0, like.num_pairs - 1, shape.num_pairs)
-    here = np.asarray(shape.long_factor) ** (math.log(like.length_scale) / math.log(shape.length_scale))
+    here = np.asarray(shape.long_factor) ** (math.log(wanted) / math.log(scale))
     return list(zip(places.tolist(), here.tolist(), strict=True))
+
+
+def _length_scale(name: str, factors: RescaleFactors) -> float:
+    if factors.length_scale is None:
+        raise InputError(
+            f"{name}: expected factors that say their window and target, to bring shapes to one length scale; "
+            "longrope-export factors import FILE -o OUT.json --original N --target N adds them"
+        )
+    return factors.length_scale
 
 
 def convergence_figure(points: Points) -> Any:

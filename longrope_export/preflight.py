@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Converter, Export, PlannedExport
 from converters.parity import ValidateOptions, windows_by_length
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
 from longrope.estimates.search import search_estimate
 from longrope.estimates.training import checkpoint_bytes
 from longrope.extend import ExtendOptions
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import json_text, refuse_existing
 from longrope.finetune.options import TrainOptions
 from longrope.journal import differences
@@ -58,7 +58,7 @@ class Output:
     path: Path
     planned: PlannedExport
 
-    def with_factors(self, checkpoint: Checkpoint, factors: RescaleFactors) -> PlannedExport:
+    def with_factors(self, checkpoint: Checkpoint, factors: BoundFactors) -> PlannedExport:
         """The plan with what was found; made anew where the model has been trained since."""
         if checkpoint is self.planned.export.checkpoint:
             return self.planned.with_factors(factors)
@@ -175,12 +175,6 @@ def journal_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.journal")
 
 
-def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> RescaleFactors:
-    """Two sets of harmless values, with which a run's exports are planned before its factors are known."""
-    ones, twos = ((value,) * (checkpoint.rotary_dim // 2) for value in (1.0, 2.0))
-    return checkpoint.bind(RescaleFactors(ones, twos, n_hat=n_hat, method="placeholder"), target=target)
-
-
 # -- a search
 
 
@@ -255,7 +249,7 @@ def load_corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progr
 
 
 def check_texts(
-    request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus, factors: RescaleFactors
+    request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus, factors: BoundFactors
 ) -> None:
     """Refuse texts without a document as long as the target, for the search or for the table of methods, or a window."""
     corpus.first_windows(request.target_length, 1)
@@ -275,7 +269,7 @@ def validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> Validate
     )
 
 
-def plan_outputs(request: ExtendRequest, checkpoint: Checkpoint, factors: RescaleFactors) -> tuple[Output, ...]:
+def plan_outputs(request: ExtendRequest, checkpoint: Checkpoint, factors: BoundFactors) -> tuple[Output, ...]:
     """What `--formats` names, each planned, with its path in the run's folder.
 
     Raises:
@@ -296,7 +290,7 @@ def plan_outputs(request: ExtendRequest, checkpoint: Checkpoint, factors: Rescal
     return tuple(outputs)
 
 
-def check_training(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus, factors: RescaleFactors) -> None:
+def check_training(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus, factors: BoundFactors) -> None:
     """Refuse a plan of stages that could not be run to its end."""
     if options.stages is None:
         return

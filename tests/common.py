@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.factors import RescaleFactors, read_authors_csv
+from longrope.factors import BoundFactors, RescaleFactors, read_authors_csv
 
 WINDOW = 64
 TARGET = 256
@@ -158,6 +158,20 @@ def pico_factors(rotary_dim: int = 16, *, dual: bool = True, target: int = TARGE
         "method": "test",
     }
     return RescaleFactors(**{**values, **changes})
+
+
+def said(factors: RescaleFactors | None) -> dict[str, Any]:
+    """What factors say, bound or as they were read, to compare them by."""
+    assert factors is not None, "no factors were found"
+    return factors.to_json()
+
+
+def unscaled(original: int, target: int, *, rotary_dim: int = 32) -> BoundFactors:
+    """The original RoPE of a model that is not there, as search spaces want it; theta 10,000."""
+    ones = (1.0,) * (rotary_dim // 2)
+    return RescaleFactors(ones, ones, attention_factor=1.0).bound_to(
+        original=original, target=target, rope_theta=10_000.0, rotary_dim=rotary_dim, model_type="llama"
+    )
 
 
 # -- the command line

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
 
 
@@ -26,7 +26,7 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def dual(pico: Checkpoint) -> RescaleFactors:
+def dual(pico: Checkpoint) -> BoundFactors:
     """Factors with two sets, bound to `pico`, for 256 tokens."""
     return pico.bind(pico_factors())
 

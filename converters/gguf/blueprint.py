@@ -28,7 +28,7 @@ from converters.gguf.vocabulary import Vocabulary
 from converters.gguf.weights import Planned, SafetensorsSource
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters
 
 EMBEDDING = "token_embd.weight"
@@ -45,7 +45,7 @@ class Blueprint:
     """
 
     checkpoint: Checkpoint
-    factors: RescaleFactors
+    factors: BoundFactors
     outtype: OutType = OUTTYPES[DEFAULT]
     options: GgufOptions = field(default_factory=GgufOptions)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
 from converters.gguf import readback
 from converters.gguf.blueprint import Blueprint
 from converters.gguf.checks import static_checks
@@ -22,7 +22,7 @@ from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer_parity import difference
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import FactorSets, RescaleFactors
+from longrope.factors import BoundFactors, FactorSets, RescaleFactors
 from longrope.progress import Progress
 
 
@@ -57,7 +57,7 @@ class GgufConverter(Converter):
             )
         return planned
 
-    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> GgufExport:
+    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> GgufExport:
         with GgufFile(path) as file:
             as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
         export = Export(reference, expected, options={"as_llama": as_llama})
@@ -72,7 +72,7 @@ class GgufConverter(Converter):
     def open_source(
         self,
         path: Path,
-        factors: RescaleFactors | None,
+        factors: BoundFactors | None,
         *,
         max_length: int,
         threads: int | None = None,
@@ -89,7 +89,7 @@ class GgufConverter(Converter):
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
         if factors.factor_sets == "single":
             return [RuntimeUse("llama.cpp", "one set for every context", safe=True)]
-        original = factors.original
+        original = window_words(factors)
         return [
             RuntimeUse(
                 "llama.cpp",
@@ -118,7 +118,7 @@ class GgufExport(PlannedExport):
             return self.export.checkpoint.source.name
         return self.blueprint.file_name if self.blueprint else ""
 
-    def with_factors(self, factors: RescaleFactors) -> GgufExport:
+    def with_factors(self, factors: BoundFactors) -> GgufExport:
         return _planned(dataclasses.replace(self.export, factors=factors))
 
     def values_and_infos(self) -> tuple[Any, Any]:

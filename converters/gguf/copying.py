@@ -26,7 +26,7 @@ from converters.gguf.splicechecks import splice_checks
 from converters.gguf.splits import write_parts
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.progress import Progress
 
 
@@ -63,7 +63,7 @@ def write_copy(export: Export, path: Path, progress: Progress) -> list[Path]:
             )
 
 
-def copy_checks(file: GgufFile, expected: RescaleFactors, reference: Checkpoint) -> list[Check]:
+def copy_checks(file: GgufFile, expected: BoundFactors, reference: Checkpoint) -> list[Check]:
     """Compare a file with the GGUF source it was copied from, byte for byte; empty when it is no copy."""
     if not isinstance(reference, GgufCheckpoint):
         return []
@@ -93,7 +93,7 @@ def _source_of(export: Export) -> Path:
     return export.checkpoint.source
 
 
-def _splice(file: GgufFile, factors: RescaleFactors) -> Splice:
+def _splice(file: GgufFile, factors: BoundFactors) -> Splice:
     planned = plan_splice(file, factors)
     values = {key: value for key, value in planned.values.items() if key not in (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS)}
     return Splice(planned.factors, values, planned.arrays)

@@ -42,7 +42,7 @@ from converters.gguf.splicechecks import splice_checks
 from converters.gguf.target import FACTORS_KEY, FREQS, LONG, OWN_PREFIX, SHORT
 from longrope.architectures import ARCHITECTURES
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import staged
 
 # Keys that would rescale the RoPE a second time.
@@ -83,12 +83,12 @@ class Splice:
     """What becomes of a file.
 
     Args:
-        factors: bound to the file.
+        factors: what is put in.
         values: all metadata.
         arrays: factor tensors by name.
     """
 
-    factors: RescaleFactors
+    factors: BoundFactors
     values: Mapping[str, Value]
     arrays: Mapping[str, NDArray[np.float32]]
 
@@ -111,7 +111,7 @@ def plan_splice(file: GgufFile, factors: RescaleFactors) -> Splice:
     return Splice(bound, _values(file, bound, arrays, single=single), arrays)
 
 
-def bound_to_file(file: GgufFile, factors: RescaleFactors) -> RescaleFactors:
+def bound_to_file(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
     """The factors with the file's lengths, theta and rotary dimension filled in. Raises InputError on a contradiction."""
     row = ARCHITECTURES.get(factors.model_type or "")
     fits = row is None or file.architecture == row.gguf or (row.gguf_as_llama and file.architecture == "llama")
@@ -129,7 +129,7 @@ def bound_to_file(file: GgufFile, factors: RescaleFactors) -> RescaleFactors:
 
 
 def rotary_dim(file: GgufFile) -> int:
-    """Dimensions of a head that are turned, as llama.cpp derives them."""
+    """Dimensions of a head that are rotated, as llama.cpp derives them."""
     given = file.model_key("rope.dimension_count") or file.model_key("attention.key_length")
     return int(given or _required(file, "embedding_length") // _required(file, "attention.head_count"))
 
@@ -169,7 +169,7 @@ def _refuse_odd_tensor(file: GgufFile, name: str, num_pairs: int) -> None:
 
 
 def _values(
-    file: GgufFile, factors: RescaleFactors, arrays: Mapping[str, NDArray[np.float32]], *, single: bool
+    file: GgufFile, factors: BoundFactors, arrays: Mapping[str, NDArray[np.float32]], *, single: bool
 ) -> dict[str, Value]:
     prefix = f"{file.architecture}."
     changed = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from converters.gguf import native
 from converters.gguf.container import aligned, first_part
 from longrope.errors import InputError, MissingRequirementError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.provenance import usable_cpus
 from longrope.scoring import Stop, never
 from longrope.text import TokenIds
@@ -73,7 +73,7 @@ class LlamaCppSource:
     def __init__(
         self,
         path: Path,
-        factors: RescaleFactors | None,
+        factors: BoundFactors | None,
         *,
         max_length: int,
         threads: int | None = None,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from converters.gguf.container import GgufFile, dequantize, f32, type_name
 from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.output import Output
+from converters.gguf.patch import bound_to_file
 from converters.gguf.readback import factors_of
 from converters.gguf.target import FREQS, LONG, SHORT
 from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
@@ -30,7 +31,7 @@ from converters.gguf.vocabulary import Vocabulary, vocabulary_in
 from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import errors_of_writing, write_json
 from longrope.hf_config import extended_config
 
@@ -157,14 +158,16 @@ def _with_rope(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     if factors is None or kind != "longrope":
         by = FREQS if kind == "none" else f"rope.scaling.type {kind}"
         raise UnsupportedError(f"{file.path}: its RoPE is rescaled by {by}; expected an unscaled or a longrope file")
-    return extended_config(config, _with_formula(factors))
+    return extended_config(config, _bound(file, factors))
 
 
-def _with_formula(factors: RescaleFactors) -> RescaleFactors:
-    """The attention factor left to the formula when the stored number is the formula's, rounded."""
-    formula = f32(attention_factor_formula(factors.length_scale, factors.original)).data
-    given = None if factors.attention_factor == formula else factors.attention_factor
-    return dataclasses.replace(factors, attention_factor=given)
+def _bound(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
+    """A file's own factors; an attention factor that is the formula's, rounded, is left to the formula."""
+    bound = bound_to_file(file, factors)
+    formula = f32(bound.formula_attention_factor).data
+    return dataclasses.replace(
+        bound, attention_factor=None if bound.attention_factor == formula else bound.attention_factor
+    )
 
 
 def _token_ids(vocabulary: Vocabulary) -> dict[str, int]:

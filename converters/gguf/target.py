@@ -9,7 +9,7 @@ from converters.gguf.layouts import LAYOUTS
 from longrope.architectures import ARCHITECTURES, GgufRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 
 LONG = "rope_factors_long.weight"
 SHORT = "rope_factors_short.weight"
@@ -39,7 +39,7 @@ class Target:
         return {LONG: "long", SHORT: "short"} if self.rope == "sets" else {FREQS: "long"}
 
 
-def target_of(checkpoint: Checkpoint, factors: RescaleFactors, *, as_llama: bool = False) -> Target:
+def target_of(checkpoint: Checkpoint, factors: BoundFactors, *, as_llama: bool = False) -> Target:
     """What a checkpoint with these factors is written as.
 
     Args:
@@ -76,7 +76,7 @@ def _by_table(checkpoint: Checkpoint, *, as_llama: bool) -> Target:
     return Target(row.gguf, row.gguf_rope, row.permute_qk)
 
 
-def _refuse_start_tokens(factors: RescaleFactors) -> None:
+def _refuse_start_tokens(factors: BoundFactors) -> None:
     if factors.n_hat:
         raise UnsupportedError(
             f"GGUF cannot hold n_hat = {factors.n_hat} start tokens: llama.cpp rescales every position; "
@@ -96,7 +96,7 @@ def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
             )
 
 
-def _refuse_sliding_window(checkpoint: Checkpoint, factors: RescaleFactors) -> None:
+def _refuse_sliding_window(checkpoint: Checkpoint, factors: BoundFactors) -> None:
     """llama.cpp attends to the whole context where transformers would look back fewer tokens than the target."""
     config, row = checkpoint.config, checkpoint.architecture
     window = config.get("sliding_window", row.default_window) if row.sliding_window else None

@@ -25,8 +25,10 @@ from transformers.exporters.metadata import record_output_structure
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from converters.base import Export
+from converters.gguf.container import GgufFile
 from converters.gguf.converter import GgufConverter
-from converters.gguf.readback import read_factors
+from converters.gguf.patch import bound_to_file
+from converters.gguf.readback import factors_of
 from converters.gguf.runtime import LlamaCppSource
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
@@ -123,7 +125,9 @@ class GgufModelRunner(ModelRunner):  # type: ignore[misc]
         """Load the file; `threads` None for llama.cpp's own choice."""
         if device is not None and torch.device(device).type != "cpu":
             raise UnsupportedError(f"this runner is for the CPU, {device} was asked for")
-        factors = read_factors(program.path)
+        with GgufFile(program.path) as file:
+            found = factors_of(file)
+            factors = bound_to_file(file, found) if found else None
         longest = factors.target if factors else 1 << 31
         source = LlamaCppSource(program.path, factors, max_length=longest, threads=threads)
         return cls(source, metadata, program)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
 from converters.hf import weights
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.factors import BoundFactors, RescaleFactors, attention_factor_formula
 from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
@@ -54,7 +54,7 @@ class HuggingFaceExport(PlannedExport):
         if export.outtype not in (None, "auto"):
             self.config["dtype"] = self.config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
 
-    def with_factors(self, factors: RescaleFactors) -> HuggingFaceExport:
+    def with_factors(self, factors: BoundFactors) -> HuggingFaceExport:
         return HuggingFaceExport(replace(self.export, factors=factors))
 
     def write(self, path: Path, progress: Progress) -> None:
@@ -107,7 +107,7 @@ class HuggingFaceConverter(Converter):
         _ = export.checkpoint.tokenizer
         return HuggingFaceExport(export)
 
-    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> HuggingFaceExport:
+    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> HuggingFaceExport:
         return HuggingFaceExport(Export(reference, expected))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
@@ -120,7 +120,7 @@ class HuggingFaceConverter(Converter):
     def open_source(
         self,
         path: Path,
-        factors: RescaleFactors | None,
+        factors: BoundFactors | None,
         *,
         max_length: int,
         threads: int | None = None,
@@ -146,7 +146,7 @@ class HuggingFaceConverter(Converter):
         if factors.factor_sets == "single":
             everywhere = "the one set, at every length"
             return [RuntimeUse(name, everywhere, True) for name in ("transformers", "vLLM", "SGLang", "TGI", "mlx-lm")]
-        original = factors.original
+        original = window_words(factors)
         cache = f"generate from a fresh cache once a sequence passes {original} tokens, or export --factor-sets single"
         drops = factors.model_type in ("phi3", "phimoe", "phi4_multimodal")
         return [
@@ -177,7 +177,7 @@ class HuggingFaceConverter(Converter):
         }
 
 
-def config_checks(config: dict[str, Any] | Any, expected: RescaleFactors) -> list[Check]:
+def config_checks(config: dict[str, Any] | Any, expected: BoundFactors) -> list[Check]:
     """Compare every spelling of the rope parameters in a config.json with the factors; also for ONNX folders."""
     checks = [
         Check.equal(
@@ -205,7 +205,7 @@ def config_checks(config: dict[str, Any] | Any, expected: RescaleFactors) -> lis
 
 
 def _spelling_checks(
-    spelling: str, rope: dict[str, Any], config: dict[str, Any], expected: RescaleFactors
+    spelling: str, rope: dict[str, Any], config: dict[str, Any], expected: BoundFactors
 ) -> list[Check]:
     prefix = f"hf.{spelling}"
     if not rope:
@@ -230,8 +230,7 @@ def _spelling_checks(
             "cos and sin are scaled by another number: perplexity may even fall, the model is another one",
         ),
     ]
-    for name in ("short", "long"):
-        values = expected.set(name)  # type: ignore[arg-type]
+    for name, values in (("short", expected.short_factor), ("long", expected.long_factor)):
         checks.append(factor_check(f"{prefix}.{name}_factor", values, rope.get(f"{name}_factor")))
     if any(key in rope for key in ("short_mscale", "long_mscale", "mscale")):
         checks.append(Check(f"{prefix}.mscale", "fail", None, "present", "some engines would apply mscale on top"))

@@ -20,14 +20,14 @@ from converters.onnx.readback import External, OnnxFile
 from converters.onnx.rope_eval import RopePart
 from longrope import rope
 from longrope.errors import InputError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 
 OPSETS = (23, 24)
 # Largest error of a cos or sin, relative to the attention factor: an angle's error in rad is no smaller.
 ANGLE_TOLERANCE = 1e-6
 
 
-def static_checks(path: Path, expected: RescaleFactors, model: ir.Model) -> list[Check]:
+def static_checks(path: Path, expected: BoundFactors, model: ir.Model) -> list[Check]:
     """All static checks against the planned model; when the model file cannot be read, only that one."""
     try:
         file = OnnxFile(path)
@@ -36,7 +36,7 @@ def static_checks(path: Path, expected: RescaleFactors, model: ir.Model) -> list
         return [Check("onnx.readable", "fail", "a sound ONNX model", "a damaged one", str(error))]
 
 
-def _checks(file: OnnxFile, path: Path, expected: RescaleFactors, model: ir.Model) -> list[Check]:
+def _checks(file: OnnxFile, path: Path, expected: BoundFactors, model: ir.Model) -> list[Check]:
     return [
         _opset(file),
         *_interface(file, model),
@@ -120,7 +120,7 @@ def _fault(file: OnnxFile, place: External) -> str | None:
 # -- the factors
 
 
-def _factors(file: OnnxFile, expected: RescaleFactors) -> Iterator[Check]:
+def _factors(file: OnnxFile, expected: BoundFactors) -> Iterator[Check]:
     yield factor_check("onnx.factors.long", expected.long_factor, _numbers(file, rope_graph.LONG))
     yield factor_check("onnx.factors.short", expected.short_factor, _numbers(file, rope_graph.SHORT))
     scalars = {
@@ -131,7 +131,7 @@ def _factors(file: OnnxFile, expected: RescaleFactors) -> Iterator[Check]:
     for id, (name, wanted) in scalars.items():
         numbers = _numbers(file, name)
         yield Check.equal(id, wanted, numbers[0] if numbers else None, f"initializer {name} is not the factors'")
-    unscaled = rope.inv_freq(expected.rope_theta or 0.0, 2 * expected.num_pairs)
+    unscaled = rope.inv_freq(expected.rope_theta, expected.rotary_dim)
     yield factor_check("onnx.inv_freq", tuple(unscaled.tolist()), _numbers(file, rope_graph.INV_FREQ))
 
 
@@ -140,7 +140,7 @@ def _numbers(file: OnnxFile, name: str) -> list[float] | None:
     return None if array is None else [float(value) for value in array.reshape(-1)]
 
 
-def _metadata(file: OnnxFile, expected: RescaleFactors) -> Check:
+def _metadata(file: OnnxFile, expected: BoundFactors) -> Check:
     message = "the metadata tell of other factors than the graph holds; inspect and importers would be misled"
     try:
         stored = file.stored_factors
@@ -155,7 +155,7 @@ def _metadata(file: OnnxFile, expected: RescaleFactors) -> Check:
 # -- what the rotary part computes
 
 
-def _rope(file: OnnxFile, expected: RescaleFactors) -> Iterator[Check]:
+def _rope(file: OnnxFile, expected: BoundFactors) -> Iterator[Check]:
     try:
         part = RopePart(file)
         yield _angles(part, expected)
@@ -165,7 +165,7 @@ def _rope(file: OnnxFile, expected: RescaleFactors) -> Iterator[Check]:
         yield Check("onnx.rope.chain", "fail", "cos and sin of the factors", "something else", message)
 
 
-def _angles(part: RopePart, expected: RescaleFactors) -> Check:
+def _angles(part: RopePart, expected: BoundFactors) -> Check:
     """cos and sin over the whole target, at spread positions, against float64."""
     last = expected.target - 1
     spread = np.linspace(0, last, 257).round().astype(np.int64)
@@ -177,7 +177,7 @@ def _angles(part: RopePart, expected: RescaleFactors) -> Check:
     return Check("onnx.rope.chain", "pass" if ok else "fail", f"≤ {ANGLE_TOLERANCE:g}", f"{error:.2g}", message)
 
 
-def _switch(part: RopePart, expected: RescaleFactors) -> Check:
+def _switch(part: RopePart, expected: BoundFactors) -> Check:
     """Which set is used by a sequence of L - 1, L, L + 1 and L' tokens, and by a first chunk of each."""
     original = expected.original
     lengths = sorted({max(original - 1, 1), original, min(original + 1, expected.target), expected.target})
@@ -195,15 +195,15 @@ def _switch(part: RopePart, expected: RescaleFactors) -> Check:
     )
 
 
-def _set_in_use(part: RopePart, positions: Any, expected: RescaleFactors, total_length: int = 0) -> str:
+def _set_in_use(part: RopePart, positions: Any, expected: BoundFactors, total_length: int = 0) -> str:
     errors = {name: _error(part, positions, expected, name, total_length) for name in ("long", "short")}
     best = min(errors, key=lambda name: errors[name])
     return best if errors[best] <= ANGLE_TOLERANCE else "neither"
 
 
-def _error(part: RopePart, positions: Any, expected: RescaleFactors, name: FactorSet, total_length: int = 0) -> float:
+def _error(part: RopePart, positions: Any, expected: BoundFactors, name: FactorSet, total_length: int = 0) -> float:
     """Largest difference from the exact cos and sin under a set, relative to the attention factor."""
-    dim, theta = 2 * expected.num_pairs, expected.rope_theta or 0.0
+    dim, theta = expected.rotary_dim, expected.rope_theta
     exact = rope.cos_sin(
         positions,
         rope.inv_freq(theta, dim, expected.set(name)),
@@ -259,7 +259,7 @@ def _weights(file: OnnxFile, model: ir.Model) -> Check:
     return Check(id, "pass", f"{len(wanted)} tensors", f"{len(wanted)} equal tensors")
 
 
-def _config(folder: Path, expected: RescaleFactors) -> Iterator[Check]:
+def _config(folder: Path, expected: BoundFactors) -> Iterator[Check]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Converter, Export, RuntimeUse
+from converters.base import Converter, Export, RuntimeUse, window_words
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 
 if TYPE_CHECKING:
     from converters.onnx.export import OnnxExport
@@ -50,7 +50,7 @@ class OnnxConverter(Converter):
         _ = export.checkpoint.tokenizer
         return OnnxExport(export)
 
-    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> OnnxExport:
+    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> OnnxExport:
         self.check_requirements()
         from converters.onnx.export import OnnxExport
         from converters.onnx.readback import OnnxFile
@@ -65,7 +65,7 @@ class OnnxConverter(Converter):
         return OnnxFile(path).factors()
 
     def open_source(
-        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+        self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None
     ) -> LogitSource:
         self.check_requirements()
         from converters.onnx.runtime import OnnxSource
@@ -82,7 +82,7 @@ class OnnxConverter(Converter):
         names = ("onnxruntime", "onnxruntime-genai", "optimum", "transformers.js")
         if factors.factor_sets == "single":
             return [RuntimeUse(name, "the one set, at every length", True) for name in names]
-        original = factors.original
+        original = window_words(factors)
         uses = (
             f"the long set for every row that holds a position from {original} on, or whose rope_total_length is above "
             f"{original}; keys already cached keep the short set"

@@ -40,9 +40,10 @@ class RefillingDecoder:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         factors = OnnxFile(path).factors()
-        if factors is None:
+        original = factors.original_max_position_embeddings if factors else None
+        if original is None:
             raise InputError(f"{path}: expected an ONNX export with rescale factors, found none in its graph")
-        self.original = factors.original
+        self.original = original
         self.session = OnnxSession(path, threads)
         self.reset()
 

@@ -28,7 +28,7 @@ from converters.onnx.matrices import BlockMatrices, FloatMatrices, Matrices
 from converters.onnx.options import OnnxOptions, Precision
 from converters.onnx.rope_graph import rotary_tables
 from converters.onnx.weights import Array, Weights
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 
 INT64 = ir.DataType.INT64
 LOGITS_TO_KEEP = "num_logits_to_keep"  # transformers.js' name for it
@@ -59,7 +59,7 @@ class DecoderGraph:
     """
 
     def __init__(
-        self, decoder: Decoder, weights: Weights, factors: RescaleFactors, precision: Precision, options: OnnxOptions
+        self, decoder: Decoder, weights: Weights, factors: BoundFactors, precision: Precision, options: OnnxOptions
     ) -> None:
         self.decoder, self.weights, self.factors, self.options = decoder, weights, factors, options
         self.graph = GraphBuilder(ir.DataType[precision.dtype])

@@ -22,7 +22,7 @@ from converters.onnx.rope_graph import TOTAL_LENGTH
 from converters.onnx.weights import Weights
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
@@ -41,7 +41,7 @@ INLINE_BYTES = 8192
 
 
 def build(
-    checkpoint: Checkpoint, factors: RescaleFactors, outtype: str = "f32", options: OnnxOptions | None = None
+    checkpoint: Checkpoint, factors: BoundFactors, outtype: str = "f32", options: OnnxOptions | None = None
 ) -> ir.Model:
     """The model that an export writes, with its weights unread; see `DecoderGraph.build` for what it raises."""
     options = options or OnnxOptions()
@@ -76,7 +76,7 @@ class OnnxExport(PlannedExport):
         self.config = folder_config(export.checkpoint, export.factors, self.outtype)
         self.model = build(export.checkpoint, export.factors, self.outtype, self.options)
 
-    def with_factors(self, factors: RescaleFactors) -> OnnxExport:
+    def with_factors(self, factors: BoundFactors) -> OnnxExport:
         return OnnxExport(dataclasses.replace(self.export, factors=factors))
 
     def write(self, path: Path, progress: Progress) -> None:
@@ -114,7 +114,7 @@ def _own_errors() -> Iterator[None]:
         raise cause from None
 
 
-def folder_config(checkpoint: Checkpoint, factors: RescaleFactors, outtype: str = "f32") -> dict[str, Any]:
+def folder_config(checkpoint: Checkpoint, factors: BoundFactors, outtype: str = "f32") -> dict[str, Any]:
     """config.json of the folder, with what transformers.js looks for.
 
     It has no place for n_hat; the graph holds it, and no ONNX runtime asks config.json about positions.
@@ -131,7 +131,7 @@ def _write_companions(checkpoint: Checkpoint, path: Path) -> None:
             shutil.copyfile(checkpoint.path / name, path / name)
 
 
-def crossing_advice(factors: RescaleFactors) -> str:
+def crossing_advice(factors: BoundFactors) -> str:
     """What happens when a sequence grows past the original window with a filled cache, in plain words."""
     if factors.factor_sets == "single":
         return "safe: one factor set at every length"

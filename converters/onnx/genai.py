@@ -7,7 +7,7 @@ from typing import Any
 from converters.onnx.decoder import Decoder
 from converters.onnx.options import OnnxOptions
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 
 GENAI_FILE = "genai_config.json"
 # A decoder and nothing more. The runtime's own types for Phi-3 rewind the cache at a length of their own.
@@ -15,7 +15,7 @@ MODEL_TYPE = "decoder"
 
 
 def genai_config(
-    checkpoint: Checkpoint, decoder: Decoder, factors: RescaleFactors, options: OnnxOptions, model_file: str
+    checkpoint: Checkpoint, decoder: Decoder, factors: BoundFactors, options: OnnxOptions, model_file: str
 ) -> dict[str, Any]:
     """The object of genai_config.json.
 

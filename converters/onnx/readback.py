@@ -21,7 +21,7 @@ from converters.onnx import rope_graph
 from converters.onnx.export import METADATA_FACTORS, METADATA_OPTIONS, METADATA_OUTTYPE, MODEL_FILE
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors, attention_factor_formula
+from longrope.factors import RescaleFactors
 
 Array = NDArray[Any]
 
@@ -165,11 +165,8 @@ class OnnxFile:
     def _attention_factor(self, stored: RescaleFactors) -> float | None:
         """The graph's number; None where it is the formula's and the metadata leave it to the formula."""
         actual = self._number(rope_graph.ATTENTION_FACTOR)
-        lengths_known = stored.target_length and stored.original_max_position_embeddings
-        if stored.attention_factor is None and lengths_known:
-            formula = attention_factor_formula(stored.length_scale, stored.original)
-            return None if actual == formula else actual
-        return actual
+        by_formula = stored.attention_factor is None and actual == stored.formula_attention_factor
+        return None if by_formula else actual
 
     def _number(self, name: str) -> float | None:
         array = self.array(name)

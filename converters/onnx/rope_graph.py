@@ -23,8 +23,7 @@ import onnx_ir as ir
 
 from converters.onnx.graph import GraphBuilder
 from longrope import rope
-from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 
 TOTAL_LENGTH = "rope_total_length"
 INV_FREQ = "rope.inv_freq"
@@ -36,22 +35,19 @@ USE_LONG = "rope.use_long"
 COS, SIN = "rope.cos", "rope.sin"
 
 
-def rotary_tables(graph: GraphBuilder, position_ids: ir.Value, factors: RescaleFactors) -> tuple[ir.Value, ir.Value]:
+def rotary_tables(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFactors) -> tuple[ir.Value, ir.Value]:
     """Add the rotary part.
 
     Args:
         graph: to add to; a `dual` set adds the optional input `rope_total_length`.
         position_ids: [B, T] int64.
-        factors: bound to the model.
+        factors: theta, both sets, n_hat and attention factor go into the graph.
 
     Returns:
         cos and sin, [B, T, d/2] in the graph's type.
     """
-    if factors.rope_theta is None:
-        raise InputError("the factors do not say rope_theta; bind them to a model first")
-    inv_freq = graph.constant(
-        INV_FREQ, rope.inv_freq(factors.rope_theta, 2 * factors.num_pairs), "radians per position before rescaling"
-    )
+    unscaled = rope.inv_freq(factors.rope_theta, factors.rotary_dim)
+    inv_freq = graph.constant(INV_FREQ, unscaled, "radians per position before rescaling")
     with graph.scope("rope"):
         position = graph.op("Cast", position_ids, name="position_float64", to=ir.DataType.DOUBLE)
         position = graph.op("Unsqueeze", position, graph.ints(-1), name="position")
@@ -66,7 +62,7 @@ def rotary_tables(graph: GraphBuilder, position_ids: ir.Value, factors: RescaleF
         return _scaled(graph, "Cos", reduced, scale), _scaled(graph, "Sin", reduced, scale)
 
 
-def _frequency(graph: GraphBuilder, inv_freq: ir.Value, position_ids: ir.Value, factors: RescaleFactors) -> ir.Value:
+def _frequency(graph: GraphBuilder, inv_freq: ir.Value, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:
     """Radians per position, [B or 1, 1, d/2]."""
     short = graph.constant(SHORT, np.array(factors.short_factor), "rescale factors up to the original window")
     long = graph.constant(LONG, np.array(factors.long_factor), "rescale factors beyond the original window")
@@ -82,7 +78,7 @@ def _frequency(graph: GraphBuilder, inv_freq: ir.Value, position_ids: ir.Value, 
     return graph.op("Unsqueeze", frequency, graph.ints(1), name="frequency")
 
 
-def _use_long(graph: GraphBuilder, position_ids: ir.Value, factors: RescaleFactors) -> ir.Value:
+def _use_long(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:
     """Whether a row's sequence is longer than the original window, [B or 1, 1] bool; constant for a single set."""
     if factors.factor_sets == "single":
         return graph.constant(USE_LONG, np.array([[True]]), "one set at every length")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from converters.onnx.session import Cache, OnnxSession
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.scoring import Rule, Stop, never
 from longrope.text import TokenIds
 
@@ -40,7 +40,7 @@ class OnnxSource:
 
     rule: Rule = "per_forward"
 
-    def __init__(self, path: Path, factors: RescaleFactors | None, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, factors: BoundFactors | None, *, threads: int | None = None) -> None:
         self.name = "onnxruntime"
         self.factors = factors
         self.session = OnnxSession(path, threads)

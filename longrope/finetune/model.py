@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.files import staged
 from longrope.finetune.attention import NAME, use_document_attention
 from longrope.finetune.loss import TrainingLoss
@@ -38,7 +38,7 @@ class TrainedModel:
 
     Args:
         checkpoint: where it comes from.
-        factors: bound; both sets are in the rotary embedding.
+        factors: both sets are in the rotary embedding.
         options: precision, LoRA, kernels.
         parallel: this process among all.
         checkpointing: recompute activations.
@@ -47,7 +47,7 @@ class TrainedModel:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        factors: RescaleFactors,
+        factors: BoundFactors,
         options: TrainOptions,
         parallel: Parallel,
         *,

@@ -27,7 +27,7 @@ from longrope.estimates.compute import Rates, duration, forward_seconds
 from longrope.estimates.search import SearchEstimate, search_estimate
 from longrope.estimates.shape import DecoderShape
 from longrope.estimates.training import StageEstimate, stage_estimate
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.finetune.data import training_rows
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
@@ -53,7 +53,7 @@ class StageResult:
     """
 
     stage: Stage
-    factors: RescaleFactors
+    factors: BoundFactors
     search: SearchResult | None
     training: Training | None
 
@@ -78,12 +78,12 @@ class Progression:
     stages: tuple[StageResult, ...]
 
     @property
-    def factors(self) -> RescaleFactors:
+    def factors(self) -> BoundFactors:
         """For the plan's last length."""
         return self.stages[-1].factors
 
     @property
-    def trained_with(self) -> Mapping[str, RescaleFactors]:
+    def trained_with(self) -> Mapping[str, BoundFactors]:
         """Name → factors of the stages that were trained, where a short set can come from."""
         return {result.name: result.factors for result in self.stages if result.training is not None}
 
@@ -126,7 +126,7 @@ def run_stages(
         found = parallel.main_alone(
             partial(_begin, checkpoint, stage, corpus, here, options, last, resume=resume, progress=progress)
         )
-        factors, training = RescaleFactors.load(here / FACTORS), None
+        factors, training = checkpoint.bind(RescaleFactors.load(here / FACTORS), target=stage.length), None
         if stage.steps:
             training = finetune(
                 checkpoint,
@@ -151,7 +151,7 @@ def _begin(
     corpus: Corpus,
     folder: Path,
     options: SearchOptions,
-    last: RescaleFactors | None,
+    last: BoundFactors | None,
     *,
     resume: bool,
     progress: Progress,
@@ -169,7 +169,7 @@ def _begin(
     return found
 
 
-def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFactors | None) -> RescaleFactors:
+def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: BoundFactors | None) -> BoundFactors:
     """Factors that a stage does not search: a file's, or the last stage's at this length.
 
     Raises:
@@ -182,16 +182,17 @@ def known_stage_factors(checkpoint: Checkpoint, stage: Stage, last: RescaleFacto
     return rescaled(last, stage.length)
 
 
-def rescaled(factors: RescaleFactors, length: int) -> RescaleFactors:
+def rescaled(factors: BoundFactors, length: int) -> BoundFactors:
     """The same curve at another length scale: λ^(ln s' / ln s). 1 stays 1, s becomes s'; PI and NTK stay what they are.
 
     An attention factor that was given or searched stays, too; the formula's follows the scale.
     """
     power = math.log(length / factors.original) / math.log(factors.length_scale)
+    values = tuple(value**power for value in factors.long_factor)
     return replace(
-        factors.as_single(),
-        long_factor=tuple(value**power for value in factors.long_factor),
-        short_factor=tuple(value**power for value in factors.long_factor),
+        factors,
+        short_factor=values,
+        long_factor=values,
         target_length=length,
         method=f"rescaled from {factors.target}",
         provenance={"rescaled_from": factors.to_json()},
@@ -271,12 +272,12 @@ def stages_estimate(
 
 
 def check_stages(
-    checkpoint: Checkpoint, plan: StagePlan, factors: RescaleFactors, corpus: Corpus, load_texts: LoadTexts
+    checkpoint: Checkpoint, plan: StagePlan, factors: BoundFactors, corpus: Corpus, load_texts: LoadTexts
 ) -> None:
     """Refuse, before anything is started, files of factors that do not fit a stage and texts too short for its rows.
 
     Args:
-        factors: bound, of any values, for the plan's last length.
+        factors: of any values, for the plan's last length.
         checkpoint, plan, corpus, load_texts: as in `run_stages`.
 
     Raises:

@@ -1,7 +1,7 @@
 """The rotary embedding of training: every sequence has its own factor set, two sets may meet in one forward.
 
     token      0 1 2 … 63 │ 0 1 2 … 4095 │ 0 1 …          position_ids, anew in every sequence
-    set        short      │ long         │ short           `assign`: told, never guessed from a position
+    set        short      │ long         │ short           `assign`: given, never guessed from a position
 
 Sets and factors live outside parameters and buffers: `model.to(dtype)` cannot round them, checkpoints do not see them.
 """
@@ -12,24 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from longrope import rope
-from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 
 SHORT, LONG = 0, 1
 
 
 class SequenceRotary(nn.Module):
-    """Float64 angles of bound factors, by a set index for each token.
+    """Float64 angles of two factor sets, by a set index for each token.
 
     The attention factor applies to both sets, as in every runtime.
     """
 
-    def __init__(self, factors: RescaleFactors) -> None:
-        """Raises InputError when the factors are not bound to a model."""
+    def __init__(self, factors: BoundFactors) -> None:
         super().__init__()
-        if factors.rope_theta is None:
-            raise InputError("the factors do not say rope_theta; bind them to a model first")
-        base = rope.inv_freq(factors.rope_theta, 2 * factors.num_pairs)
+        base = rope.inv_freq(factors.rope_theta, factors.rotary_dim)
         sets = [base / factors.short_factor, base / factors.long_factor]
         self._base = torch.from_numpy(base)
         self._frequencies = torch.stack([torch.from_numpy(frequencies) for frequencies in sets])
@@ -50,5 +46,5 @@ class SequenceRotary(nn.Module):
         angles = n_BT1 * chosen
         if self._n_hat:
             angles = torch.where(n_BT1 < self._n_hat, n_BT1 * self._base.to(x.device, wide), angles)
-        cos, sin = ((turn * self._attention_factor).to(x.dtype) for turn in (angles.cos(), angles.sin()))
+        cos, sin = ((table * self._attention_factor).to(x.dtype) for table in (angles.cos(), angles.sin()))
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)

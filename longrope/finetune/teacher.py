@@ -11,15 +11,14 @@ export has no other. Source: short-text distillation of LongReD (arXiv 2502.0736
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.finetune.attention import NAME, use_document_attention
 from longrope.finetune.batch import PackedBatch
 from longrope.finetune.parallel import Parallel
@@ -46,20 +45,17 @@ class Lesson:
 class Teacher(nn.Module):
     """A frozen causal model under its own RoPE; called on a pass, it gives the lesson for the taught tokens."""
 
-    def __init__(self, checkpoint: Checkpoint, factors: RescaleFactors, parallel: Parallel, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, parallel: Parallel, dtype: torch.dtype) -> None:
         """Build it and spread it over the processes.
 
         Args:
             checkpoint: the model before extension.
-            factors: bound to the model in training; only what describes the model is used.
             parallel: as the trained model's: same attention, same shards.
             dtype: what layers compute in.
         """
         super().__init__()
         self.model: Any = build_model(checkpoint)
-        ones = (1.0,) * factors.num_pairs
-        original = replace(factors, short_factor=ones, long_factor=ones, attention_factor=1.0, n_hat=0)
-        replace_rotary(self.model, SequenceRotary(original))
+        replace_rotary(self.model, SequenceRotary(unscaled_factors(checkpoint, checkpoint.window)))
         use_document_attention(self.model)
         use_ulysses(self.model, parallel, NAME)
         self.requires_grad_(False).eval()

@@ -29,7 +29,7 @@ from longrope.errors import InputError, LongRopeError
 from longrope.estimates.compute import model_flops, peak_flops
 from longrope.estimates.shape import DecoderShape
 from longrope.estimates.training import rows_per_pass, training_memory
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.finetune.batch import PackedBatch, join
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
@@ -61,7 +61,7 @@ class Training:
     """
 
     checkpoint: Checkpoint
-    factors: RescaleFactors
+    factors: BoundFactors
     records: tuple[StepRecord, ...]
 
     @property
@@ -136,7 +136,7 @@ def finetune(
     return Training(trained, bound, tuple(read_log(folder / LOG_NAME)))
 
 
-def training_factors(factors: RescaleFactors, stage: Stage) -> RescaleFactors:
+def training_factors(factors: BoundFactors, stage: Stage) -> BoundFactors:
     """The factors that a stage trains: in mixed training the short set of single factors is the original RoPE.
 
     Its cos and sin keep the long set's attention factor, as every runtime applies it; training makes up for that. Where a
@@ -157,7 +157,7 @@ def _check_teacher(teacher: Checkpoint | None, checkpoint: Checkpoint) -> None:
             )
 
 
-def mixture_of(stage: Stage, factors: RescaleFactors, options: TrainOptions) -> Mixture:
+def mixture_of(stage: Stage, factors: BoundFactors, options: TrainOptions) -> Mixture:
     """What a stage's rows are made of."""
     return Mixture(
         row_length=stage.row_length,
@@ -178,7 +178,7 @@ class _Run:
         self,
         checkpoint: Checkpoint,
         teacher: Checkpoint | None,
-        factors: RescaleFactors,
+        factors: BoundFactors,
         stage: Stage,
         rows: TrainingRows,
         folder: Path,
@@ -197,7 +197,7 @@ class _Run:
         self.trained = TrainedModel(checkpoint, factors, options, parallel, checkpointing=recompute)
         self.teacher = None
         if teacher is not None:
-            self.teacher = Teacher(teacher, factors, parallel, self.trained.compute)
+            self.teacher = Teacher(teacher, parallel, self.trained.compute)
         self.optimizer = make_optimizer(self.trained, stage, options)
         name = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
         self.scheduler = get_scheduler(name, self.optimizer, stage.warmup, stage.steps)
@@ -255,7 +255,7 @@ class _Run:
         )
 
     def _require_finite(self, norm: float) -> None:
-        """Stop before a gradient that is no number gets into the weights, and from there into every later checkpoint."""
+        """Stop before a non-finite gradient gets into the weights, and from there into every later checkpoint."""
         if not math.isfinite(norm):
             raise LongRopeError(
                 f"step {self.step + 1}: the gradient's norm is {norm}; the weights were left as they were and the last "
@@ -347,7 +347,7 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
 def _header(
     checkpoint: Checkpoint,
     teacher: Checkpoint | None,
-    factors: RescaleFactors,
+    factors: BoundFactors,
     stage: Stage,
     corpus: Corpus,
     options: TrainOptions,

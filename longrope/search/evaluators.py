@@ -148,7 +148,7 @@ class PoolEvaluator:
 
     Args:
         workers: the workers.
-        warn: told of deaths.
+        warn: called with a message for each worker that died.
         cost: seconds that a job takes on a very slow machine.
     """
 

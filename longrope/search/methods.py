@@ -10,7 +10,7 @@ import numpy as np
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import attention_factor_formula
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search.measure import Machine, WindowModel
@@ -79,13 +79,13 @@ def evaluate_methods(
     checkpoint: Checkpoint,
     windows: Sequence[TokenIds],
     target_length: int,
-    searched: Mapping[str, RescaleFactors] | None = None,
+    searched: Mapping[str, Candidate] | None = None,
     *,
     methods: Collection[str] | None = None,
     machine: Machine | None = None,
     progress: Progress | None = None,
 ) -> list[MethodScore]:
-    """Perplexity of the known methods and of searched factors on held-out windows.
+    """Perplexity of the known methods and of searched sets on held-out windows.
 
     Known methods appear as their authors define them, and, where that differs, again with the attention factor that
     every longrope runtime computes (`NTK, longrope attention`): both are what a search has to beat.
@@ -94,17 +94,13 @@ def evaluate_methods(
         checkpoint: the model before extension.
         windows: held-out token ids, [T] each.
         target_length: L' that the known methods are computed for.
-        searched: name → factors; their long set is used.
+        searched: name → a set to measure, with an attention factor of its own (`Candidate.of(factors, "long")`).
         methods: names of the known methods to measure; None for all.
         machine: device, dtype and threads.
         progress: where the bar goes.
     """
     machine, progress = machine or Machine(), progress or Silent()
-    searched = searched or {}
-    rows = known_rows(checkpoint, target_length, methods)
-    for name, factors in searched.items():
-        bound = checkpoint.bind(factors)
-        rows[name] = Candidate(bound.long_factor, bound.n_hat, bound.effective_attention_factor)
+    rows = {**known_rows(checkpoint, target_length, methods), **(searched or {})}
     model = WindowModel(checkpoint, machine)
     counted = [Window(np.asarray(ids)) for ids in windows]
     scores = []
@@ -122,9 +118,7 @@ def evaluate_methods(
 def known_rows(checkpoint: Checkpoint, target: int, methods: Collection[str] | None = None) -> dict[str, Candidate]:
     """The known methods, and again with longrope's attention factor; those that are asked for, None for all."""
     known = known_candidates(checkpoint, target)
-    formula = checkpoint.bind(
-        RescaleFactors(known["PI"].factors, known["PI"].factors), target=target
-    ).effective_attention_factor
+    formula = attention_factor_formula(target / checkpoint.window, checkpoint.window)
     rows = dict(known)
     for name in ("PI", "NTK", "YaRN 32/1"):
         rows[f"{name}, longrope attention"] = Candidate(known[name].factors, attention_factor=formula)

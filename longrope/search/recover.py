@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from longrope import rope
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError
 from longrope.estimates.search import SearchEstimate, search_estimate
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search.methods import MethodScore, evaluate_methods
@@ -55,12 +55,12 @@ class Recovery:
         factors: both sets.
         single_loss: mean NLL of the windows under the long set, nats per token.
         loss: the same under the short set; never above `single_loss`.
-        search: everything measured.
+        search: everything measured; its candidate is the short set.
         comparison: the searched set, the original RoPE, earlier stages' factors and the long set on held-out windows,
             all with this model's attention factor; empty without held-out text.
     """
 
-    factors: RescaleFactors
+    factors: BoundFactors
     single_loss: float
     loss: float
     search: SearchResult
@@ -111,8 +111,8 @@ def recover_short(
         held_out: texts to compare on, which the search never sees; None for no comparison.
 
     Raises:
-        InputError: the factors belong to another model, no document is long enough, or no runtime would use a short set
-            at the window.
+        InputError: the factors belong to another model or do not say their target, no document is long enough, or no
+            runtime would use a short set at the window.
     """
     bound = checkpoint.bind(factors)
     if window is not None and window > bound.original:
@@ -122,13 +122,14 @@ def recover_short(
         )
     if held_out is not None:
         _held_out_windows(held_out, window or bound.original)  # refused before the search, not after it
-    stages = {name: checkpoint.bind(earlier) for name, earlier in (stages or {}).items()}
+    long_set = Candidate.of(bound, "long")
+    trained = {name: Candidate.of(checkpoint.bind(earlier), "long") for name, earlier in (stages or {}).items()}
     options = _short_options(options)
-    space = _space(bound, window or bound.original)
+    space = _space(checkpoint, long_set)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
-    starting_points = tuple(_starting_points(space, bound, stages))
+    starting_points = tuple(_starting_points(space, long_set, trained))
     problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
-    about = {"long_set": _values(bound), "stages": [_values(earlier) for earlier in stages.values()]}
+    about = {"long_set": long_set.to_json(), "stages": [earlier.to_json() for earlier in trained.values()]}
     result = solve(
         checkpoint,
         problem,
@@ -142,11 +143,11 @@ def recover_short(
     single = next(start.loss for start in result.starting_points if start.name == "long set")
     both = replace(
         bound,
-        short_factor=result.factors.long_factor,
+        short_factor=result.candidate.factors,
         provenance={**bound.provenance, "short_set": dict(result.factors.provenance), "short_set_origin": result.label},
     )
     comparison = (
-        () if held_out is None else compare_short(checkpoint, both, stages, held_out, window, options, progress)
+        () if held_out is None else compare_short(checkpoint, both, trained, held_out, window, options, progress)
     )
     return Recovery(both, single, result.loss, result, tuple(comparison))
 
@@ -161,35 +162,31 @@ def recovery_estimate(
 
 def compare_short(
     checkpoint: Checkpoint,
-    factors: RescaleFactors,
-    stages: Mapping[str, RescaleFactors],
+    factors: BoundFactors,
+    stages: Mapping[str, Candidate],
     held_out: Corpus,
     window: int | None = None,
     options: SearchOptions | None = None,
     progress: Progress | None = None,
 ) -> Sequence[MethodScore]:
-    """What each short set gives on held-out windows; arguments as `recover_short`, factors with both sets."""
+    """What each set gives on held-out windows, with the n_hat and attention factor of these factors.
+
+    Args:
+        factors: with both sets.
+        stages: name → long set of earlier factors.
+        checkpoint, held_out, window, options, progress: as `recover_short`.
+    """
     windows = _held_out_windows(held_out, window or factors.original)
-    ones = tuple(rope.unscaled_factors(2 * factors.num_pairs).tolist())
-    sets = {SEARCHED: factors.short_factor, ORIGINAL: ones}
-    sets |= {name: earlier.long_factor for name, earlier in stages.items()}
-    sets[SINGLE] = factors.long_factor
-    named = {name: replace(factors, long_factor=values) for name, values in sets.items()}
+    short, long = Candidate.of(factors, "short"), Candidate.of(factors, "long")
+    named = {SEARCHED: short, ORIGINAL: replace(short, factors=(1.0,) * factors.num_pairs)}
+    named |= {name: replace(short, factors=earlier.factors) for name, earlier in stages.items()}
+    named[SINGLE] = long
     machine = options.machine if options else None
     return evaluate_methods(checkpoint, windows, factors.target, named, methods=(), machine=machine, progress=progress)
 
 
 def _held_out_windows(held_out: Corpus, window: int) -> list[TokenIds]:
     return held_out.windows(window, HELD_OUT_WINDOWS)
-
-
-def _values(factors: RescaleFactors) -> dict[str, Any]:
-    """What a long set is to a search, whatever its file says of where it is from."""
-    return {
-        "factors": factors.long_factor,
-        "n_hat": factors.n_hat,
-        "attention_factor": factors.effective_attention_factor,
-    }
 
 
 def _short_options(options: SearchOptions | None) -> SearchOptions:
@@ -203,35 +200,29 @@ def _short_options(options: SearchOptions | None) -> SearchOptions:
     )
 
 
-def _space(factors: RescaleFactors, window: int) -> SearchSpace:
-    rotary_dim, theta = factors.rotary_dim, factors.rope_theta
-    assert rotary_dim is not None, "bound factors know their model"
-    assert theta is not None, "bound factors know their model"
+def _space(checkpoint: Checkpoint, long_set: Candidate) -> SearchSpace:
+    """Sets for the original window, with the long set's n_hat and attention factor."""
     return SearchSpace(
-        original=factors.original,
-        target=max(window, factors.original),
-        rope_theta=theta,
-        rotary_dim=rotary_dim,
-        upper=max(1.0, *factors.long_factor),
-        n_hats=(factors.n_hat,),
-        attention_factor=factors.effective_attention_factor,
+        unscaled=unscaled_factors(checkpoint, checkpoint.window),
+        upper=max(1.0, *long_set.factors),
+        n_hats=(long_set.n_hat,),
+        attention_factor=long_set.attention_factor,
     )
 
 
 def _starting_points(
-    space: SearchSpace, factors: RescaleFactors, stages: Mapping[str, RescaleFactors]
+    space: SearchSpace, long_set: Candidate, stages: Mapping[str, Candidate]
 ) -> Iterator[StartingPoint]:
-    def start(name: str, values: rope.Float64) -> StartingPoint:
-        return StartingPoint(name, Candidate(tuple(values.tolist()), factors.n_hat, factors.effective_attention_factor))
+    def start(name: str, factors: rope.Float64) -> StartingPoint:
+        return StartingPoint(name, replace(long_set, factors=tuple(factors.tolist())))
 
-    long_set = np.asarray(factors.long_factor)
-    yield start("long set", long_set)
+    yield StartingPoint("long set", long_set)
     yield start("none", rope.unscaled_factors(space.rotary_dim))
     for name, earlier in stages.items():
-        yield start(name, np.asarray(earlier.long_factor))
+        yield StartingPoint(name, replace(long_set, factors=earlier.factors))
     for power in POWERS:
-        yield start(f"long set ** {power:g}", long_set**power)
+        yield start(f"long set ** {power:g}", np.asarray(long_set.factors) ** power)
     for scale in SMALL_SCALES:
         yield start(f"NTK ×{scale:g}", rope.ntk_factors(space.rotary_dim, scale))
-        yarn = rope.yarn_factors(space.rotary_dim, scale, rope_theta=space.rope_theta, original=factors.original)
+        yarn = rope.yarn_factors(space.rotary_dim, scale, rope_theta=space.rope_theta, original=space.original)
         yield start(f"YaRN ×{scale:g}", yarn)

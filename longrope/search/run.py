@@ -22,7 +22,7 @@ from longrope.estimates.compute import slow_seconds
 from longrope.estimates.memory import FREE_SHARE
 from longrope.estimates.search import SearchEstimate, search_estimate
 from longrope.estimates.shape import DecoderShape
-from longrope.factors import WHO_READS_ATTENTION, RescaleFactors, attention_factor_formula
+from longrope.factors import WHO_READS_ATTENTION, BoundFactors, RescaleFactors
 from longrope.journal import Journal
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent, Task
@@ -47,14 +47,14 @@ class Scored:
 
     Args:
         name: e.g. `NTK`.
-        factors: the point.
+        candidate: the point.
         loss: objective, nats per token.
         target_loss: mean NLL at the target: without the penalty for what it is above the short budget.
         excess: nats that it is above the short budget; 0 without one.
     """
 
     name: str
-    factors: RescaleFactors
+    candidate: Candidate
     loss: float
     target_loss: float
     excess: float = 0.0
@@ -87,7 +87,8 @@ class SearchResult:
     """What a search found.
 
     Args:
-        factors: the best, bound to the checkpoint, as a single set.
+        candidate: the best.
+        factors: the same as a single set for the target length.
         label: where the best candidate came from, e.g. `crossover`.
         loss: its objective on the search windows, nats per token.
         target_loss: its mean NLL at the target: without the penalty, should it be above the short budget.
@@ -101,7 +102,8 @@ class SearchResult:
         short_cap: two-sided searches: the largest mean NLL allowed at the original window.
     """
 
-    factors: RescaleFactors
+    candidate: Candidate
+    factors: BoundFactors
     label: str
     loss: float
     target_loss: float
@@ -202,7 +204,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
         if not 2 <= length <= target_length:
             raise InputError(f"a window share of {length} tokens: expected 2 to the target's {target_length}")
     for factors in options.start_from:
-        checkpoint.bind(factors)
+        _bound(checkpoint, factors, space)
     return space
 
 
@@ -309,10 +311,8 @@ def _capped(
     """
     if options.short_budget is None:
         return problem
-    before = Candidate((1.0,) * problem.space.num_pairs, 0, 1.0)
-    if options.from_factors is not None:
-        base = checkpoint.bind(options.from_factors)
-        before = Candidate(base.short_factor, base.n_hat, base.effective_attention_factor)
+    base = problem.space.unscaled if options.from_factors is None else checkpoint.bind(options.from_factors)
+    before = Candidate.of(base, "short")
     windows, attention = problem.objective.short_windows, problem.space.default_attention
     (outcome,) = cache.evaluate([Trial(before, windows, "before extension")])
     reference = problem.objective.mean("short", windows, outcome.losses)
@@ -338,10 +338,12 @@ def given_starting_points(
 ) -> Iterator[StartingPoint]:
     """Factor files as points of the space. Raises InputError when they belong to another model."""
     for number, factors in enumerate(given, start=1):
-        bound = checkpoint.bind(factors)
-        attention = bound.attention_factor if space.search_attention else space.attention_factor
-        candidate = Candidate(bound.long_factor, bound.n_hat if len(space.n_hats) > 1 else space.n_hats[0], attention)
-        yield StartingPoint(f"given {number} ({factors.method})", candidate)
+        yield StartingPoint(f"given {number} ({factors.method})", space.adopt(_bound(checkpoint, factors, space)))
+
+
+def _bound(checkpoint: Checkpoint, factors: RescaleFactors, space: SearchSpace) -> BoundFactors:
+    """Given factors bound to the model; where they do not say what window they are for, it is this search's target."""
+    return checkpoint.bind(factors, target=factors.target_length or space.target)
 
 
 def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions) -> Iterator[str]:
@@ -350,7 +352,7 @@ def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions)
     given = [(base, options.from_factors)] if options.from_factors else []
     given += [(start, factors) for factors in options.start_from]
     for what, factors in given:
-        bound = checkpoint.bind(factors)
+        bound = _bound(checkpoint, factors, space)
         searched = what == start and len(space.n_hats) > 1
         if bound.n_hat not in space.n_hats and not searched:
             yield (
@@ -358,9 +360,7 @@ def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions)
                 f"n_hat {bound.n_hat} keeps it{', and so does searching it' if what == start else ''}"
             )
         own = bound.attention_factor
-        usual = [space.default_attention]
-        if bound.target_length is not None:
-            usual.append(attention_factor_formula(bound.length_scale, bound.original))
+        usual = (space.default_attention, bound.formula_attention_factor)
         if own is not None and not space.search_attention and min(abs(own - value) for value in usual) > 1e-6:
             yield (
                 f"{what}: their attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
@@ -385,12 +385,13 @@ def _result(
             "window. Try more evaluations, a larger budget, or both factor sets (recover)"
         )
     found = replace(
-        checkpoint.bind(problem.space.to_factors(best.candidate)),
+        problem.space.to_factors(best.candidate),
         method=options.strategy,
         provenance=_provenance(checkpoint, problem, options, cache, best.loss),
     )
-    starts = {point.label: _scored(point, checkpoint, problem) for point in cache.history if point.known}
+    starts = {point.label: _scored(point, problem) for point in cache.history if point.known}
     return SearchResult(
+        candidate=best.candidate,
         factors=found,
         label=best.trial.label,
         loss=best.loss,
@@ -406,10 +407,10 @@ def _result(
     )
 
 
-def _scored(point: HistoryPoint, checkpoint: Checkpoint, problem: Problem) -> Scored:
+def _scored(point: HistoryPoint, problem: Problem) -> Scored:
     target = problem.objective.mean("target", point.windows, point.losses)
     excess = problem.objective.excess(point.windows, point.losses)
-    return Scored(point.label, checkpoint.bind(problem.space.to_factors(point.candidate)), point.loss, target, excess)
+    return Scored(point.label, point.candidate, point.loss, target, excess)
 
 
 def _front(cache: EvaluationCache, chosen: Candidate) -> tuple[ParetoPoint, ...]:

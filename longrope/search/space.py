@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from longrope import rope
 from longrope.architectures import architecture_of
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError
-from longrope.factors import N_HAT_CHOICES, RescaleFactors, attention_factor_formula
+from longrope.factors import N_HAT_CHOICES, BoundFactors, RescaleFactors, attention_factor_formula
 from longrope.search.trial import Candidate, Float64
 
 STEP = 0.01
 UPPER_BOUND = 1.25
-# YaRN's own ramp, in turns within the original window.
+# YaRN's own ramp, in rotations within the original window.
 YARN_BETAS = (32.0, 1.0)
 # The ramp that costs least at the original window, and powers of its factors that cost less still.
 MILD_BETAS, MILD_POWERS = (4.0, 0.25), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -41,10 +41,7 @@ class SearchSpace:
     """Where candidates come from.
 
     Args:
-        original: L in tokens.
-        target: L' in tokens.
-        rope_theta: base of the rotary frequencies.
-        rotary_dim: d.
+        unscaled: the model's original RoPE as factors for the target, from `unscaled_factors`.
         upper: largest multiplier, 1.25 s as in the paper.
         base: [d/2] factors that multipliers are put on; None for ones.
         base_length: tokens the base was made for; s = target / base_length.
@@ -54,10 +51,7 @@ class SearchSpace:
         search_attention: whether strategies may move the attention factor.
     """
 
-    original: int
-    target: int
-    rope_theta: float
-    rotary_dim: int
+    unscaled: BoundFactors
     upper: float
     base: tuple[float, ...] | None = None
     base_length: int | None = None
@@ -67,8 +61,26 @@ class SearchSpace:
     search_attention: bool = False
 
     @property
+    def original(self) -> int:
+        """L in tokens."""
+        return self.unscaled.original
+
+    @property
+    def target(self) -> int:
+        """L' in tokens."""
+        return self.unscaled.target
+
+    @property
+    def rope_theta(self) -> float:
+        return self.unscaled.rope_theta
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.unscaled.rotary_dim
+
+    @property
     def num_pairs(self) -> int:
-        return self.rotary_dim // 2
+        return self.unscaled.num_pairs
 
     @property
     def length_scale(self) -> float:
@@ -78,9 +90,7 @@ class SearchSpace:
     @property
     def default_attention(self) -> float:
         """The attention factor of a candidate that does not say its own."""
-        if self.attention_factor is not None:
-            return self.attention_factor
-        return attention_factor_formula(self.target / self.original, self.original)
+        return self.unscaled.formula_attention_factor if self.attention_factor is None else self.attention_factor
 
     def candidate(
         self, multipliers: Float64, n_hat: int | None = None, attention_factor: float | None = None
@@ -146,17 +156,29 @@ class SearchSpace:
                 f"YaRN {MILD_BETAS[0]:g}/{MILD_BETAS[1]:g} ^ {power:g}", self.candidate(ramp**power, None, attention)
             )
 
-    def to_factors(self, candidate: Candidate) -> RescaleFactors:
-        """The candidate as a single set for the target length."""
-        return RescaleFactors(
+    def adopt(self, factors: BoundFactors) -> Candidate:
+        """The long set of given factors as a point here, with their n_hat and attention factor where those are searched.
+
+        An attention factor that they leave to the formula is this space's own: the formula's value at its target.
+        """
+        return replace(
+            Candidate.of(factors, "long"),
+            n_hat=factors.n_hat if len(self.n_hats) > 1 else self.n_hats[0],
+            attention_factor=factors.attention_factor if self.search_attention else self.attention_factor,
+        )
+
+    def to_factors(self, candidate: Candidate) -> BoundFactors:
+        """The candidate as a single set for the target length; the way back is `Candidate.of`, or `adopt` into a space.
+
+        An attention factor that the candidate leaves open is this space's: its fixed value, or open for the formula's.
+        """
+        attention = candidate.attention_factor
+        return replace(
+            self.unscaled,
             short_factor=candidate.factors,
             long_factor=candidate.factors,
             n_hat=candidate.n_hat,
-            original_max_position_embeddings=self.original,
-            target_length=self.target,
-            attention_factor=candidate.attention_factor,
-            rope_theta=self.rope_theta,
-            rotary_dim=self.rotary_dim,
+            attention_factor=self.attention_factor if attention is None else attention,
         )
 
 
@@ -178,7 +200,7 @@ def make_space(
         from_factors: second interpolation: the factors of the extended model to put multipliers on.
 
     Raises:
-        InputError: the target is not longer than what is there, or a value is out of range.
+        InputError: the target is not longer than what is there, a value is out of range, or `from_factors` say no target.
         UnsupportedError: the model attends over fewer tokens than the target, or another method rescales its RoPE already.
     """
     checkpoint.require_extendable()
@@ -189,10 +211,7 @@ def make_space(
         raise InputError(f"expected a target length above {reached} tokens, which the model has already; got {target}")
     searched = attention_factor == "search"
     return SearchSpace(
-        original=checkpoint.window,
-        target=target,
-        rope_theta=checkpoint.rope_theta,
-        rotary_dim=checkpoint.rotary_dim,
+        unscaled=unscaled_factors(checkpoint, target),
         upper=UPPER_BOUND * target / reached,
         base=base.long_factor if base else None,
         base_length=base.target if base else None,

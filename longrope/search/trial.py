@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from longrope.factors import BoundFactors, FactorSet
+
 Float64 = NDArray[np.float64]
 
 # A gradient costs a forward and a backward pass, and a backward pass as much as two forwards.
@@ -26,12 +28,17 @@ class Candidate:
     Args:
         factors: [d/2] rescale factors, final ones (for a second interpolation: base times multiplier).
         n_hat: start tokens that are not rescaled.
-        attention_factor: what cos and sin are multiplied by; None for the formula's value.
+        attention_factor: what cos and sin are multiplied by; None for the search space's own.
     """
 
     factors: tuple[float, ...]
     n_hat: int = 0
     attention_factor: float | None = None
+
+    @classmethod
+    def of(cls, factors: BoundFactors, name: FactorSet) -> Candidate:
+        """One set of bound factors; the way back is `SearchSpace.to_factors`."""
+        return cls(factors.set(name), factors.n_hat, factors.effective_attention_factor)
 
     def to_json(self) -> dict[str, Any]:
         return {"factors": list(self.factors), "n_hat": self.n_hat, "attention_factor": self.attention_factor}

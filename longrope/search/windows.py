@@ -1,7 +1,7 @@
 """The windows of an objective, cut from the user's documents.
 
 perplexity   the first L' tokens of documents                              (LongRoPE, arXiv 2402.13753, section 4.2)
-needle       a passkey told at spread depths in L' tokens of real text; only the answer's tokens count
+needle       a passkey stated at spread depths in L' tokens of real text; only the answer's tokens count
                                                                            (LongRoPE2, arXiv 2502.20082, section 3.2)
 mixed        both, half of the weight each
 other lengths beside L', each with its share of the weight

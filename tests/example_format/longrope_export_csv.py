@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
-from longrope.factors import RescaleFactors, read_authors_csv
+from longrope.factors import BoundFactors, RescaleFactors, read_authors_csv
 from longrope.progress import Progress
 
 
@@ -25,7 +25,7 @@ class CsvExport(PlannedExport):
         if export.factors.factor_sets == "dual" or export.factors.n_hat:
             raise UnsupportedError("a CSV file holds one factor set and no start tokens; use --factor-sets single")
 
-    def with_factors(self, factors: RescaleFactors) -> CsvExport:
+    def with_factors(self, factors: BoundFactors) -> CsvExport:
         return CsvExport(replace(self.export, factors=factors))
 
     def write(self, path: Path, progress: Progress) -> None:
@@ -53,7 +53,7 @@ class CsvConverter(Converter):
     def plan(self, export: Export) -> CsvExport:
         return CsvExport(export)
 
-    def plan_like(self, path: Path, expected: RescaleFactors, reference: Checkpoint) -> CsvExport:
+    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> CsvExport:
         return CsvExport(Export(reference, expected))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
@@ -61,7 +61,7 @@ class CsvConverter(Converter):
         return RescaleFactors(factors, factors, method="csv")
 
     def open_source(
-        self, path: Path, factors: RescaleFactors | None, *, max_length: int, threads: int | None = None
+        self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None
     ) -> NoReturn:
         raise UnsupportedError("nothing runs a CSV file; convert the model to hf, gguf or onnx to score it")
 

@@ -17,7 +17,7 @@ import pytest
 from converters import registry
 from converters.base import Export
 from longrope.checkpoint import Checkpoint
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.progress import Silent
 from tests.common import PICO_BUDGET, TARGET, cli_process, pico_factors, run_cli
 
@@ -146,6 +146,12 @@ CASES: dict[str, Case] = {
     "NaN among the factors": Case(
         CONVERT, 2, "expected a finite number above 0, got nan", factors(long_factor=[float("nan")] * 8)
     ),
+    "a factor that is 0 in float32": Case(
+        CONVERT, 2, "long_factor[1]: expected a number from 1.2e-38", factors(long_factor=[1.0, 1e-46] * 4)
+    ),
+    "a factor that is infinite in float32, to gguf": Case(
+        CONVERT.replace("hf", "gguf"), 2, "float32's range, got 1e+39", factors(short_factor=[1e39] * 8)
+    ),
     "factors for another window": Case(
         CONVERT, 2, "the model says 64", factors(original_max_position_embeddings=128, target_length=256)
     ),
@@ -195,13 +201,13 @@ CASES: dict[str, Case] = {
 
 
 @pytest.fixture
-def room(pico: Checkpoint, dual: RescaleFactors, sound: Path, tmp_path: Path) -> Path:
+def room(pico: Checkpoint, dual: BoundFactors, sound: Path, tmp_path: Path) -> Path:
     """A folder with a model, its artifacts, factors and a text, all sound, to break."""
     return shutil.copytree(sound, tmp_path / "room")
 
 
 @pytest.fixture(scope="module")
-def sound(pico: Checkpoint, dual: RescaleFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound(pico: Checkpoint, dual: BoundFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     room = tmp_path_factory.mktemp("sound")
     shutil.copytree(pico.path, room / "model")
     registry.converter("hf").convert(Export(pico, dual), room / "hf", Silent())

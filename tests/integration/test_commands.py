@@ -173,7 +173,7 @@ def test_inspect_says_what_is_inside_and_who_uses_it(artifacts: dict[str, Path],
     data = json.loads(run_cli("inspect", artifacts[name], "--json", "-").out)
     assert (data["format"], data["factor_sets"]) == (name, "dual")
     factors = RescaleFactors.from_json(data["factors"])
-    assert (factors.original, factors.target, factors.num_pairs) == (WINDOW, TARGET, 8)
+    assert (factors.original_max_position_embeddings, factors.target_length, factors.num_pairs) == (WINDOW, TARGET, 8)
     assert data["runtimes"]
     for use in data["runtimes"]:
         assert_schema(use, {"runtime": str, "uses": str, "safe": bool, "advice": str})
@@ -201,7 +201,7 @@ def test_factors_come_back_from_every_artifact(artifacts: dict[str, Path], tmp_p
     tolerance = 1e-7 if name == "gguf" else 0  # GGUF tensors are float32
     assert found.long_factor == pytest.approx(wrote.long_factor, rel=tolerance, abs=0)
     assert found.short_factor == pytest.approx(wrote.short_factor, rel=tolerance, abs=0)
-    assert (found.original, found.target) == (WINDOW, TARGET)
+    assert (found.original_max_position_embeddings, found.target_length) == (WINDOW, TARGET)
 
 
 def test_a_csv_becomes_both_sets_unless_another_is_given(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,12 @@ from converters import registry
 from converters.base import Export
 from longrope import scoring
 from longrope.checkpoint import Checkpoint
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, PromptSource, greedy, tail_logits
 from longrope.text import TokenIds
+from longrope_export.evaluation import open_artifact
 from tests.common import TARGET, WINDOW, pico_factors, run_cli
 
 FORMATS = ("hf", "gguf", "onnx")
@@ -27,7 +29,7 @@ SETS: tuple[FactorSet, ...] = ("short", "long")
 
 
 @pytest.fixture(scope="module")
-def artifacts(pico: Checkpoint, dual: RescaleFactors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(pico: Checkpoint, dual: BoundFactors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every format with both sets, in float32."""
     room = tmp_path_factory.mktemp("artifacts")
     paths = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
@@ -38,7 +40,7 @@ def artifacts(pico: Checkpoint, dual: RescaleFactors, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module", params=FORMATS)
-def source(request: pytest.FixtureRequest, artifacts: dict[str, Path], dual: RescaleFactors) -> Iterator[LogitSource]:
+def source(request: pytest.FixtureRequest, artifacts: dict[str, Path], dual: BoundFactors) -> Iterator[LogitSource]:
     path = artifacts[request.param]
     opened = registry.recognize(path).open_source(path, dual, max_length=2 * TARGET, threads=1)
     yield opened
@@ -51,6 +53,23 @@ def ids_of(length: int, seed: int = 0) -> TokenIds:
 
 def all_rows(source: LogitSource, ids: TokenIds, name: FactorSet) -> torch.Tensor:
     return torch.cat(list(source.logits(ids, name, len(ids))))
+
+
+def test_onnx_factors_that_say_no_target_have_the_configurations(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """An artifact of another tool: its graph has factors, its metadata say nothing of them."""
+    import onnx
+
+    folder = shutil.copytree(artifacts["onnx"], tmp_path / "onnx")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    del model.metadata_props[:]
+    onnx.save(model, folder / "model.onnx")
+    found = registry.recognize(folder).read_factors(folder)
+    assert found is not None
+    assert found.target_length is None
+    opened = open_artifact(str(folder), threads=1)
+    assert opened.window == TARGET
+    assert [opened.source.set_for(length) for length in (WINDOW, WINDOW + 1)] == ["short", "long"]
+    opened.source.close()
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -89,7 +108,7 @@ class Plain:
         self.logits = inner.logits
 
 
-def test_sources_without_ways_of_their_own_give_the_same(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_sources_without_ways_of_their_own_give_the_same(pico: Checkpoint, dual: BoundFactors) -> None:
     own = TorchSource(build_model(pico, dual), dual)
     plain = Plain(own)
     assert not isinstance(plain, PromptSource)
@@ -107,7 +126,7 @@ def test_sources_without_ways_of_their_own_give_the_same(pico: Checkpoint, dual:
 
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_kept_cache_changes_nothing(
-    pico: Checkpoint, dual: RescaleFactors, pinned: bool, monkeypatch: pytest.MonkeyPatch
+    pico: Checkpoint, dual: BoundFactors, pinned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts that share a start, in small passes, under one set and the other."""
     monkeypatch.setattr("longrope.modeling.LATER_TOKENS", 24)
@@ -136,7 +155,7 @@ def test_a_shared_start_is_not_read_again(pico: Checkpoint) -> None:
 # -- the command, and the report
 
 
-def test_the_report_shows_an_evaluation_beside_it(tmp_path: Path, dual: RescaleFactors) -> None:
+def test_the_report_shows_an_evaluation_beside_it(tmp_path: Path, dual: BoundFactors) -> None:
     run = {"configuration": {"model": "m"}, "provenance": {}, "exports": []}
     methods = {"lengths": [], "rows": []}
     run["extension"] = {"search": {"history": [{"tokens": 1, "perplexity": 2.0}]}, "methods": methods}

@@ -66,7 +66,7 @@ def test_the_folder_has_the_contracts_files_and_no_others(run: FinishedRun) -> N
 
 def test_the_factors_are_of_both_sets_and_complete(run: FinishedRun) -> None:
     factors = RescaleFactors.load(run.folder / "factors.json")
-    assert (factors.original, factors.target, factors.num_pairs) == (WINDOW, TARGET, 8)
+    assert (factors.original_max_position_embeddings, factors.target_length, factors.num_pairs) == (WINDOW, TARGET, 8)
     assert (factors.model_type, factors.rope_theta, factors.rotary_dim, factors.n_hat) == ("llama", 10_000.0, 16, 0)
     assert factors.provenance
 

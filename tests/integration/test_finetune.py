@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from longrope.checkpoint import Checkpoint, open_folder, safetensors_header
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.estimates.training import checkpoint_bytes
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.finetune.batch import IGNORED
 from longrope.finetune.checkpoints import latest_checkpoint
 from longrope.finetune.data import training_rows
@@ -44,7 +44,7 @@ def corpus(pico: Checkpoint, texts: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def trained(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run."""
     folder = tmp_path_factory.mktemp("training") / "run"
     finetune(pico, dual, STAGE, corpus, folder, options=ONE_THREAD)
@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_and_writes_the_same_kind_of_folder(trained: Pa
 
 def test_the_first_loss_is_that_of_a_plain_forward(trained: Path, pico: Checkpoint, corpus: Corpus) -> None:
     """transformers' logits of each sequence alone, with the set of its length, averaged by weight."""
-    factors = open_factors(trained)
+    factors = open_factors(trained, pico)
     rows = training_rows(pico, corpus, mixture_of(STAGE, factors, ONE_THREAD))
     models = {0: build_model(pico, single(factors, "short")), 1: build_model(pico, single(factors, "long"))}
     total = weight = 0.0
@@ -87,33 +87,26 @@ def test_the_first_loss_is_that_of_a_plain_forward(trained: Path, pico: Checkpoi
     assert losses(trained)[0] == pytest.approx(total / weight, rel=1e-5)
 
 
-def open_factors(folder: Path) -> RescaleFactors:
+def open_factors(folder: Path, checkpoint: Checkpoint) -> BoundFactors:
     import json
 
-    return RescaleFactors.from_json(json.loads((folder / "training.json").read_text())["factors"])
+    return checkpoint.bind(RescaleFactors.from_json(json.loads((folder / "training.json").read_text())["factors"]))
 
 
-def single(factors: RescaleFactors, name: Any) -> RescaleFactors:
+def single(factors: BoundFactors, name: Any) -> BoundFactors:
     """One of two sets for every length."""
-    return RescaleFactors(
-        factors.set(name),
-        factors.set(name),
-        original_max_position_embeddings=factors.original,
-        target_length=factors.target,
-        rope_theta=factors.rope_theta,
-        rotary_dim=factors.rotary_dim,
-    )
+    return replace(factors, short_factor=factors.set(name), long_factor=factors.set(name))
 
 
 def test_the_same_seed_gives_the_same_run(
-    trained: Path, pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+    trained: Path, pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path
 ) -> None:
     finetune(pico, dual, STAGE, corpus, tmp_path / "run", options=ONE_THREAD)
     assert losses(tmp_path / "run") == losses(trained)
 
 
 def test_activation_checkpointing_and_small_passes_change_nothing(
-    trained: Path, pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+    trained: Path, pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path
 ) -> None:
     options = TrainOptions(threads=1, checkpointing=True, pass_tokens=256)
     finetune(pico, dual, STAGE, corpus, tmp_path / "run", options=options)
@@ -165,14 +158,14 @@ def tensor(folder: Path, name: str) -> torch.Tensor:
     return found
 
 
-def test_resuming_refuses_another_run(trained: Path, pico: Checkpoint, dual: RescaleFactors, corpus: Corpus) -> None:
+def test_resuming_refuses_another_run(trained: Path, pico: Checkpoint, dual: BoundFactors, corpus: Corpus) -> None:
     with pytest.raises(InputError, match=r"the run has changed: stage.learning_rate was 0.003, is 0.1"):
         finetune(pico, dual, Stage(256, steps=6, learning_rate=0.1, batch=2), corpus, trained, resume=True)
     with pytest.raises(InputError, match="exists"):
         finetune(pico, dual, STAGE, corpus, trained)
 
 
-def test_a_finished_run_is_not_run_again(trained: Path, pico: Checkpoint, dual: RescaleFactors, corpus: Corpus) -> None:
+def test_a_finished_run_is_not_run_again(trained: Path, pico: Checkpoint, dual: BoundFactors, corpus: Corpus) -> None:
     before = (trained / "model" / "model.safetensors").stat().st_mtime_ns
     again = finetune(pico, dual, STAGE, corpus, trained, options=ONE_THREAD, resume=True)
     assert (trained / "model" / "model.safetensors").stat().st_mtime_ns == before
@@ -189,7 +182,7 @@ def test_checkpoints_are_few_and_hold_no_pickle(trained: Path) -> None:
 
 
 def test_buffers_of_old_checkpoints_do_not_stop_the_trained_weights(
-    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+    pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path
 ) -> None:
     """Llama 2's first exports carry inv_freq, which transformers has no place for any more."""
     folder = tmp_path / "old"
@@ -204,7 +197,7 @@ def test_buffers_of_old_checkpoints_do_not_stop_the_trained_weights(
 
 
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(
-    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last checkpoint is that of the step before, and the run goes on from it."""
     stage, clip, steps = replace(STAGE, steps=3), Parallel.clip_grad_norm, []
@@ -248,7 +241,7 @@ def test_lora_merged_is_lora(tmp_path: Path, corpus: Corpus, tied: bool) -> None
 
 
 def test_a_run_from_before_an_option_was_there_is_resumed(
-    trained: Path, pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+    trained: Path, pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "old")
     file = tmp_path / "old" / "training.json"
@@ -262,7 +255,7 @@ def test_a_run_from_before_an_option_was_there_is_resumed(
         finetune(pico, dual, taught, corpus, tmp_path / "old", options=ONE_THREAD, resume=True)
 
 
-def test_a_stage_says_how_much_an_answer_weighs(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus) -> None:
+def test_a_stage_says_how_much_an_answer_weighs(pico: Checkpoint, dual: BoundFactors, corpus: Corpus) -> None:
     stage = replace(STAGE, retrieval_share=0.6, answer_share=0.4)
     row = training_rows(pico, corpus, mixture_of(stage, dual, TrainOptions())).row(0)
     text, answers = row.weights[row.weights == 1].sum(), row.weights[row.weights > 1].sum()
@@ -270,7 +263,7 @@ def test_a_stage_says_how_much_an_answer_weighs(pico: Checkpoint, dual: RescaleF
 
 
 def test_lora_of_the_last_layers_leaves_all_below_alone(
-    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+    pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path
 ) -> None:
     options = TrainOptions(threads=1, lora_rank=4, lora_layers=1)
     model = TrainedModel(pico, dual, options, Parallel.single()).model
@@ -290,14 +283,14 @@ def test_lora_of_the_last_layers_leaves_all_below_alone(
     assert now < was
 
 
-def test_lora_of_more_layers_than_there_are_is_refused(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_lora_of_more_layers_than_there_are_is_refused(pico: Checkpoint, dual: BoundFactors) -> None:
     with pytest.raises(InputError, match="at most the model's 2 layers, got 3"):
         TrainedModel(pico, dual, TrainOptions(lora_rank=4, lora_layers=3), Parallel.single())
     with pytest.raises(InputError, match="lora_rank"):
         TrainOptions(lora_layers=1)
 
 
-def test_lora_resumes(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path) -> None:
+def test_lora_resumes(pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path) -> None:
     options = TrainOptions(threads=1, lora_rank=4, save_every=3)
     finetune(pico, dual, STAGE, corpus, tmp_path / "whole", options=options)
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
@@ -320,7 +313,7 @@ def tensor_bytes(run: Path) -> int:
     return sum(stop - start for header in headers for start, stop in (t["data_offsets"] for t in header.values()))
 
 
-def test_bfloat16_keeps_float32_weights(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path) -> None:
+def test_bfloat16_keeps_float32_weights(pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path) -> None:
     options = TrainOptions(threads=1, dtype="bfloat16")
     model = TrainedModel(pico, dual, options, Parallel.single())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -333,7 +326,7 @@ def test_bfloat16_keeps_float32_weights(pico: Checkpoint, dual: RescaleFactors, 
     ("options", "message"), [({"optimizer": "adamw8bit"}, "bitsandbytes"), ({"liger": True}, "liger-kernel")]
 )
 def test_missing_libraries_are_told_before_any_work(
-    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path, options: dict[str, Any], message: str
+    pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MissingRequirementError, match=f"pip install {message}"):
         finetune(pico, dual, STAGE, corpus, tmp_path / "run", options=TrainOptions(**options))

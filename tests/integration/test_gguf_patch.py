@@ -17,7 +17,6 @@ from converters.gguf.output import copy_range
 from converters.gguf.patch import patch_gguf
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors
 from longrope.progress import Silent
 from tests.integration.test_gguf_export import checkpoint, factors_for, scores
 from tests.integration.test_gguf_faults import rewrite
@@ -40,17 +39,12 @@ def stock(model: Checkpoint, path: Path, outtype: str = "q8_0", **options: Any) 
     return rewrite(path, plain, strip)
 
 
-def unbound(factors: RescaleFactors) -> RescaleFactors:
-    """As an imported CSV would be: numbers and lengths, nothing of a model."""
-    return dataclasses.replace(factors, rope_theta=None, rotary_dim=None, model_type=None)
-
-
 @pytest.mark.parametrize("outtype", ["q8_0", "f32", "q4_0"])
 def test_equals_a_conversion_with_the_same_factors(tmp_path: Path, outtype: str) -> None:
     model = checkpoint(tmp_path / "m")
     factors = factors_for(model)
     plain = stock(model, tmp_path / "a.gguf", outtype)
-    checks = patch_gguf(plain, unbound(factors), tmp_path / "p.gguf")
+    checks = patch_gguf(plain, factors.unbound(), tmp_path / "p.gguf")
     assert {check.status for check in checks} == {"pass"}
     converter = GgufConverter()
     assert converter.read_factors(tmp_path / "p.gguf") == converter.read_factors(tmp_path / "a.gguf")

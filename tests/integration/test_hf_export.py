@@ -18,10 +18,10 @@ from longrope import rope
 from longrope.architectures import ARCHITECTURES
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.modeling import TorchSource, build_model, frequency_sets, rotary_module
 from longrope.progress import Silent
-from tests.common import PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_factors
+from tests.common import PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_factors, said
 
 SUPPORTED = [name for name, row in ARCHITECTURES.items() if not row.refusal]
 CONVERTER = HuggingFaceConverter()
@@ -71,7 +71,7 @@ def test_a_reload_is_exactly_the_extended_model(tmp_path: Path, model_type: str)
         assert CONVERTER.read_factors(path).set("long") == factors.long_factor  # type: ignore[union-attr]
 
 
-def test_the_two_sets_are_two_models(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_the_two_sets_are_two_models(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     """The exactness above would be worth nothing if both sets gave the same logits."""
     two = reloaded(convert(pico, dual, tmp_path / "dual"))
     one = reloaded(convert(pico, dual.as_single(), tmp_path / "single"))
@@ -87,7 +87,7 @@ def test_the_two_sets_are_two_models(pico: Checkpoint, dual: RescaleFactors, tmp
     ("outtype", "dtype"), [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)]
 )
 def test_weights_are_rounded_once_to_the_asked_type(
-    pico: Checkpoint, dual: RescaleFactors, tmp_path: Path, outtype: str, dtype: torch.dtype
+    pico: Checkpoint, dual: BoundFactors, tmp_path: Path, outtype: str, dtype: torch.dtype
 ) -> None:
     path = convert(pico, dual, tmp_path / "out", outtype)
     found, source = reloaded(path), build_model(pico)
@@ -97,12 +97,12 @@ def test_weights_are_rounded_once_to_the_asked_type(
     assert rotary_module(found).inv_freq.dtype == torch.float32
 
 
-def test_auto_copies_the_weights_byte_for_byte(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_auto_copies_the_weights_byte_for_byte(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     path = convert(pico, dual, tmp_path / "out")
     assert (path / "model.safetensors").read_bytes() == (pico.path / "model.safetensors").read_bytes()
 
 
-def test_weights_too_large_for_f16_are_refused(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_weights_too_large_for_f16_are_refused(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = _copy(pico, tmp_path / "model")
@@ -114,7 +114,7 @@ def test_weights_too_large_for_f16_are_refused(pico: Checkpoint, dual: RescaleFa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_a_sharded_checkpoint_keeps_its_shards(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_keeps_its_shards(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     model = build_model(pico)
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     (tmp_path / "model" / "tokenizer.json").write_bytes((pico.path / "tokenizer.json").read_bytes())
@@ -135,7 +135,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 # -- the rest of the folder
 
 
-def test_companions_go_along_and_nothing_else(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_companions_go_along_and_nothing_else(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     folder = _copy(pico, tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -156,7 +156,7 @@ def test_companions_go_along_and_nothing_else(pico: Checkpoint, dual: RescaleFac
     assert json.loads((path / "generation_config.json").read_text()) == {"temperature": 0.6}
 
 
-def test_the_tokenizer_gives_the_same_ids(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_the_tokenizer_gives_the_same_ids(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     text = "In 1847 there were 36 houses – and then?"
@@ -164,18 +164,18 @@ def test_the_tokenizer_gives_the_same_ids(pico: Checkpoint, dual: RescaleFactors
     assert tokenizer(text)["input_ids"] == pico.encode(text)
 
 
-def test_generation_runs_past_the_original_window(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_generation_runs_past_the_original_window(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     model = reloaded(convert(pico, dual.as_single(), tmp_path / "out"))
     prompt = torch.arange(1, WINDOW)[None]
     grown = model.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert grown.shape == (1, WINDOW + 7)
 
 
-def test_the_record_is_the_factors_we_were_given(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
-    assert CONVERTER.recorded_factors(convert(pico, dual, tmp_path / "out")) == dual
+def test_the_record_is_the_factors_we_were_given(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
+    assert said(CONVERTER.recorded_factors(convert(pico, dual, tmp_path / "out"))) == said(dual)
 
 
-def test_an_extended_folder_converts_to_the_same_folder(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_an_extended_folder_converts_to_the_same_folder(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     first = convert(pico, dual, tmp_path / "first")
     again = open_checkpoint(first)
     assert again.factors is not None
@@ -204,7 +204,7 @@ def test_what_the_format_cannot_say_is_refused_in_the_plan(pico: Checkpoint, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logits_of_the_artifact_source_are_a_users(pico: Checkpoint, dual: RescaleFactors, tmp_path: Path) -> None:
+def test_logits_of_the_artifact_source_are_a_users(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     """`open_source` must not pin: it measures what transformers does by itself."""
     source = CONVERTER.open_source(convert(pico, dual, tmp_path / "out"), dual, max_length=TARGET, threads=1)
     ids = np.random.default_rng(TARGET).integers(0, 384, TARGET)

@@ -404,13 +404,12 @@ def test_perplexity_is_the_targets_even_above_the_cap(checkpoint, corpus):
     """The penalty is for strategies; people are shown what the model scores."""
     options = replace(OPTIONS, strategy="seeds", max_evals=4, short_budget=0.0, num_short_windows=2)
     result = search(checkpoint, corpus, TARGET, options=options)
-    model, windows = WindowModel(checkpoint, Machine(threads=1)), corpus.windows(TARGET, options.num_documents)
+    model = WindowModel(checkpoint, Machine(threads=1), result.factors.formula_attention_factor)
+    windows = corpus.windows(TARGET, options.num_documents)
     above = [seed for seed in result.starting_points if seed.excess]
     assert above, "no seed is better than the original RoPE at its own window"
     for seed in above:
-        attention = seed.factors.effective_attention_factor
-        candidate = Candidate(seed.factors.long_factor, 0, attention)
-        plain = np.mean([model.nll(candidate, Window(ids)) for ids in windows])
+        plain = np.mean([model.nll(seed.candidate, Window(ids)) for ids in windows])
         assert seed.perplexity == pytest.approx(math.exp(plain), rel=1e-6)
         assert seed.loss == pytest.approx(plain + PENALTY * seed.excess)
     last = result.history[-1]

@@ -327,7 +327,7 @@ def test_another_run_is_refused(checkpoint, corpus, tmp_path):
 
 def test_the_table_of_methods(plain, checkpoint, corpus):
     windows = corpus.windows(TARGET, 3)
-    rows = evaluate_methods(checkpoint, windows, TARGET, {"searched": plain.factors})
+    rows = evaluate_methods(checkpoint, windows, TARGET, {"searched": Candidate.of(plain.factors, "long")})
     names = [row.name for row in rows]
     assert names[:4] == ["none", "PI", "NTK", "YaRN 32/1"]
     assert names[-1] == "searched"
@@ -360,8 +360,7 @@ def test_a_recovery_that_could_not_be_compared_is_refused_before_it_searches(che
 
 def test_recovery_fills_what_the_factors_leave_open(checkpoint, corpus):
     """A CSV of factors says no window; the model does."""
-    bound = checkpoint.bind(pico_factors(dual=False))
-    open_window = replace(bound, original_max_position_embeddings=None)
+    open_window = pico_factors(dual=False, original_max_position_embeddings=None)
     options = SearchOptions(max_evals=2, threads=1)
     found = recover_short(checkpoint, corpus, open_window, window=WINDOW, num_windows=1, options=options)
     assert found.factors.original == WINDOW

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -72,7 +71,7 @@ def test_stages_run_to_the_end(pico: Checkpoint, texts: Path, plan: Path, tmp_pa
     run = json.loads((out / "run.json").read_text())["extension"]
     assert [stage["stage"]["length"] for stage in run["stages"]] == [128, 192, 256]
     assert [bool(stage["search"]) for stage in run["stages"]] == [True, False, True]
-    first, second, last = (RescaleFactors.from_json(stage["factors"]) for stage in run["stages"])
+    first, second, last = (pico.bind(RescaleFactors.from_json(stage["factors"])) for stage in run["stages"])
     assert first.short_factor == (1.0,) * 8, "mixed training trains the original RoPE"
     assert second.long_factor == pytest.approx(rescaled(first, 192).long_factor)
     assert all(after >= before for before, after in zip(second.long_factor, last.long_factor, strict=True))
@@ -237,10 +236,10 @@ def test_texts_too_short_for_a_stage_are_told_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_rescaling_keeps_known_methods_what_they_are() -> None:
+def test_rescaling_keeps_known_methods_what_they_are(pico: Checkpoint) -> None:
     for method in (rope.pi_factors, rope.ntk_factors):
         at_two, at_four = (
-            pico_factors(long_factor=tuple(method(16, s)), short_factor=tuple(method(16, s)), target=64 * s)
+            pico.bind(pico_factors(long_factor=tuple(method(16, s)), short_factor=tuple(method(16, s)), target=64 * s))
             for s in (2, 4)
         )
         assert rescaled(at_two, 256).long_factor == pytest.approx(at_four.long_factor)
@@ -248,8 +247,8 @@ def test_rescaling_keeps_known_methods_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("given", [1.05, None])
-def test_rescaling_keeps_an_attention_factor_that_was_given(given: float | None) -> None:
-    first = dataclasses.replace(pico_factors(target=128), attention_factor=given)
+def test_rescaling_keeps_an_attention_factor_that_was_given(pico: Checkpoint, given: float | None) -> None:
+    first = pico.bind(pico_factors(target=128, attention_factor=given))
     assert rescaled(first, 256).attention_factor == given
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.finetune.batch import PackedBatch, TrainingSequence, pack
 from longrope.finetune.data import training_rows
 from longrope.finetune.model import TrainedModel
@@ -45,15 +45,15 @@ def sequences() -> list[TrainingSequence]:
     ]
 
 
-def student(checkpoint: Checkpoint, factors: RescaleFactors) -> TrainedModel:
+def student(checkpoint: Checkpoint, factors: BoundFactors) -> TrainedModel:
     return TrainedModel(checkpoint, factors, OPTIONS, Parallel.single())
 
 
-def teacher_of(checkpoint: Checkpoint, factors: RescaleFactors) -> Teacher:
-    return Teacher(checkpoint, factors, Parallel.single(), torch.float32)
+def teacher_of(checkpoint: Checkpoint) -> Teacher:
+    return Teacher(checkpoint, Parallel.single(), torch.float32)
 
 
-def test_loss_is_the_cross_entropy_to_transformers_distribution(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_loss_is_the_cross_entropy_to_transformers_distribution(pico: Checkpoint, dual: BoundFactors) -> None:
     """Teacher: transformers' plain RoPE, a sequence at a time. The untaught sequence keeps its text's loss."""
     batch, factors = pack(sequences(), 256), pico.bind(dual)
     original = build_model(pico)
@@ -65,11 +65,11 @@ def test_loss_is_the_cross_entropy_to_transformers_distribution(pico: Checkpoint
             p_TV = original(ids).logits[0, :-1].double().softmax(-1)
         text_TV = F.one_hot(ids[0, 1:], logits_TV.shape[-1]).double()
         expected -= float(((p_TV if sequence.taught else text_TV) * logits_TV.log_softmax(-1)).sum())
-    teacher = teacher_of(pico, factors)
+    teacher = teacher_of(pico)
     assert student(pico, factors).loss(batch, teacher(batch)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def _only(factors: RescaleFactors, factor_set: int) -> RescaleFactors:
+def _only(factors: BoundFactors, factor_set: int) -> BoundFactors:
     values = factors.short_factor if factor_set == SHORT else factors.long_factor
     return replace(
         factors, short_factor=values, long_factor=values, attention_factor=factors.effective_attention_factor
@@ -81,14 +81,14 @@ def test_there_is_nothing_to_learn_from_oneself(pico: Checkpoint) -> None:
     ones = pico.bind(RescaleFactors((1.0,) * 8, (1.0,) * 8, target_length=256, attention_factor=1.0))
     batch = pack([sequence for sequence in sequences() if sequence.taught], 256)
     model = student(pico, ones)
-    model.loss(batch, teacher_of(pico, ones)(batch)).backward()
+    model.loss(batch, teacher_of(pico)(batch)).backward()
     assert (
         max(parameter.grad.abs().max().item() for parameter in model.parameters() if parameter.grad is not None) < 1e-4
     )
 
 
-def test_chunks_change_nothing(pico: Checkpoint, dual: RescaleFactors) -> None:
-    teacher = teacher_of(pico, pico.bind(dual))
+def test_chunks_change_nothing(pico: Checkpoint, dual: BoundFactors) -> None:
+    teacher = teacher_of(pico)
     lesson = teacher(pack(sequences(), 256))
     head = torch.randn(384, 64, generator=torch.Generator().manual_seed(0))
     hidden = lesson.hidden.roll(1, 0)
@@ -102,7 +102,7 @@ def test_chunks_change_nothing(pico: Checkpoint, dual: RescaleFactors) -> None:
     torch.testing.assert_close(gradient(7), gradient(1000))
 
 
-def test_short_rows_are_taught_under_both_sets(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus) -> None:
+def test_short_rows_are_taught_under_both_sets(pico: Checkpoint, dual: BoundFactors, corpus: Corpus) -> None:
     stage = replace(STAGE, distil_short=True, retrieval_share=0.2)
     rows = training_rows(pico, corpus, mixture_of(stage, pico.bind(dual), OPTIONS))
     made = [rows.row(number) for number in range(30)]
@@ -114,7 +114,7 @@ def test_short_rows_are_taught_under_both_sets(pico: Checkpoint, dual: RescaleFa
 
 
 def test_a_taught_model_stays_nearer_to_what_it_was(
-    pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path
+    pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path
 ) -> None:
     """KL to the model before extension on short sequences, after the same steps with and without a teacher."""
     factors = pico.bind(dual)
@@ -129,14 +129,14 @@ def test_a_taught_model_stays_nearer_to_what_it_was(
     assert distance(taught) < 0.7 * distance(STAGE)
 
 
-def _distance(checkpoint: Checkpoint, before: Checkpoint, factors: RescaleFactors, batch: PackedBatch) -> float:
-    teacher = teacher_of(before, factors)
+def _distance(checkpoint: Checkpoint, before: Checkpoint, factors: BoundFactors, batch: PackedBatch) -> float:
+    teacher = teacher_of(before)
     lesson = teacher(batch)
     entropy = taught_loss(lesson.hidden, lesson.logits, lesson, 512).item()
     return student(checkpoint, factors).loss(batch, lesson).item() - entropy
 
 
-def test_another_model_cannot_teach(pico: Checkpoint, dual: RescaleFactors, corpus: Corpus, tmp_path: Path) -> None:
+def test_another_model_cannot_teach(pico: Checkpoint, dual: BoundFactors, corpus: Corpus, tmp_path: Path) -> None:
     other = pico_checkpoint(tmp_path / "other", vocab_size=400)
     with pytest.raises(InputError, match="cannot teach"):
         finetune(pico, dual, replace(STAGE, distil_short=True), corpus, tmp_path / "run", teacher=other)

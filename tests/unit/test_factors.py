@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,8 +12,18 @@ import numpy as np
 import pytest
 
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors, attention_factor_formula, read_authors_csv
+from longrope.factors import (
+    LARGEST,
+    MODEL_FACTS,
+    SMALLEST,
+    BoundFactors,
+    RescaleFactors,
+    attention_factor_formula,
+    read_authors_csv,
+)
 from tests.common import PUBLISHED_FACTORS, needs_published_factors, pico_factors
+
+MODEL: dict[str, Any] = {"original": 64, "rope_theta": 10_000.0, "rotary_dim": 16, "model_type": "llama"}
 
 # -- validation: what was expected and what was got
 
@@ -43,6 +54,15 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
         {"attention_factor": 0},
         r"attention_factor: expected a finite number above 0 or null, got 0",
     ),
+    "zero in float32": (
+        {"long_factor": (1.0, 1e-46)},
+        r"long_factor\[1\]: expected a number from 1.2e-38 to 3.4e\+38, float32's range, got 1e-46",
+    ),
+    "subnormal in float32": ({"short_factor": (1e-40, 1.0)}, r"short_factor\[0\]: expected a number from 1.2e-38"),
+    "infinite in float32": ({"long_factor": (1.0, 1e39)}, r"long_factor\[1\]: .* to 3.4e\+38, .* got 1e\+39"),
+    "more than any float": ({"long_factor": (1.0, 10**400)}, r"long_factor\[1\]: expected a number from 1.2e-38"),
+    "attention factor near 0": ({"attention_factor": 1e-46}, r"attention_factor: expected a number from .* or null"),
+    "infinite theta": ({"rope_theta": math.inf}, r"rope_theta: expected a finite number above 0 or null, got inf"),
     "theta not a number": ({"rope_theta": "1e4"}, r"rope_theta: expected a finite number above 0 or null, got '1e4'"),
 }
 
@@ -64,12 +84,19 @@ def test_sequences_and_numpy_numbers_become_floats() -> None:
 # -- what follows from the fields
 
 
+def test_the_bounds_are_what_float32_holds_with_all_its_digits() -> None:
+    assert (np.finfo(np.float32).tiny, np.finfo(np.float32).max) == (SMALLEST, LARGEST)
+    assert RescaleFactors((SMALLEST,), (LARGEST,)).long_factor == (LARGEST,)
+
+
 def test_the_lengths_give_scale_set_and_attention_factor() -> None:
-    factors = pico_factors()
+    factors = pico_factors().bound_to(**MODEL)
     assert factors.length_scale == 4.0
     assert [factors.set_for_length(n) for n in (1, 64, 65, 256)] == ["short", "short", "long", "long"]
     assert factors.effective_attention_factor == math.sqrt(1 + math.log(4) / math.log(64))
-    assert pico_factors(attention_factor=1.25).effective_attention_factor == 1.25
+    given = dataclasses.replace(factors, attention_factor=1.25)
+    assert given.effective_attention_factor == 1.25
+    assert given.formula_attention_factor == factors.effective_attention_factor
 
 
 @pytest.mark.parametrize(
@@ -80,12 +107,12 @@ def test_the_attention_factor_formula(scale: float, original: int, expected: flo
     assert attention_factor_formula(scale, original) == pytest.approx(expected, abs=1e-15)
 
 
-def test_an_unknown_length_is_asked_for_by_name() -> None:
-    factors = RescaleFactors((1.0,), (2.0,))
-    with pytest.raises(InputError, match=r"original_max_position_embeddings.*--original"):
-        _ = factors.original
-    with pytest.raises(InputError, match="target_length"):
-        _ = factors.length_scale
+@pytest.mark.parametrize("open_field", ["original_max_position_embeddings", "target_length"])
+def test_what_follows_from_an_open_length_is_open(open_field: str) -> None:
+    factors = pico_factors(**{open_field: None})
+    assert (factors.length_scale, factors.formula_attention_factor) == (None, None)
+    known = pico_factors()
+    assert (known.length_scale, known.formula_attention_factor) == (4.0, attention_factor_formula(4.0, 64))
 
 
 def test_single_and_dual() -> None:
@@ -140,6 +167,68 @@ def test_binding_refuses_a_contradiction(stored: dict[str, Any], message: str) -
     factors = RescaleFactors(**{"short_factor": (1.0,) * 8, "long_factor": (2.0,) * 8, **stored})
     with pytest.raises(InputError, match=message):
         factors.bound_to(original=64, rope_theta=10_000, rotary_dim=16, model_type="llama", target=256)
+
+
+def test_a_target_that_nobody_says_is_refused_with_the_way_out() -> None:
+    with pytest.raises(InputError, match=r"do not say target_length.*factors import FILE -o OUT\.json --target N"):
+        pico_factors(target_length=None).bound_to(**MODEL)
+
+
+FILES: dict[str, dict[str, Any]] = {
+    "nothing but the sets": {"original_max_position_embeddings": None, "target_length": None},
+    "lengths": {},
+    "all": {"rope_theta": 10_000.0, "rotary_dim": 16, "model_type": "llama", "attention_factor": 1.25, "n_hat": 4},
+}
+
+
+@pytest.mark.parametrize("said", FILES)
+def test_binding_twice_is_binding_once(said: str) -> None:
+    factors = pico_factors(**FILES[said])
+    bound = factors.bound_to(**MODEL, target=256)
+    assert bound.bound_to(**MODEL) == bound.bound_to(**MODEL, target=256) == bound
+    assert RescaleFactors.from_json(bound.to_json()).bound_to(**MODEL) == bound
+    assert bound.unbound().bound_to(**MODEL) == bound
+    for name in ("short_factor", "long_factor", "n_hat", "attention_factor", "method"):
+        assert getattr(bound, name) == getattr(factors, name)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"original": 128}, "original_max_position_embeddings = 64, the model says 128"),
+        ({"rope_theta": 5e5}, "rope_theta = 10000.0, the model says 500000.0"),
+        ({"rotary_dim": 32}, r"expected 16 factors \(rotary_dim 32"),
+        ({"model_type": "phi3"}, "model_type = 'llama', the model says 'phi3'"),
+        ({"target": 512}, "are for target length 256, 512 was asked for"),
+    ],
+)
+def test_bound_factors_are_refused_by_another_model_and_unbound_ones_are_not(
+    other: dict[str, Any], message: str
+) -> None:
+    bound = pico_factors().bound_to(**MODEL)
+    with pytest.raises(InputError, match=message):
+        bound.bound_to(**{**MODEL, **other})
+    if not {"target", "rotary_dim"} & set(other):
+        assert bound.unbound().bound_to(**{**MODEL, **other}).long_factor == bound.long_factor
+
+
+def test_what_is_made_of_bound_factors_is_bound() -> None:
+    bound = pico_factors().bound_to(**MODEL)
+    for made in (
+        dataclasses.replace(bound, attention_factor=1.5),
+        bound.as_single(),
+        bound.with_sets("single"),
+        bound.with_sets("dual"),
+    ):
+        assert type(made) is BoundFactors
+        assert (made.original, made.target, made.rope_theta) == (64, 256, 10_000.0)
+    assert type(bound.unbound()) is type(RescaleFactors.from_json(bound.to_json())) is RescaleFactors
+
+
+@pytest.mark.parametrize("name", [*MODEL_FACTS, "target_length"])
+def test_bound_factors_leave_nothing_open(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}: bound factors cannot leave it open"):
+        dataclasses.replace(pico_factors().bound_to(**MODEL), **{name: None})
 
 
 # -- JSON

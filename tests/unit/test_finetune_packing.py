@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.finetune import attention
 from longrope.finetune.attention import attend, document_attention, use_document_attention
 from longrope.finetune.batch import IGNORED, PackedBatch, TrainingSequence, join, pack
@@ -85,7 +85,7 @@ def test_attention_equals_a_block_diagonal_mask() -> None:
 @pytest.mark.parametrize(
     "model_type", ["llama", "mistral", "mixtral", "granite", "minicpm3", "phi3", "qwen2", "olmo2", "smollm3"]
 )
-def test_packed_rows_give_each_documents_own_logits(tmp_path: Any, dual: RescaleFactors, model_type: str) -> None:
+def test_packed_rows_give_each_documents_own_logits(tmp_path: Any, dual: BoundFactors, model_type: str) -> None:
     """Three sequences with two factor sets in one forward, against three forwards with one set each."""
     checkpoint = pico_checkpoint(tmp_path / "model", model_type, **PICO_CHANGES.get(model_type, {}))
     bound = checkpoint.bind(RescaleFactors(dual.short_factor, dual.long_factor, target_length=256))
@@ -100,7 +100,7 @@ def test_packed_rows_give_each_documents_own_logits(tmp_path: Any, dual: Rescale
 
 
 @pytest.mark.parametrize("n_hat", [0, 16])
-def test_two_sets_in_one_forward_are_the_two_sets(pico: Checkpoint, dual: RescaleFactors, n_hat: int) -> None:
+def test_two_sets_in_one_forward_are_the_two_sets(pico: Checkpoint, dual: BoundFactors, n_hat: int) -> None:
     factors = pico.bind(RescaleFactors(dual.short_factor, dual.long_factor, n_hat=n_hat, target_length=256))
     rotary, single = SequenceRotary(factors), RescaledRotary.of(factors)
     positions = torch.tensor([[0, 1, 60, 0, 1, 200]])
@@ -113,7 +113,7 @@ def test_two_sets_in_one_forward_are_the_two_sets(pico: Checkpoint, dual: Rescal
             torch.testing.assert_close(got[:, part], expected, rtol=0, atol=1e-7)
 
 
-def test_rotary_sets_are_no_weights(dual: RescaleFactors) -> None:
+def test_rotary_sets_are_no_weights(dual: BoundFactors) -> None:
     rotary = SequenceRotary(dual).to(torch.bfloat16)
     rotary.assign(torch.ones(1, 4, dtype=torch.long))
     assert not rotary.state_dict()
@@ -136,7 +136,7 @@ def plain_loss(trained: TrainingLoss, batch: PackedBatch, weights: torch.Tensor)
 @pytest.mark.parametrize("model_type", ["llama", "granite"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_fused_loss_and_gradients_equal_the_plain_ones(
-    tmp_path: Any, dual: RescaleFactors, model_type: str, weighted: bool
+    tmp_path: Any, dual: BoundFactors, model_type: str, weighted: bool
 ) -> None:
     checkpoint = pico_checkpoint(
         tmp_path / "model", model_type, **({"logits_scaling": 3.0} if "gr" in model_type else {})
@@ -191,7 +191,7 @@ def test_the_flash_kernel_is_asked_in_what_autocast_computes_in(monkeypatch: pyt
     assert asked == [torch.bfloat16, torch.float32]
 
 
-def test_bfloat16_losses_are_summed_in_float32(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_bfloat16_losses_are_summed_in_float32(pico: Checkpoint, dual: BoundFactors) -> None:
     """torch's own sum in bfloat16 is off by half a percent and more; here only each token's loss is rounded."""
     exact = training_model(pico, pico.bind(dual))
     rounded = TrainingLoss(exact.model, exact.rotary, torch.bfloat16)

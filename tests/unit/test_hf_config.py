@@ -12,11 +12,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope import rope
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.hf_config import extended_config, from_config, rope_parameters
 from tests.common import TARGET, WINDOW, pico_config, pico_factors
 
-BOUND = {"rope_theta": 10_000.0, "rotary_dim": 16, "model_type": "llama"}
+
+def bound(rotary_dim: int = 16, **changes: Any) -> BoundFactors:
+    factors = pico_factors(rotary_dim, **changes)
+    return factors.bound_to(original=WINDOW, rope_theta=10_000.0, rotary_dim=rotary_dim, model_type="llama")
 
 
 def plain_config(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def without(data: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_every_place_an_engine_reads_is_filled() -> None:
     """Top level for vLLM and mlx-lm, rope_scaling for transformers 4, rope_parameters for transformers 5."""
-    factors = pico_factors(**BOUND)
+    factors = bound()
     config = extended_config(plain_config(), factors)
     assert config["max_position_embeddings"] == TARGET
     assert config["original_max_position_embeddings"] == WINDOW
@@ -50,7 +53,7 @@ def test_every_place_an_engine_reads_is_filled() -> None:
 
 
 def test_a_given_attention_factor_is_written_in_both_spellings() -> None:
-    config = extended_config(plain_config(), pico_factors(**BOUND, attention_factor=1.5))
+    config = extended_config(plain_config(), bound(attention_factor=1.5))
     assert config["rope_scaling"]["attention_factor"] == config["rope_parameters"]["attention_factor"] == 1.5
 
 
@@ -63,17 +66,12 @@ def test_the_rest_of_the_config_is_kept() -> None:
         "rope_parameters",
     }
     before = plain_config()
-    assert without(extended_config(before, pico_factors(**BOUND)), *touched) == without(before, *touched)
+    assert without(extended_config(before, bound()), *touched) == without(before, *touched)
 
 
 def test_start_tokens_are_refused_with_the_way_out() -> None:
     with pytest.raises(UnsupportedError, match=r"n_hat = 4 start tokens; export to ONNX.*--n-hat 0"):
-        extended_config(plain_config(), pico_factors(**BOUND, n_hat=4))
-
-
-def test_unbound_factors_are_refused() -> None:
-    with pytest.raises(InputError, match="rope_theta; bind them"):
-        extended_config(plain_config(), pico_factors())
+        extended_config(plain_config(), bound(n_hat=4))
 
 
 # -- reading
@@ -81,12 +79,11 @@ def test_unbound_factors_are_refused() -> None:
 
 @pytest.mark.parametrize("kept", ["both", "rope_scaling", "rope_parameters"])
 def test_each_spelling_alone_brings_the_factors_back(kept: str) -> None:
-    factors = pico_factors(**BOUND, attention_factor=1.5)
+    factors = bound(attention_factor=1.5)
     other = {"rope_scaling": "rope_parameters", "rope_parameters": "rope_scaling"}.get(kept, "")
     found = from_config(without(extended_config(plain_config(), factors), other))
     assert found is not None
-    for name in ("short_factor", "long_factor", "original", "target", "attention_factor", "rope_theta"):
-        assert getattr(found, name) == getattr(factors, name)
+    assert found.to_json() == {**factors.to_json(), "rotary_dim": None, "method": "config.json"}
 
 
 def test_the_first_phi3_spelling_is_read() -> None:
@@ -100,14 +97,15 @@ def test_the_first_phi3_spelling_is_read() -> None:
     }
     found = from_config(config)
     assert found is not None
-    assert (found.original, found.target, found.long_factor) == (4096, 131072, (1.0, 40.0))
+    assert (found.original_max_position_embeddings, found.target_length) == (4096, 131072)
+    assert found.long_factor == (1.0, 40.0)
 
 
 def test_the_top_level_original_wins_over_the_nested() -> None:
-    config = {**extended_config(plain_config(), pico_factors(**BOUND)), "original_max_position_embeddings": 128}
+    config = {**extended_config(plain_config(), bound()), "original_max_position_embeddings": 128}
     found = from_config(config)
     assert found is not None
-    assert found.original == 128
+    assert found.original_max_position_embeddings == 128
 
 
 @pytest.mark.parametrize(
@@ -150,7 +148,7 @@ PARTIAL: dict[str, dict[str, Any]] = {
 def test_transformers_computes_both_sets_from_it(partial: str, spelling: str) -> None:
     base = without(plain_config("phi3"), "rope_parameters") | {"rope_theta": 10_000.0} | PARTIAL[partial]
     rotary_dim = 16 if partial == "whole" else 8
-    factors = pico_factors(rotary_dim, rope_theta=10_000.0)
+    factors = bound(rotary_dim)
     config = extended_config(base, factors)
     if spelling == "rope_scaling":
         del config["rope_parameters"]
@@ -162,13 +160,7 @@ def test_transformers_computes_both_sets_from_it(partial: str, spelling: str) ->
 
 
 def test_extending_twice_leaves_nothing_of_the_first_time() -> None:
-    first = extended_config(plain_config(), pico_factors(**BOUND, attention_factor=1.5))
-    second = RescaleFactors(
-        (1.0,) * 8,
-        (3.0,) * 8,
-        original_max_position_embeddings=WINDOW,
-        target_length=2 * TARGET,
-        rope_theta=10_000.0,
-    )
+    first = extended_config(plain_config(), bound(attention_factor=1.5))
+    second = bound(target=2 * TARGET, dual=False)
     again = extended_config(first, second)
     assert again == extended_config(plain_config(), second)

@@ -17,7 +17,7 @@ from torch import Tensor
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, LongRopeError, UnsupportedError
-from longrope.factors import FactorSet, RescaleFactors
+from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import extended_config
 from longrope.modeling import (
     PinnedRotary,
@@ -56,7 +56,7 @@ def whole(source: TorchSource, tokens: np.ndarray, name: FactorSet, chunk: int =
 
 @pytest.mark.parametrize(("name", "length"), [("short", WINDOW), ("long", TARGET)])
 def test_rescaled_rotary_is_transformers_own(
-    pico: Checkpoint, dual: RescaleFactors, name: FactorSet, length: int
+    pico: Checkpoint, dual: BoundFactors, name: FactorSet, length: int
 ) -> None:
     theirs = rotary_module(build_model(pico, dual))
     ours = RescaledRotary.of(dual)
@@ -66,7 +66,7 @@ def test_rescaled_rotary_is_transformers_own(
         torch.testing.assert_close(actual, expected, rtol=0, atol=3e-5)  # their angles are float32, up to 256 rad
 
 
-def test_start_tokens_keep_the_original_rotation(dual: RescaleFactors) -> None:
+def test_start_tokens_keep_the_original_rotation(dual: BoundFactors) -> None:
     ours = RescaledRotary.of(dataclasses.replace(dual, n_hat=8))
     cos, sin = ours(X.double(), positions(0, 32))
     expected = rope.cos_sin(
@@ -80,7 +80,7 @@ def test_start_tokens_keep_the_original_rotation(dual: RescaleFactors) -> None:
         np.testing.assert_allclose(actual[0].numpy(), np.concatenate((table, table), axis=1), rtol=0, atol=1e-14)
 
 
-def test_angles_are_float64_even_for_bfloat16_states(dual: RescaleFactors) -> None:
+def test_angles_are_float64_even_for_bfloat16_states(dual: BoundFactors) -> None:
     ours = RescaledRotary.of(dual).to(torch.bfloat16)
     far = positions(1_000_000, 1_000_004)
     actual, _ = ours(X.bfloat16(), far)
@@ -88,7 +88,7 @@ def test_angles_are_float64_even_for_bfloat16_states(dual: RescaleFactors) -> No
     assert torch.equal(actual, exact.bfloat16())
 
 
-def test_gradients_reach_factors_and_attention_factor(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_gradients_reach_factors_and_attention_factor(pico: Checkpoint, dual: BoundFactors) -> None:
     model = build_model(pico)
     with searching_rotary(model, pico) as rotary:
         factors = torch.tensor(dual.long_factor, dtype=torch.float64, requires_grad=True)
@@ -101,15 +101,10 @@ def test_gradients_reach_factors_and_attention_factor(pico: Checkpoint, dual: Re
     assert float(attention_factor.grad) != 0
 
 
-def test_unbound_factors_make_no_rotary(dual: RescaleFactors) -> None:
-    with pytest.raises(InputError, match="bind them to a model first"):
-        RescaledRotary.of(dataclasses.replace(dual, rope_theta=None))
-
-
 # -- building
 
 
-def test_factors_are_in_the_model_and_both_sets_switch(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_factors_are_in_the_model_and_both_sets_switch(pico: Checkpoint, dual: BoundFactors) -> None:
     module = rotary_module(build_model(pico, dual))
     for name, found in frequency_sets(module).items():
         np.testing.assert_allclose(found.numpy(), rope.inv_freq(10_000.0, 16, dual.set(name)), rtol=1e-6)
@@ -119,13 +114,13 @@ def test_factors_are_in_the_model_and_both_sets_switch(pico: Checkpoint, dual: R
     np.testing.assert_allclose(module.inv_freq.numpy(), rope.inv_freq(10_000.0, 16, dual.short_factor), rtol=1e-6)
 
 
-def test_bfloat16_weights_leave_the_frequencies_in_float32(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_bfloat16_weights_leave_the_frequencies_in_float32(pico: Checkpoint, dual: BoundFactors) -> None:
     model = build_model(pico, dual, dtype="bfloat16")
     assert model.dtype == torch.bfloat16
     assert rotary_module(model).inv_freq.dtype == torch.float32
 
 
-def test_n_hat_builds_the_engines_own_rotary(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_n_hat_builds_the_engines_own_rotary(pico: Checkpoint, dual: BoundFactors) -> None:
     with_start = dataclasses.replace(dual, n_hat=8)
     model = build_model(pico, with_start)
     assert isinstance(rotary_module(model), RescaledRotary)
@@ -140,7 +135,7 @@ def test_n_hat_builds_the_engines_own_rotary(pico: Checkpoint, dual: RescaleFact
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
 def test_an_extended_checkpoint_is_built_with_its_own_factors(
-    pico: Checkpoint, dual: RescaleFactors, tmp_path: Path, spelling: str
+    pico: Checkpoint, dual: BoundFactors, tmp_path: Path, spelling: str
 ) -> None:
     folder = shutil.copytree(pico.path, tmp_path / "model")
     config = extended_config(pico.config, dual)
@@ -196,7 +191,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_model_with_other_factors_is_not_believed(pico: Checkpoint, dual: RescaleFactors, name: str) -> None:
+def test_a_model_with_other_factors_is_not_believed(pico: Checkpoint, dual: BoundFactors, name: str) -> None:
     change, message = WRONG[name]
     model = build_model(pico, dual)
     assert_frequencies(model, dual)
@@ -204,7 +199,7 @@ def test_a_model_with_other_factors_is_not_believed(pico: Checkpoint, dual: Resc
         assert_frequencies(model, change(dual))
 
 
-def test_rope_parameters_set_on_a_built_model_are_not_believed(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_rope_parameters_set_on_a_built_model_are_not_believed(pico: Checkpoint, dual: BoundFactors) -> None:
     """The trap of formats.md: the assignment succeeds and does nothing."""
     factors = dataclasses.replace(dual, attention_factor=1.0)
     model = build_model(pico)
@@ -213,7 +208,7 @@ def test_rope_parameters_set_on_a_built_model_are_not_believed(pico: Checkpoint,
         assert_frequencies(model, factors)
 
 
-def test_a_plain_model_has_not_the_factors(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_a_plain_model_has_not_the_factors(pico: Checkpoint, dual: BoundFactors) -> None:
     model = build_model(pico)
     with pytest.raises(LongRopeError, match="is of type 'default', expected 'longrope'"):
         assert_frequencies(model, dual)
@@ -225,7 +220,7 @@ def test_a_plain_model_has_not_the_factors(pico: Checkpoint, dual: RescaleFactor
 @pytest.mark.parametrize("name", ["short", "long"])
 @pytest.mark.parametrize("n_hat", [0, 8])
 def test_a_window_in_chunks_is_the_window_in_one_pass(
-    pico: Checkpoint, dual: RescaleFactors, name: FactorSet, n_hat: int
+    pico: Checkpoint, dual: BoundFactors, name: FactorSet, n_hat: int
 ) -> None:
     """transformers' own switch would turn the first chunks by the short set."""
     factors = dataclasses.replace(dual, n_hat=n_hat)
@@ -237,14 +232,14 @@ def test_a_window_in_chunks_is_the_window_in_one_pass(
     assert (loose - one).abs().max() > 1e-2
 
 
-def test_pinned_long_is_transformers_beyond_the_window(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_pinned_long_is_transformers_beyond_the_window(pico: Checkpoint, dual: BoundFactors) -> None:
     tokens = ids(100)
     model = build_model(pico, dual)
     expected = model(input_ids=torch.from_numpy(tokens)[None]).logits[0]
     assert torch.equal(whole(TorchSource(build_model(pico, dual), dual), tokens, "long"), expected)
 
 
-def test_pinned_short_is_transformers_within_the_window(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_pinned_short_is_transformers_within_the_window(pico: Checkpoint, dual: BoundFactors) -> None:
     tokens = ids(WINDOW)
     expected = build_model(pico, dual)(input_ids=torch.from_numpy(tokens)[None]).logits[0]
     source = TorchSource(build_model(pico, dual), dual)
@@ -258,7 +253,7 @@ def test_blocks_have_the_rows_asked_for(pico: Checkpoint) -> None:
     assert blocks[0].dtype == torch.float32
 
 
-def test_decoding_through_the_cache_is_the_full_pass(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_decoding_through_the_cache_is_the_full_pass(pico: Checkpoint, dual: BoundFactors) -> None:
     single = dual.as_single()
     source = TorchSource(build_model(pico, single), single, pinned=False)
     tokens = ids(WINDOW + 8)
@@ -300,7 +295,7 @@ def test_a_fresh_searching_rotary_is_the_original_rope(pico: Checkpoint) -> None
         torch.testing.assert_close(whole(TorchSource(model, None), tokens, "long"), expected, rtol=0, atol=1e-4)
 
 
-def test_replace_rotary_returns_what_was_there(pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_replace_rotary_returns_what_was_there(pico: Checkpoint, dual: BoundFactors) -> None:
     model = build_model(pico, dual)
     old = rotary_module(model)
     assert replace_rotary(model, PinnedRotary(old)) is old

@@ -10,13 +10,13 @@ import pytest
 from converters.onnx.graph import GraphBuilder
 from converters.onnx.rope_graph import TOTAL_LENGTH, rotary_tables
 from longrope import rope
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from tests.common import TARGET, WINDOW, pico_factors
 
 THETA, DIM = 10_000.0, 16
 
 
-def rope_session(factors: RescaleFactors) -> ort.InferenceSession:
+def rope_session(factors: BoundFactors) -> ort.InferenceSession:
     graph = GraphBuilder()
     positions = graph.input("position_ids", ir.DataType.INT64, ["b", "t"])
     for name, value in zip(("cos", "sin"), rotary_tables(graph, positions, factors), strict=True):
@@ -27,13 +27,13 @@ def rope_session(factors: RescaleFactors) -> ort.InferenceSession:
     return ort.InferenceSession(proto.SerializeToString(), options)
 
 
-def bound(**changes: object) -> RescaleFactors:
+def bound(**changes: object) -> BoundFactors:
     return pico_factors(DIM, **changes).bound_to(  # type: ignore[arg-type]
         original=WINDOW, rope_theta=THETA, rotary_dim=DIM, model_type="llama"
     )
 
 
-def exact(factors: RescaleFactors, name: str, positions: np.ndarray) -> np.ndarray:
+def exact(factors: BoundFactors, name: str, positions: np.ndarray) -> np.ndarray:
     return np.stack(
         rope.cos_sin(
             positions,

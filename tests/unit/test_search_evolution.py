@@ -14,14 +14,13 @@ from longrope.search.strategies import make_strategy
 from longrope.search.strategies.evolution import Schedule, merge, redraw_between
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Outcome
+from tests.common import unscaled
 
 TARGET = 2048
 
 
 def make_problem(**changes) -> Problem:
-    space = SearchSpace(
-        original=256, target=TARGET, rope_theta=10_000.0, rotary_dim=32, upper=10.0, n_hats=changes.pop("n_hats", (0,))
-    )
+    space = SearchSpace(unscaled(256, TARGET), upper=10.0, n_hats=changes.pop("n_hats", (0,)))
     objective = Objective((Window(np.zeros(8, dtype=np.int64)),))
     return Problem(space, objective, space.known_methods(), **changes)
 

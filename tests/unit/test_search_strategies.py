@@ -16,6 +16,7 @@ from longrope.search.strategies.monotone import Monotone, rising
 from longrope.search.strategies.natural import NaturalDescent
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate, Outcome, Trial
+from tests.common import unscaled
 
 TARGET = 2048
 WANTED = np.concatenate([np.ones(3), np.geomspace(1.1, 9.0, 8), np.full(5, 9.0)])
@@ -24,10 +25,7 @@ SEARCHING = sorted(set(STRATEGIES) - {"seeds"})
 
 def make_problem(*, search_attention: bool = False, **changes) -> Problem:
     space = SearchSpace(
-        original=256,
-        target=TARGET,
-        rope_theta=10_000.0,
-        rotary_dim=32,
+        unscaled(256, TARGET),
         upper=10.0,
         attention_factor=1.17 if search_attention else None,
         search_attention=search_attention,

@@ -30,7 +30,7 @@ from longrope.search.trial import Candidate, Outcome, Plan, Trial
 
 # Budget in full evaluations if none is given.
 OWN_BUDGET = 32
-# YaRN ramps (turns in L from which pairs keep their frequency, and up to which they are interpolated) beside YaRN's own.
+# YaRN ramps (rotations in L from which pairs keep their frequency, and up to which they are interpolated) beside YaRN's own.
 RAMPS = ((16, 1), (8, 1), (32, 0.5), (16, 0.5), (8, 0.5), (64, 1), (4, 0.5), (16, 0.25))
 # Seeds that are seldom best wait for the others.
 LAST = {"NTK": 1, "PI": 2}
@@ -133,7 +133,7 @@ class Mutants:
 
     def __init__(self, problem: Problem) -> None:
         self._space, self._rng = problem.space, problem.rng()
-        # A pair slower than half a radian in L turns so little that its factor hardly matters.
+        # A pair slower than half a radian in L rotates so little that its factor hardly matters.
         slowest = math.log(2 * self._space.original) / math.log(self._space.rope_theta) * self._space.num_pairs
         self._last = min(self._space.num_pairs - 1.0, slowest)
 

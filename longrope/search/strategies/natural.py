@@ -3,7 +3,7 @@
     u ← rising(u − c / T · m / (v + ε²))        m running mean of the gradient, v its mean square, T tokens of a window
 
 By the theory of maximum likelihood T times the variance of a window's gradient is the Fisher information of a token, and so
-about the curvature of the loss: the diagonal of it is the preconditioner. The faster a pair turns, the more its factor
+about the curvature of the loss: the diagonal of it is the preconditioner. The faster a pair rotates, the more its factor
 matters; so v is made to fall from pair to pair. Else a first gradient that is small by chance sends its pair into another
 basin, out of which no later step is long enough to bring it back. What competes is the mean of the last half of the iterates.
 Sources: Amari, Natural Gradient Works Efficiently in Learning (1998); averaging: Polyak and Juditsky (1992).
