@@ -50,6 +50,46 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class About:
+    """What is said of an option beside its kind and default.
+
+    Args:
+        help: a whole sentence.
+        section: of the help.
+        name: on the command line; None for the field's own with dashes.
+        short: a one-letter flag.
+        metavar: stands for the value in help; None for the kind's.
+        unset: in words, what None means.
+        minimum, maximum, above: bounds of a number.
+        argument: positional; several for a tuple.
+        alone: the value when the option is given without one.
+        once: concerns one call, and is no part of a recipe.
+    """
+
+    help: str
+    section: Section = "Expert"
+    name: str | None = None
+    short: str | None = None
+    metavar: str | None = None
+    unset: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    argument: bool = False
+    alone: str | None = None
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """What `nested` was given."""
+
+    only: frozenset[str] | None
+    rename: Mapping[str, str]
+    expert: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of a dataclass, its nested ones included.
 
@@ -59,7 +99,7 @@ class Option:
         kind: of the value, of one of them if `many`.
         many: a tuple of values, given one by one.
         default: MISSING for a required one.
-        about: what `option` was given.
+        about: what else `option` was given.
     """
 
     key: str
@@ -67,7 +107,7 @@ class Option:
     kind: Kind
     many: bool
     default: Any
-    about: Mapping[str, Any]
+    about: About
 
     @property
     def name(self) -> str:
@@ -97,39 +137,13 @@ class Option:
 # -- declaring
 
 
-def option(
-    default: Any = MISSING,
-    *,
-    help: str,
-    section: Section = "Expert",
-    name: str | None = None,
-    short: str | None = None,
-    metavar: str | None = None,
-    unset: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    argument: bool = False,
-    alone: str | None = None,
-    once: bool = False,
-) -> Any:
-    """A field that is an option.
+def option(default: Any = MISSING, *, help: str, section: Section = "Expert", **about: Any) -> Any:
+    """A field that is an option; without a default it is required. `about`: further fields of `About`."""
+    return _field(default, option=About(help, section, **about))
 
-    Args:
-        default: none makes it required.
-        help: a whole sentence.
-        section: of the help.
-        name: on the command line; None for the field's own with dashes.
-        short: a one-letter flag.
-        metavar: stands for the value in help; None for the kind's.
-        unset: in words, what None means.
-        minimum, maximum, above: bounds of a number.
-        argument: positional; several for a tuple.
-        alone: the value when the option is given without one.
-        once: concerns one call, and is no part of a recipe.
-    """
-    about = {key: value for key, value in locals().items() if key != "default"}
-    return field(**({} if default is MISSING else {"default": default}), metadata={"option": about})
+
+def _field(default: Any, **metadata: Any) -> Any:
+    return field(**({} if default is MISSING else {"default": default}), metadata=metadata)
 
 
 def nested(
@@ -147,8 +161,7 @@ def nested(
         rename: other names on the command line, by field.
         expert: fields to show in the help's last section.
     """
-    about = {"only": None if only is None else frozenset(only), "rename": rename or {}, "expert": frozenset(expert)}
-    return field(**({} if default is MISSING else {"default": default}), metadata={"nested": about})
+    return _field(default, nested=_Nested(None if only is None else frozenset(only), rename or {}, frozenset(expert)))
 
 
 def declared(cls: Any) -> tuple[Option, ...]:
@@ -172,14 +185,14 @@ def _walk(cls: Any, default: Any, path: tuple[str, ...]) -> Iterator[Option]:
         value = item.default if default is MISSING else getattr(default, item.name)
         if about := item.metadata.get("option"):
             kind, many = kind_of(hints[item.name], about)
-            key = about["name"] or item.name.replace("_", "-")
+            key = about.name or item.name.replace("_", "-")
             yield Option(key, (here,), kind, many, value, about)
         elif inner := item.metadata.get("nested"):
             for each in _walk(hints[item.name], value, here):
                 name = each.paths[0][-1]
-                if inner["only"] is None or name in inner["only"]:
-                    about = {**each.about, "section": "Expert"} if name in inner["expert"] else each.about
-                    yield dataclasses.replace(each, key=inner["rename"].get(name, each.key), about=about)
+                if inner.only is None or name in inner.only:
+                    about = dataclasses.replace(each.about, section="Expert") if name in inner.expert else each.about
+                    yield dataclasses.replace(each, key=inner.rename.get(name, each.key), about=about)
 
 
 # -- using
@@ -269,7 +282,7 @@ def _schema(each: Option) -> dict[str, Any]:
     if each.many:
         item = {"anyOf": [item, {"type": "array", "items": item}]}
     default = {} if each.default in (MISSING, None, ()) else {"default": plain(each.default)}
-    return {"description": each.about["help"], **item, **default}
+    return {"description": each.about.help, **item, **default}
 
 
 # -- kinds of values
@@ -412,7 +425,7 @@ Words = Annotated[tuple[str, ...], Kind("NAME,NAME,…", "names, by comma", part
 ModelName = Annotated[str, Kind("MODEL", "a path or a Hub id", model_name, _TEXT)]
 
 
-def kind_of(hint: Any, about: Mapping[str, Any]) -> tuple[Kind, bool]:
+def kind_of(hint: Any, about: About) -> tuple[Kind, bool]:
     """The kind of a field, and whether it holds many values."""
     arguments, origin = get_args(hint), get_origin(hint)
     if origin is Annotated:
@@ -444,8 +457,8 @@ def _bounded(
     return number
 
 
-def _number(hint: type, about: Mapping[str, Any]) -> Kind:
-    bounds = {name: about[name] for name in ("minimum", "maximum", "above")}
+def _number(hint: type, about: About) -> Kind:
+    bounds = {"minimum": about.minimum, "maximum": about.maximum, "above": about.above}
     read = _whole if hint is int else _real
     words = "a whole number" if hint is int else "a number"
     if bounds["minimum"] is not None and bounds["maximum"] is not None:
@@ -469,7 +482,7 @@ def _choice(words: Sequence[str]) -> Kind:
     return Kind("|".join(words), _either(words), parse, {"enum": list(words)})
 
 
-def _number_or_word(members: Sequence[Any], about: Mapping[str, Any]) -> Kind:
+def _number_or_word(members: Sequence[Any], about: About) -> Kind:
     """`int | Literal["search"]`."""
     number = next(_number(member, about) for member in members if member in (int, float))
     word = next(_choice(get_args(member)) for member in members if get_origin(member) is Literal)

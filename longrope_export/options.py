@@ -49,7 +49,7 @@ class SectionedOption(click.Option):
         return names, text + self._remark()
 
     def _remark(self) -> str:
-        default, unset = self.declared.default, self.declared.about["unset"]
+        default, unset = self.declared.default, self.declared.about.unset
         if default is MISSING:
             return "  [required]"
         if default is None or default == ():
@@ -67,7 +67,7 @@ class SectionedArgument(click.Argument):
         self.declared = declared
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        return self.name.upper() if self.name else "", str(self.declared.about["help"])
+        return self.name.upper() if self.name else "", str(self.declared.about.help)
 
 
 class SectionedCommand(click.Command):
@@ -87,7 +87,7 @@ class SectionedCommand(click.Command):
 def _section(parameter: click.Parameter) -> Section:
     if isinstance(parameter, SectionedArgument):
         return SECTIONS[0]
-    section: Section = parameter.declared.about["section"] if isinstance(parameter, SectionedOption) else HELP_SECTION
+    section: Section = parameter.declared.about.section if isinstance(parameter, SectionedOption) else HELP_SECTION
     return section
 
 
@@ -143,22 +143,22 @@ def _require(options: Any, values: Mapping[str, Any], context: click.Context) ->
 
 def _parameter(each: Option) -> click.Parameter:
     about = each.about
-    if about["argument"]:
+    if about.argument:
         return SectionedArgument(each, required=True, nargs=-1 if each.many else 1, type=Value(each.kind))
-    names = [f"--{each.key}", *([f"-{about['short']}"] if about["short"] else []), each.name]
+    names = [f"--{each.key}", *([f"-{about.short}"] if about.short else []), each.name]
     if each.is_switch and each.default is False:
-        return SectionedOption(each, names, help=about["help"], is_flag=True)
+        return SectionedOption(each, names, help=about.help, is_flag=True)
     if each.is_switch:
         names[0] = f"--{each.key}/--no-{each.key}"
-        return SectionedOption(each, names, help=about["help"], default=each.default)
+        return SectionedOption(each, names, help=about.help, default=each.default)
     settings: dict[str, Any] = {"multiple": True} if each.many else {}
     if each.kind.parts > 1:
         settings |= {"nargs": each.kind.parts, "type": click.UNPROCESSED, "callback": _together(each.kind)}
     else:
         settings["type"] = Value(each.kind)
-    if about["alone"] is not None:
-        settings |= {"is_flag": False, "flag_value": about["alone"]}
-    return SectionedOption(each, names, help=about["help"], metavar=about["metavar"] or each.kind.name, **settings)
+    if about.alone is not None:
+        settings |= {"is_flag": False, "flag_value": about.alone}
+    return SectionedOption(each, names, help=about.help, metavar=about.metavar or each.kind.name, **settings)
 
 
 def _together(kind: Kind) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
+from longrope_export.console import number
 
 TEMPLATE = "report.html.j2"
 
@@ -40,13 +41,17 @@ def render(data: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("longrope_export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["number"] = _number
+    environment.filters |= {"number": number, "percent": _percent, "said": _said}
     return environment.get_template(TEMPLATE).render(**data)
 
 
-def _number(value: float | None, pattern: str) -> str:
-    """A formatted number; a dash for what was not finite."""
-    return "–" if value is None else pattern % value
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{number(100 * share, '.2f')} %"
+
+
+def _said(value: object) -> str:
+    """What a check expected or found; nothing where it says neither."""
+    return "" if value is None else str(value)
 
 
 def _read(path: Path) -> Any:

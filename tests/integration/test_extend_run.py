@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -128,14 +129,35 @@ def test_the_report_can_be_written_again(run: FinishedRun, tmp_path: Path) -> No
     assert (tmp_path / "again.html").is_file()
 
 
-def test_the_report_shows_what_is_no_number(run: FinishedRun, tmp_path: Path) -> None:
+def test_the_report_shows_non_finite_numbers_as_dashes(run: FinishedRun, tmp_path: Path) -> None:
     """A broken artifact gives NaN, which is null in JSON; its report is needed most of all."""
     folder = shutil.copytree(run.folder, tmp_path / "run")
     data = run.json("validation.json")
-    data["artifacts"][1]["windows"][0].update(ppl=None, ppl_delta_percent=None, kl_mean=None)
+    scores = ("ppl_reference", "ppl", "ppl_delta_percent", "kl_mean", "kl_p99", "top1_agreement", "max_logit_diff")
+    data["artifacts"][1]["windows"][0].update(dict.fromkeys(scores))
     (folder / "validation.json").write_text(json.dumps(data))
+    methods = run.json("run.json")
+    methods["extension"]["methods"]["rows"][0]["perplexities"][0] = None
+    (folder / "run.json").write_text(json.dumps(methods))
     done = run_cli("report", folder)
     assert done.code == 0, done.err
+    page = re.sub(r"<(svg|pre).*?</\1>", "", (folder / "report.html").read_text(), flags=re.DOTALL)
+    assert page.count("<td>–</td>") == len(scores) + 1
+    assert not re.search(r">\s*(None|nan|inf)\b", page)
+
+
+def test_a_run_is_repeated_from_its_run_json(run: FinishedRun, tmp_path: Path) -> None:
+    """The recipe says what differs from the defaults, with paths that hold from anywhere."""
+    recipe = run.json("run.json")["recipe"]
+    assert (recipe["target-length"], recipe["max-evals"], recipe["methods"]) == (TARGET, 6, ["PI", "NTK"])
+    assert all(Path(text).is_absolute() for text in recipe["text"])
+    assert not {"output", "resume", "overwrite", "plan", "strategy", "dtype"} & set(recipe)
+    again = tmp_path / "again"
+    done = run_cli("extend", run.folder / "run.json", "-o", again)
+    assert done.code == 0, done.err
+    mine, theirs = (RescaleFactors.load(folder / "factors.json") for folder in (again, run.folder))
+    assert (mine.long_factor, mine.short_factor) == (theirs.long_factor, theirs.short_factor)
+    assert json.loads((again / "run.json").read_text())["recipe"] == recipe
 
 
 def test_a_finished_run_resumes_to_itself(run: FinishedRun, pico: Checkpoint, texts: Path) -> None:

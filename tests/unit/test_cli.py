@@ -113,7 +113,7 @@ def parts_of(entry: str) -> tuple[str, str, str]:
 
 
 def is_line_of(names: str, each: Option) -> bool:
-    if each.about["argument"]:
+    if each.about.argument:
         return names == each.name.upper()
     return bool(re.search(rf"(^|, )--{each.key}( |$)", names))
 
@@ -146,12 +146,12 @@ def test_defaults_that_are_shown_are_the_dataclasses(name: str) -> None:
     lines = [line for lines in help_of(name).values() for line in lines]
     for each in declared(REQUESTS[name]):
         (remark,) = (remark for names, _, remark in lines if is_line_of(names, each))
-        if each.about["argument"]:
+        if each.about.argument:
             assert remark == ""
         elif each.default is MISSING:
             assert remark == "required"
         elif each.default is None or each.default == ():
-            assert remark == (f"default: {each.about['unset']}" if each.about["unset"] else "")
+            assert remark == (f"default: {each.about.unset}" if each.about.unset else "")
         elif isinstance(each.default, bool):
             assert remark == (f"default: {each.key}" if each.default else "")
         else:

@@ -156,7 +156,7 @@ def test_only_some_fields_of_a_nested_one_are_options() -> None:
         engine: Engine = nested(Engine(), only=("rate",), expert=("rate",))
 
     Narrow.__annotations__["engine"] = Engine  # a local class's text annotations cannot be looked up
-    assert [(each.key, each.about["section"]) for each in declared(Narrow)] == [("rate", "Expert")]
+    assert [(each.key, each.about.section) for each in declared(Narrow)] == [("rate", "Expert")]
 
 
 def test_a_dataclass_refuses_what_its_options_could_not_be() -> None:
