@@ -156,12 +156,12 @@ def extend(
     options: ExtendOptions,
     *,
     journal_dir: Path,
-    stages_dir: Path,
-    resume: bool,
-    dual: bool,
-    progress: Progress,
+    stages_dir: Path | None = None,
+    resume: bool = False,
+    dual: bool = False,
+    progress: Progress | None = None,
 ) -> Extension:
-    """Run the recipe on one model.
+    """Run the recipe on one model: everything but the artifacts.
 
     Args:
         checkpoint: the model before extension.
@@ -169,11 +169,20 @@ def extend(
         held_out: texts that neither sees.
         options: target, budgets, stages.
         journal_dir: holds a journal for each search; `resume` goes on with them.
-        stages_dir: holds a folder for each stage.
+        stages_dir: holds a folder for each stage; None for `stages` in `journal_dir`.
         resume: go on with what is in these folders.
         dual: recover a short set, too.
-        progress: where bars and lines go.
+        progress: where bars and lines go; None shows nothing.
+
+    Returns:
+        The factors, the model they are for, and held-out perplexities of known methods and of what was found.
+
+    Raises:
+        InputError: documents too short, an option out of range, a journal of another run.
+        MissingRequirementError: the machine lacks memory, disk or an extra.
+        UnsupportedError: the model cannot be extended.
     """
+    progress, stages_dir = progress or Silent(), stages_dir or journal_dir / "stages"
     options = options.on(checkpoint)
     if options.stages is None:
         found = _searched(checkpoint, corpus, options, journal_dir / "long", resume, progress)

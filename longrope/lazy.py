@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module, metadata
+from functools import cache
+from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import inspect
+    from importlib.metadata import EntryPoint
 
 
 def exports(
@@ -26,19 +30,27 @@ def exports(
         if name in modules:
             module = import_module(modules[name])
             value = module if module.__name__ == f"{package}.{name}" else getattr(module, name)
+        elif name in _entries(entry_points):
+            value = _entries(entry_points)[name].load()
         else:
-            found = list(metadata.entry_points(group=entry_points, name=name)) if entry_points else []
-            if not found:
-                raise AttributeError(f"module {package!r} has no attribute {name!r}")
-            value = found[0].load()
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        above = metadata.entry_points(group=entry_points).names if entry_points else ()
-        return sorted({*vars(sys.modules[package]), *modules, *above})
+        return sorted({*vars(sys.modules[package]), *modules, *_entries(entry_points)})
 
     return get, names
+
+
+@cache
+def _entries(group: str) -> Mapping[str, EntryPoint]:
+    """The entry points of a group by name."""
+    if not group:
+        return {}
+    from importlib.metadata import entry_points  # as slow to import as everything else here together
+
+    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 class CallableModule(ModuleType):
@@ -55,6 +67,8 @@ class CallableModule(ModuleType):
 
     @property
     def __signature__(self) -> inspect.Signature:
+        import inspect
+
         return inspect.signature(self._function)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -39,6 +39,7 @@ BUDGETS: Mapping[str, str] = {
 SMALLER = {
     "max_evals=32": "max_evals=2",
     "max_evals=24": "max_evals=2",
+    "short_evals=24": "short_evals=2",
     "limit=4": "limit=1",
     "steps=400": "steps=1",
     "batch=32": "batch=2",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 import pytest
 
+from converters import convert
+from longrope.checkpoint import Checkpoint
+from longrope.factors import RescaleFactors
 from longrope_export.cli import cli
 from tests.common import REPOSITORY
 from tests.markdown import LINKED, PAGES, Block, anchors, blocks, links, own_commands, prose
@@ -84,3 +89,19 @@ def test_every_option_on_the_pages_exists(block: Block, arguments: list[str]) ->
 def test_every_command_is_on_a_page() -> None:
     shown = {words[0] for _, words in own_commands(SHELL)}
     assert set(cli.list_commands(click.Context(cli))) <= shown
+
+
+@pytest.mark.parametrize(("format_name", "page"), [("hf", "validation.md"), ("gguf", "gguf.md")])
+def test_every_static_check_is_on_its_page(format_name: str, page: str, pico: Checkpoint, dual: RescaleFactors) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        written = convert(pico, Path(folder) / f"artifact.{format_name}", to=format_name, factors=dual)
+    patterns = documented_ids((REPOSITORY / "docs" / page).read_text(encoding="utf-8"))
+    ids = {check.id for check in written.checks}
+    assert ids
+    assert [id for id in sorted(ids) if not any(fnmatch(id, pattern) for pattern in patterns)] == []
+
+
+def documented_ids(page: str) -> set[str]:
+    """Ids in the first cells of a page's tables, as patterns: `….short_factor` and `.pre` stand for any beginning."""
+    cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
+    return {re.sub(r"^…?\.", "*.", id).replace("…", "*") for cell in cells for id in re.findall(r"`([^`]+)`", cell)}
