@@ -41,7 +41,7 @@ STAGES = Kind(
 
 @dataclass(frozen=True)
 class ExtendOptions:
-    """What `extend` can be told beyond the model and the texts.
+    """Every option of `longrope.extend` beyond the model and the texts.
 
     Args:
         target_length: L' in tokens.

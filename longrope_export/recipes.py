@@ -47,6 +47,9 @@ def read_recipe(path: Path, options: Sequence[Option]) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected a table of options, such as `target-length: 32k`, got {type(table).__name__}"
         )
+    once = {each.key for each in options if each.about.once}
+    if wrong := [key for key in table if str(key).replace("_", "-") in once]:
+        raise InputError(f"{path}: {wrong[0]}: expected on the command line, for it concerns one run, not what is run")
     values = read_table(_kept(options), table, str(path), path.parent)
     if "model" not in values:
         raise InputError(f"{path}: expected a model, such as `model: default`")

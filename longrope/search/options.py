@@ -23,7 +23,7 @@ MACHINE_ONLY = ("device", "threads", "executor", "workers")
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Everything a search can be told; the defaults are what most people want.
+    """Every option of a search; the defaults are what most people want.
 
     Args:
         strategy: a name of `longrope.search.strategies.STRATEGIES`.

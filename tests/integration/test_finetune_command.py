@@ -1,4 +1,4 @@
-"""`longrope-export finetune`: what it writes, refuses and tells."""
+"""`longrope-export finetune`: what it writes, refuses and reports."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_a_recipe_prints_nothing_but_itself(tmp_path: Path) -> None:
     [
         ("model: x\ntarget-lenght: 3", "recipe.yaml: unknown key target-lenght; did you mean target-length?"),
         ("model: x\nmodle: y", "recipe.yaml: unknown key modle; did you mean model?"),
-        ("model: x\noverwrite: true", "recipe.yaml: unknown key overwrite"),
+        ("model: x\noverwrite: true", "recipe.yaml: overwrite: expected on the command line"),
         ("model: x\nseed: 1\nseed: 2", "seed is there twice"),
         ("model: x\ntarget-length: 1\ntarget_length: 2", "target-length: given twice"),
         ("model: x\nseed: many", "recipe.yaml: seed: expected a whole number from 0 to 4294967295, got 'many'"),
