@@ -106,7 +106,7 @@ class _Lines:
         self._before += units if before else 0.0
         self._note = self._note if note is None else note
         now, share = time.monotonic(), self._done / self._total
-        if now - self._last >= PLAIN_SECONDS and share - self._shown > PLAIN_SHARE - 1e-9:
+        if now - self._last >= PLAIN_SECONDS and self._shown + PLAIN_SHARE - 1e-9 < share < 1:
             self._last, self._shown = now, share
             left = _time_left(now - self._start, self._done, self._total, self._before)
             self._print(f"{100 * share:.0f} %, {left} left")

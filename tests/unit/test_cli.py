@@ -368,7 +368,8 @@ def test_plain_lines_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
         return out.getvalue().splitlines()
 
     slow = lines(step=1, seconds=60, steps=100)
-    assert len(slow) == 100 / 5 + 1
+    assert len(slow) == 100 / 5
+    assert slow[-1] == "search: done in 100:00"
     assert slow[0] == "search: 5 %, 95:00 left"
     assert len(lines(step=10, seconds=3, steps=10)) == 2 + 1
     assert lines(step=50, seconds=1, steps=2) == ["search: done in 0:02"]
