@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from converters import registry
-from converters.base import Check, Converter, Export
+from converters.base import Check, Converter, Export, PlannedExport
 from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
 from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
@@ -341,7 +341,6 @@ def _validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> Validat
         crossing=request.crossing,
         threads=request.options.search.threads,
         device=request.options.search.device,
-        seed=request.options.search.seed,
     )
 
 
@@ -404,11 +403,11 @@ def _export(
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
     chosen = chosen_sets(output.converter, factors, request.sets)
-    checks = _sound(output, checkpoint, chosen)
+    planned = output.converter.plan(Export(checkpoint, chosen, output.outtype))
+    checks = _sound(output, planned)
     if checks is None:
         progress.line(f"Writing {output.path} ({chosen.factor_sets} factor set{'s' * (chosen.factor_sets == 'dual')}).")
-        export = Export(checkpoint, chosen, output.outtype)
-        checks = output.converter.convert(export, output.path, progress, overwrite=True)
+        checks = planned.save(output.path, progress, overwrite=True)
     run.exports.append(
         {
             "format": output.label,
@@ -419,15 +418,15 @@ def _export(
         }
     )
     run.save()
-    return Artifact(output.path, output.converter, chosen, name=output.label)
+    return Artifact(output.path, output.converter, planned, name=output.label)
 
 
-def _sound(output: Output, checkpoint: Checkpoint, factors: BoundFactors) -> list[Check] | None:
+def _sound(output: Output, planned: PlannedExport) -> list[Check] | None:
     """The static checks of an artifact from before, None when there is none or it fails one."""
     if not output.path.exists():
         return None
     try:
-        checks = output.converter.static_checks(output.path, factors, checkpoint)
+        checks = planned.check(output.path)
     except InputError:
         return None
     return checks if all(check.status != "fail" for check in checks) else None
