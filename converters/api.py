@@ -138,7 +138,7 @@ def validate(
         threads=threads,
         device=resolve_device(device),
     )
-    judged = Artifact(path, converter, expectation.factors)
+    judged = Artifact(path, converter, converter.plan_of(path, expectation.factors, reference))
     (result,) = validate_artifacts([judged], reference, expectation.reference, corpus, options, progress)
     result.checks = [*expectation.notes, *result.checks]
     return result

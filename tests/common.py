@@ -109,6 +109,29 @@ PICO_CHANGES: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
 }
 
+# What makes a model type that ONNX can express use the features that set it apart.
+FEATURES: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 16},
+    # Scores near the cap, a window shorter than the text: both kinds of layers and both caps matter.
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 4,
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "phi3": {"partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "qwen2": {"tie_word_embeddings": True},
+    "smollm3": {"num_hidden_layers": 4},
+}
+
 
 def pico_folder(path: Path, model_type: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """Write a randomly initialised pico model with its tokenizer; weights are large enough that logits differ."""

@@ -24,7 +24,7 @@ FORBIDDEN = {
 # The only packages that may import a format's library.
 HOMES = {
     "converters/gguf": {"gguf", "llama_cpp"},
-    "converters/onnx": {"onnx", "onnxruntime", "onnxscript", "onnx_ir"},
+    "converters/onnx": {"onnx", "onnxruntime", "onnx_ir"},
 }
 
 
