@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +52,6 @@ def command(request: ConvertRequest) -> int:
     """Write MODEL with its factors embedded, read everything back, and only then give it its name."""
     from longrope_export.console import ConsoleProgress
 
-    gc.set_threshold(
-        100_000
-    )  # a vocabulary is that many objects and no cycle: looking for some costs a tenth of the time
     progress = ConsoleProgress()
     written = convert(request, progress)
     progress.line(f"{written.path}: written; {len(written.checks)} read-back checks passed.")
