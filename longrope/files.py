@@ -103,7 +103,10 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, are on the disk; a rename is not safe from a power cut before."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -102,7 +102,7 @@ def harness_model(checkpoint: Checkpoint, source: LogitSource, window: int) -> A
             ids: list[int] = checkpoint.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False).ids
             return ids
 
-        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
             from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
             sums = []
@@ -116,7 +116,7 @@ def harness_model(checkpoint: Checkpoint, source: LogitSource, window: int) -> A
                 sums.append(sum(self._score(*make_disjoint_window(part))[0] for part in windows))
             return sums
 
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
             return [self._generate(context, settings) for context, settings in (request.args for request in requests)]
 
         def _loglikelihood_tokens(
