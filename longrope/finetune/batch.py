@@ -70,10 +70,6 @@ class PackedBatch:
     cu_seqlens: tuple[int, ...]
 
     @property
-    def num_tokens(self) -> int:
-        return self.cu_seqlens[-1]
-
-    @property
     def weight(self) -> float:
         """Sum of the weights of all predicted tokens: what the summed loss is divided by."""
         return float(self.weights.double().sum())

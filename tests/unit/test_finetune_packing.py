@@ -61,7 +61,7 @@ def test_a_batch_says_where_sequences_start_and_what_follows() -> None:
     assert batch.labels.tolist() == [[2, IGNORED, IGNORED, 9, IGNORED, IGNORED]]
     assert batch.weights.tolist() == [[1, 0, 0, 4, 0, 0]]
     assert batch.sets.tolist() == [[LONG, LONG, SHORT, SHORT, SHORT, SHORT]]
-    assert (batch.weight, batch.num_tokens, batch.lengths) == (5.0, 6, [2, 3, 1])
+    assert (batch.weight, batch.lengths) == (5.0, [2, 3, 1])
 
 
 def test_rows_joined_are_rows_packed() -> None:
