@@ -180,10 +180,10 @@ def test_memory_of_attention_is_linear_in_the_row() -> None:
 
 
 def test_the_flash_kernel_is_asked_in_what_autocast_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turned queries are float32 under autocast, which that kernel does not take."""
+    """Rotated queries are float32 under autocast, which that kernel does not take."""
     asked: list[torch.dtype] = []
-    monkeypatch.setattr(attention, "_flash_attention_serves", lambda *_: True)
-    monkeypatch.setattr(attention, "_flash", lambda query, *_: asked.append(query.dtype) or query)
+    monkeypatch.setattr(attention, "flash_attention_serves", lambda *_: True)
+    monkeypatch.setattr(attention, "flash_attention", lambda query, *_: asked.append(query.dtype) or query)
     heads = torch.zeros(1, 2, 8, 4)
     with torch.autocast("cpu", torch.bfloat16):
         attend(heads, heads, heads, (0, 4, 8))

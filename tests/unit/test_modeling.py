@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -338,8 +339,7 @@ def test_flash_attention_serves_on_a_gpu_in_16_bits(
 def test_a_model_or_a_gpu_without_flash_attention_keeps_its_own(
     monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
-    def refuse(name: str) -> None:
-        raise refusal
-
+    refusing = Mock(side_effect=refusal)
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    use_fastest_attention(SimpleNamespace(set_attn_implementation=refuse), "cuda", "float16")
+    use_fastest_attention(SimpleNamespace(set_attn_implementation=refusing), "cuda", "float16")
+    refusing.assert_called_once_with("flash_attention_2")
