@@ -5,8 +5,8 @@
     summarize   {"document", "summary"}              document ─► greedy ─► ROUGE-1, ROUGE-L
 
 Prompts are plain text. One that does not fit the window is refused, with how many there are, or its document loses its
-middle on request, counted. Scores: SQuAD (Rajpurkar et al. 2016) for exact match and F1; ROUGE (Lin 2004), computed here
-because the package `rouge-score` has had no release since 2022.
+middle on request, counted. Scores: SQuAD (Rajpurkar et al. 2016) for exact match and F1; ROUGE (Lin 2004). They are computed
+here so that words of every script count; DESIGN.md says what libraries do.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ FORBIDDEN = {
     "converters": {"longrope_export", "click", "rich"},
     "longrope_export": FORMAT_LIBRARIES - {"onnx"} | {"tests"},
 }
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 # The only packages that may import a format's library.
 HOMES = {
     "converters/gguf": {"gguf", "llama_cpp"},
@@ -72,6 +74,14 @@ def test_no_relative_imports_blur_the_picture() -> None:
                 if isinstance(node, ast.ImportFrom) and node.level
             ]
             assert not relative, path.relative_to(REPOSITORY)
+
+
+def test_types_are_shipped() -> None:
+    """A marker in each package, which the wheel takes along."""
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    for package in FORBIDDEN:
+        assert (REPOSITORY / package / "py.typed").is_file()
+        assert "py.typed" in data[package]
 
 
 # -- laziness, by running
