@@ -37,7 +37,7 @@ def attend(
     """Causal attention of every document to itself.
 
     Args:
-        query_BHTd: [B, H, T, d] queries, already turned.
+        query_BHTd: [B, H, T, d] queries, already rotated.
         key_BKTd, value_BKTd: [B, K, T, d] keys and values; H is a multiple of K.
         cu_seqlens: where documents start, and T: 0, n0, n0 + n1, …, T. The same for all B rows.
         scaling: of the scores; None for 1/√d.
@@ -110,7 +110,7 @@ def check_layer(cu_seqlens: Sequence[int], sliding_window: int | None, softcap: 
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What torch's own attention would compute in: under autocast turned queries are float32 still."""
+    """What torch's own attention would compute in: under autocast rotated queries are float32 still."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 

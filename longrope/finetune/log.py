@@ -75,7 +75,7 @@ def read_log(path: Path) -> list[StepRecord]:
     """The steps of a log; none where there is no file. A last line that a kill cut is dropped.
 
     Raises:
-        InputError: another line is no step.
+        InputError: another line is not a step.
     """
     if not path.is_file():
         return []

@@ -139,7 +139,7 @@ def require_extras(options: TrainOptions) -> None:
 
 
 def require_trainable(config: Mapping[str, Any], options: TrainOptions) -> None:
-    """What config.json tells of a training that would fail only once the weights are loaded, hours into a plan of stages.
+    """What config.json says of a training that would fail only once the weights are loaded, hours into a plan of stages.
 
     Raises:
         UnsupportedError: the model caps attention scores or logits, which packed attention and the fused loss cannot.
