@@ -38,7 +38,7 @@ from longrope.search.strategies.evolution import keep
 from longrope.search.trial import Job, Measurement, Trial
 from longrope.search.windows import build_objective, needle_windows, oddities
 from longrope.text import Corpus, Document
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_corpus, pico_factors
 
 OPTIONS = SearchOptions(strategy="evolution", max_evals=12, num_documents=2, threads=1)
 CANDIDATE = Candidate(pico_factors().long_factor, n_hat=2, attention_factor=1.1)
@@ -51,8 +51,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(checkpoint):
-    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
-    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+    return pico_corpus(checkpoint)
 
 
 # -- needles and mixtures

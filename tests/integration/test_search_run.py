@@ -29,7 +29,7 @@ from longrope.search.evaluators import LocalEvaluator
 from longrope.search.objective import Objective, Window
 from longrope.search.windows import whole_windows
 from longrope.text import Corpus, Document
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_corpus, pico_factors
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = SearchOptions(strategy="evolution", max_evals=18, num_documents=2, threads=1)
@@ -42,8 +42,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(checkpoint):
-    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
-    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+    return pico_corpus(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,7 @@ from longrope.search.evaluators import (
 )
 from longrope.search.objective import Objective, Window
 from longrope.search.trial import Candidate, Job, Measurement
-from longrope.text import Corpus, Document
-from tests.common import TARGET, pico_checkpoint, pico_text
+from tests.common import TARGET, pico_checkpoint, pico_corpus
 
 GOOD = [Candidate(tuple(1.0 + 0.1 * k * np.arange(8))) for k in range(4)]
 CURSED = Candidate((6.66,) * 8)
@@ -39,8 +38,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(checkpoint):
-    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
-    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+    return pico_corpus(checkpoint)
 
 
 @pytest.fixture(scope="module")
