@@ -144,7 +144,7 @@ class WorkerPool(Protocol):
 
 
 class PoolEvaluator:
-    """Hands jobs to a workers, replaces the dead, retries their jobs.
+    """Hands jobs to workers, replaces the dead, retries their jobs.
 
     Args:
         workers: the workers.
@@ -238,7 +238,7 @@ class ProcessWorkerPool:
 
     Args:
         recipes: one a worker.
-        serve: what a process runs; tests put a clumsy one here.
+        serve: what a process runs.
     """
 
     def __init__(self, recipes: Sequence[Recipe], serve: Callable[[Recipe, Connection], None] | None = None) -> None:
