@@ -132,7 +132,7 @@ class GgufModelRunner(ModelRunner):  # type: ignore[misc]
         source = LlamaCppSource(program.path, factors, max_length=longest, threads=threads)
         return cls(source, metadata, program)
 
-    def __call__(self, *_: bool, **kwargs: Any) -> CausalLMOutputWithPast:
+    def __call__(self, share_inputs: bool = True, share_outputs: bool = False, **kwargs: Any) -> CausalLMOutputWithPast:
         """Logits [B, T, V] of `input_ids` [B, T]; each row gets the set that llama.cpp uses at its length."""
         mask = kwargs.get("attention_mask")
         if mask is not None and not bool(mask.all()):
