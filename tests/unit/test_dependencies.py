@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,12 @@ FORBIDDEN = {
     "converters": {"longrope_export", "click", "rich"},
     "longrope_export": FORMAT_LIBRARIES - {"onnx"} | {"tests"},
 }
+# Used where they are installed; what needs them says how to install them.
+UNDECLARED = {"bitsandbytes", "flash_attn", "lm_eval"}
+# Distributions whose modules have other names.
+MODULES = {"llama-cpp-python": "llama_cpp"}
+# Imported by a name that is put together, or by the libraries that are.
+IMPORTED_BY_NAME = {"llama_cpp", "gguf"}
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 # The only packages that may import a format's library.
 HOMES = {
@@ -74,6 +81,23 @@ def test_no_relative_imports_blur_the_picture() -> None:
                 if isinstance(node, ast.ImportFrom) and node.level
             ]
             assert not relative, path.relative_to(REPOSITORY)
+
+
+def declared(*extras: str) -> set[str]:
+    """Modules that the core of pyproject.toml and these extras bring by name."""
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    names = [re.split(r"[<>=\[]", line)[0] for line in lines]
+    return {MODULES.get(name, name.replace("-", "_").lower()) for name in names}
+
+
+def test_what_is_imported_is_declared_and_nothing_else() -> None:
+    """Much is installed beside us by chance; a clean installation has only what is declared."""
+    found = {name for package in FORBIDDEN for path in sources(package) for name in imports_of(path)}
+    foreign = found - sys.stdlib_module_names - FORBIDDEN.keys() - UNDECLARED
+    brought = declared("gguf", "onnx", "ray", "train", "report")
+    assert foreign - brought == set()
+    assert brought - foreign - IMPORTED_BY_NAME == set()
 
 
 def test_types_are_shipped() -> None:
