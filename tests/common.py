@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors, RescaleFactors, read_authors_csv
+from longrope.text import Corpus, Document
 
 WINDOW = 64
 TARGET = 256
@@ -49,6 +50,12 @@ def pico_text(num_sentences: int, seed: int = 0) -> str:
     """Prose of so many sentences, in an order that depends on the seed."""
     rng = np.random.default_rng(seed)
     return " ".join(SENTENCES[i] for i in rng.integers(len(SENTENCES), size=num_sentences))
+
+
+def pico_corpus(checkpoint: Checkpoint, documents: int = 3) -> Corpus:
+    """Documents of 60 sentences in a checkpoint's tokens."""
+    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(documents)]
+    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
 
 
 def pico_tokenizer(vocab_size: int = 384) -> Tokenizer:
