@@ -105,3 +105,10 @@ def documented_ids(page: str) -> set[str]:
     """Ids in the first cells of a page's tables, as patterns: `….short_factor` and `.pre` stand for any beginning."""
     cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
     return {re.sub(r"^…?\.", "*.", id).replace("…", "*") for cell in cells for id in re.findall(r"`([^`]+)`", cell)}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    folders = ("longrope", "converters", "longrope_export", "tests", "benchmarks", "docs")
+    named = re.findall(rf"`((?:{'|'.join(folders)})/[\w/.-]+)`", prose(page))
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
