@@ -14,7 +14,7 @@ from torch import Tensor
 from converters.base import Export
 from converters.onnx import OnnxConverter
 from converters.onnx.runtime import OnnxSource
-from converters.parity import Artifact, ValidateOptions, Validation, validate
+from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors, FactorSet
 from longrope.progress import Silent
@@ -70,7 +70,7 @@ def validated(model: Checkpoint, path: Path, factors: BoundFactors, converter: O
     corpus = Corpus((Document("text", ids),))
     options = ValidateOptions(windows=(WINDOW, TARGET), windows_per_length=1, threads=1)
     planned = converter.plan_of(path, factors, model)
-    (result,) = validate([Artifact(path, converter, planned)], model, factors, corpus, options, Silent())
+    (result,) = validate_artifacts([Artifact(path, converter, planned)], model, factors, corpus, options, Silent())
     return result
 
 
