@@ -38,7 +38,7 @@ from longrope.progress import Silent
 from longrope.provenance import usable_cpus
 from longrope.scoring import LogitSource, compare_windows
 from tests import common
-from tests.integration.test_gguf_faults import BROKEN, CATALOGUE, rewrite
+from tests.gguf_files import BROKEN, CATALOGUE, rewrite
 
 ROOM = ROOT / "runs" / "bench" / "gguf"
 TEXT = ROOT / "longrope_export" / "default_model" / "texts" / "test" / "moby_dick.txt"
@@ -189,7 +189,7 @@ def large_model(bench: Bench) -> None:
         got = (
             f"{ratio(costs['ours'], costs['cp']):.1f}× ({in_seconds(costs['ours'])} against {in_seconds(costs['cp'])})"
         )
-        bench.add("large", f"{outtype}: whole command, checks included, over cp of its file", "told", got)
+        bench.add("large", f"{outtype}: whole command, checks included, over cp of its file", "reported", got)
         add_memory(bench, outtype, costs["ours"], largest=model.vocab_size * LARGE_WIDTH * 2)
     patched = of_work(lambda: patch_gguf(target, made_up(model, 1.5), ROOM / "large-patched.gguf"))
     bench.add("large", "patch of that file", "seconds", f"{patched.seconds:.1f} s", patched.seconds < 60)
@@ -229,7 +229,7 @@ def parity(bench: Bench, section: str, asked: Mapping[str, float | None]) -> Non
             bench.add(
                 section,
                 f"{name}, {length} tokens ({factor_set} set): KL a token",
-                f"≤ {limit:g}" if limit else "told",
+                f"≤ {limit:g}" if limit else "reported",
                 f"{score.kl_mean:.1e} (ppl {score.ppl_delta_percent:+.4f} %, top-1 {100 * score.top1_agreement:.2f} %)",
                 limit is None or score.kl_mean <= limit,
             )

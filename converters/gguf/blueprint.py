@@ -1,130 +1,145 @@
 """Everything a GGUF file will hold, worked out from headers alone: metadata and a plan for every tensor.
 
-The writer follows the blueprint; the static checks compare a finished file with it.
+    Checkpoint ──► ModelPlan: hyperparameters, vocabulary, general keys, tensors; each worked out once ──┐
+    BoundFactors ──► factor tensors, rope keys, our own record ──────────────────────────────────────────┴─► Blueprint
+
+The writer follows the blueprint; the static checks compare a finished file with it. What a model is called, who made it
+and under which licence is found by `gguf`, which reads the model card and takes names apart after the Hub's conventions.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-import longrope
-from converters.gguf.container import Content, Kind, TensorInfo, Value, array, f32, text, u32
-from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Key, Layout
-from converters.gguf.library import gguf_library
-from converters.gguf.metadata import conventional_name, general_values
-from converters.gguf.options import GgufOptions
-from converters.gguf.outtypes import DEFAULT, OUTTYPES, OutType
-from converters.gguf.target import FACTORS_KEY, OWN_PREFIX, Target, target_of
-from converters.gguf.tensors import TensorPlanner
+from converters.gguf.architectures import (
+    COMMON_KEYS,
+    LAYOUTS,
+    Key,
+    Layout,
+    Target,
+    TensorPlanner,
+    refuse_factors,
+    target_of,
+)
+from converters.gguf.container import TensorInfo, Value, array, f32, text, u32
+from converters.gguf.factors import factor_arrays, factor_info, own_record, scaling_values
+from converters.gguf.native import gguf
 from converters.gguf.tokenizer import vocabulary_of
 from converters.gguf.vocabulary import Vocabulary
-from converters.gguf.weights import Planned, SafetensorsSource
-from longrope.checkpoint import Checkpoint
+from converters.gguf.weights import DEFAULT, OUTTYPES, OutType, Planned, SafetensorsSource
+from converters.gguf.writing import Content
+from longrope.checkpoint import HUB_ID, Checkpoint
 from longrope.errors import InputError
 from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters
+from longrope.provenance import usable_cpus
 
 EMBEDDING = "token_embd.weight"
+TAGS = ("longrope", "long-context")
+_SIZE = re.compile(r"(\d+)\s*([KMG]?)B?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+MAX_WRITERS = 8
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """What goes into a file.
+class GgufOptions:
+    """What `Export.options` may hold for GGUF.
 
     Args:
-        checkpoint, factors: what is exported.
+        name: `general.name`; None takes the one in the model card, or the checkpoint's.
+        as_llama: write a network that differs from Llama's in name only (qwen2, seed_oss) as architecture llama, which
+            takes factors where its own does not.
+        imatrix: importance matrix of llama-imatrix, for the types that llama.cpp quantizes.
+        split_max_size: bytes of tensors in one file, as a number or like "2G"; what is larger is written in parts
+            NAME-00001-of-0000N.gguf. None writes one file.
+        threads: that round and write weights, and of llama.cpp's quantizer; 0 for all there are.
+    """
+
+    name: str | None = None
+    as_llama: bool = False
+    imatrix: str | Path | None = None
+    split_max_size: int | str | None = None
+    threads: int = 0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Build from a mapping. Raises InputError for an unknown option, or a value that cannot be read."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise InputError(f"unknown GGUF option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        built = cls(**options)
+        _ = built.max_part_bytes
+        if not isinstance(built.threads, int) or built.threads < 0:
+            raise InputError(f"threads: expected a whole number, 0 for all there are, got {built.threads!r}")
+        return built
+
+    @property
+    def writers(self) -> int:
+        """Threads that round and write; more than `MAX_WRITERS` only wait for one another."""
+        return min(self.threads or usable_cpus(), MAX_WRITERS)
+
+    @property
+    def max_part_bytes(self) -> int | None:
+        """`split_max_size` in bytes."""
+        if self.split_max_size is None:
+            return None
+        found = _SIZE.fullmatch(str(self.split_max_size).strip())
+        if not found or not int(found[1]):
+            raise InputError(f"split_max_size: expected a size like 500M or 2G, got {self.split_max_size!r}")
+        return int(found[1]) * _UNITS[found[2].upper()]
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What of a file does not depend on the factors. Each part is worked out when it is first asked for, and kept.
+
+    Args:
+        checkpoint: what is exported.
+        target: what it is written as.
         outtype: weight type.
-        options: of the export.
+        name: `general.name`; None for the one that is found.
     """
 
     checkpoint: Checkpoint
-    factors: BoundFactors
+    target: Target
     outtype: OutType = OUTTYPES[DEFAULT]
-    options: GgufOptions = field(default_factory=GgufOptions)
-
-    @cached_property
-    def target(self) -> Target:
-        """What the file is written as. Raises UnsupportedError when llama.cpp has nothing that takes the factors."""
-        return target_of(self.checkpoint, self.factors, as_llama=self.options.as_llama)
-
-    @property
-    def file_name(self) -> str:
-        """Of the file, when only a folder is given."""
-        infos = [planned.info for planned in self.tensors]
-        return conventional_name(self.checkpoint, self.outtype, infos, name=self.options.name)
-
-    @property
-    def architecture(self) -> str:
-        """llama.cpp's name of the architecture."""
-        return self.target.architecture
+    name: str | None = None
 
     @property
     def layout(self) -> Layout:
-        return LAYOUTS[self.architecture]
+        return LAYOUTS[self.target.architecture]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
+        """Raises UnsupportedError when llama.cpp cannot express the tokenizer."""
         return vocabulary_of(self.checkpoint)
 
-    def values(self) -> dict[str, Value]:
-        """All metadata, in the file's order."""
-        model = {f"{self.architecture}.{name}": value for name, value in self.model_values().items()}
-        infos = [planned.info for planned in self.tensors]
-        general = general_values(self.checkpoint, self.architecture, self.outtype, infos, name=self.options.name)
-        return {**general, **model, **self.scalar_values(), **self.vocabulary.values, **self.own_values()}
-
-    def model_values(self) -> dict[str, Value]:
-        """Hyperparameters, by name without the architecture."""
-        checkpoint, config = self.checkpoint, self.checkpoint.config
+    @cached_property
+    def hyperparameters(self) -> Mapping[str, Value]:
+        """By name without the architecture; lengths and rotary facts come with the factors."""
+        config = {**rope_parameters(self.checkpoint.config), **self.checkpoint.config}
         found = {key.name: _value(key, config) for key in (*COMMON_KEYS, *self.layout.keys)}
         return {
             **{name: value for name, value in found.items() if value is not None},
-            **_head_values(checkpoint),
-            **self.rope_values(),
+            **_head_values(self.checkpoint),
         }
 
-    def rope_values(self) -> dict[str, Value]:
-        """Lengths and rotary facts. `rope.scaling.factor` is left out on purpose: llama.cpp would apply it on top."""
-        factors = self.factors
-        kind = {"rope.scaling.type": text("longrope")} if self.target.rope == "sets" else {}
-        return {
-            "context_length": u32(factors.target),
-            "rope.dimension_count": u32(self.checkpoint.rotary_dim),
-            "rope.freq_base": f32(self.checkpoint.rope_theta),
-            **kind,
-            "rope.scaling.original_context_length": u32(factors.original),
-            "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
-        }
-
-    def scalar_values(self) -> dict[str, Value]:
+    @cached_property
+    def scalars(self) -> Mapping[str, Value]:
         """Numbers that transformers keeps as tensors of each layer, as arrays over the layers."""
-        return {name: array(Kind.FLOAT32, data) for name, data in self._planner.scalars(self._source).items()}
-
-    def own_values(self) -> dict[str, Value]:
-        """The whole factors.json, with where the factors come from, and what wrote the file."""
-        return {
-            OWN_PREFIX + "version": text(longrope.__version__),
-            FACTORS_KEY: text(json.dumps(self.factors.to_json(), default=str)),
-        }
-
-    # -- tensors
-
-    def contents(self) -> list[Content]:
-        """All tensors in the file's order."""
-        f32 = int(gguf_library().GGMLQuantizationType.F32)
-        factors = [Content(TensorInfo(n, a.shape, f32), partial(iter, (a,))) for n, a in self.factor_arrays().items()]
-        return [*factors, *(planned.content() for planned in self.tensors)]
-
-    def factor_arrays(self) -> dict[str, NDArray[np.float32]]:
-        """The factor tensors by name: both sets, or the one that serves every context."""
-        return {name: np.array(self.factors.set(s), dtype=np.float32) for name, s in self.target.factor_tensors.items()}
+        kind = gguf.GGUFValueType.FLOAT32
+        return {name: array(kind, data) for name, data in self._planner.scalars(self._source).items()}
 
     @cached_property
     def tensors(self) -> tuple[Planned, ...]:
@@ -132,6 +147,48 @@ class Blueprint:
         planned = self._planner.plan(self._source)
         self._check_complete({entry.info.name: entry.info for entry in planned})
         return planned
+
+    @cached_property
+    def general(self) -> Mapping[str, Value]:
+        """The `general.*` keys."""
+        found, keys = self._metadata, gguf.Keys.General
+        if self.checkpoint.factors is None:
+            found = dataclasses.replace(found, base_models=[_base_model(self.checkpoint, found)])
+        writer = gguf.GGUFWriter(None, self.target.architecture)
+        found.set_gguf_meta_model(writer)
+        values = {key: _converted(entry) for key, entry in writer.kv_data[0].items()}
+        return {
+            keys.ARCHITECTURE: text(self.target.architecture),
+            keys.TYPE: text(gguf.GGUFType.MODEL),
+            **values,
+            keys.SIZE_LABEL: text(self._size_label),
+            keys.TAGS: _with_tags(values.get(keys.TAGS)),
+            keys.FILE_TYPE: u32(gguf.LlamaFileType[self.outtype.file_type]),
+            keys.QUANTIZATION_VERSION: u32(gguf.GGML_QUANT_VERSION),
+        }
+
+    @property
+    def file_name(self) -> str:
+        """After llama.cpp's convention: base name, size, fine-tune, version, weight type."""
+        found = self._metadata
+        parts = (found.name, found.basename, found.finetune, found.version, self._size_label, self.outtype.name)
+        return f"{gguf.naming_convention(*parts)}.gguf"
+
+    @cached_property
+    def _metadata(self) -> Any:
+        """What `gguf` finds in the model card, config.json and the name of the folder or of the Hub's repository."""
+        hub = _hub_id(self.checkpoint)
+        folder = Path(hub.rpartition("/")[2]) if hub else self.checkpoint.path
+        name = self.name or (folder.name if hub else None)
+        count = sum(math.prod(planned.info.shape) for planned in self.tensors)
+        found = gguf.Metadata.load(None, self.checkpoint.path, name, count)
+        if hub and not found.organization:
+            found.organization = hub.partition("/")[0]
+        return found
+
+    @property
+    def _size_label(self) -> str:
+        return _size_label([planned.info for planned in self.tensors])
 
     @cached_property
     def _source(self) -> SafetensorsSource:
@@ -142,9 +199,9 @@ class Blueprint:
         config = self.checkpoint.config
         heads = {"attn_q": int(config["num_attention_heads"]), "attn_k": num_key_value_heads(config)}
         return TensorPlanner(
-            self.architecture,
+            self.target.architecture,
             self.layout,
-            matrix_type=int(gguf_library().GGMLQuantizationType[self.outtype.matrix or self._lossless]),
+            matrix_type=int(gguf.GGMLQuantizationType[self.outtype.matrix or self._lossless]),
             heads=heads if self.target.permute_qk else {},
             tied=self._tied,
         )
@@ -180,13 +237,78 @@ class Blueprint:
             )
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """What goes into a file: a model and its factors.
+
+    Args:
+        model: everything else.
+        factors: bound to the model.
+    """
+
+    model: ModelPlan
+    factors: BoundFactors
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        factors: BoundFactors,
+        outtype: OutType = OUTTYPES[DEFAULT],
+        *,
+        name: str | None = None,
+        as_llama: bool = False,
+    ) -> Self:
+        """Plan a file. Raises UnsupportedError when llama.cpp has nothing that computes this model with these factors."""
+        target = target_of(checkpoint, factors, as_llama=as_llama)
+        return cls(ModelPlan(checkpoint, target, outtype, name), factors)
+
+    def with_factors(self, factors: BoundFactors) -> Self:
+        """The same model with other factors. Raises UnsupportedError for those that llama.cpp cannot apply."""
+        refuse_factors(self.model.checkpoint, self.model.target, factors)
+        return dataclasses.replace(self, factors=factors)
+
+    def values(self) -> dict[str, Value]:
+        """All metadata, in the file's order."""
+        prefix = f"{self.model.target.architecture}."
+        model = {prefix + name: value for name, value in self.model_values().items()}
+        return {
+            **self.model.general,
+            **model,
+            **self.model.scalars,
+            **self.model.vocabulary.values,
+            **own_record(self.factors),
+        }
+
+    def model_values(self) -> dict[str, Value]:
+        """Hyperparameters, lengths and rotary facts, by name without the architecture."""
+        checkpoint = self.model.checkpoint
+        return {
+            **self.model.hyperparameters,
+            "context_length": u32(self.factors.target),
+            "rope.dimension_count": u32(checkpoint.rotary_dim),
+            "rope.freq_base": f32(checkpoint.rope_theta),
+            **scaling_values(self.factors, self.model.target.rope),
+        }
+
+    def contents(self) -> list[Content]:
+        """All tensors in the file's order, the factors first."""
+        factors = self.factor_arrays().items()
+        added = [Content(factor_info(name, data), partial(iter, (data,))) for name, data in factors]
+        return [*added, *(planned.content() for planned in self.model.tensors)]
+
+    def factor_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The factor tensors by name."""
+        return factor_arrays(self.factors, self.model.target.rope)
+
+
 def num_key_value_heads(config: Mapping[str, Any]) -> int:
     """Heads of k and v: as many as of q when config.json is silent."""
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
 
 
 def _head_values(checkpoint: Checkpoint) -> dict[str, Value]:
-    """Sizes of heads. Latent attention has one key head a query head, made of a turned and an unturned part."""
+    """Sizes of heads. Latent attention has one key head a query head, made of a rotated and an unrotated part."""
     config = checkpoint.config
     if "qk_rope_head_dim" in config:
         key, value = config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["v_head_dim"]
@@ -201,5 +323,41 @@ def _head_values(checkpoint: Checkpoint) -> dict[str, Value]:
 
 
 def _value(key: Key, config: Mapping[str, Any]) -> Value | None:
-    data = {**rope_parameters(config), **config}.get(key.field, key.default)
+    data = config.get(key.field, key.default)
     return None if data is None else key.make(data)
+
+
+def _base_model(checkpoint: Checkpoint, metadata: Any) -> dict[str, str]:
+    """The checkpoint itself: what is exported is its extension."""
+    found = {"name": metadata.name, "organization": metadata.organization, "version": metadata.version}
+    if hub := _hub_id(checkpoint):
+        found["repo_url"] = f"https://huggingface.co/{hub}"
+    return {key: value for key, value in found.items() if value}
+
+
+def _hub_id(checkpoint: Checkpoint) -> str | None:
+    """`organization/name` of a checkpoint that came from the Hub."""
+    if HUB_ID.fullmatch(checkpoint.name) and not Path(checkpoint.name).exists():
+        return checkpoint.name.partition("@")[0]
+    return None
+
+
+def _size_label(infos: Sequence[TensorInfo]) -> str:
+    """E.g. 135M, or 8x7B for experts."""
+    stacks = [info for info in infos if "_exps." in info.name]
+    total, in_stacks = (sum(math.prod(info.shape) for info in group) for group in (infos, stacks))
+    count = stacks[0].shape[0] if stacks else 0
+    expert = in_stacks // count if count else 0
+    return str(gguf.size_label(total, total - in_stacks, expert, count))
+
+
+def _converted(entry: Any) -> Value:
+    """A GGUFValue of the library as ours."""
+    if entry.type is not gguf.GGUFValueType.ARRAY:
+        return Value(entry.type, entry.value)
+    return array(entry.sub_type or gguf.GGUFValueType.STRING, entry.value)
+
+
+def _with_tags(given: Value | None) -> Value:
+    tags = given.data if given else ()
+    return array(gguf.GGUFValueType.STRING, (*tags, *(tag for tag in TAGS if tag not in tags)))

@@ -1,23 +1,27 @@
-"""Static checks: a finished file against the blueprint of what it must hold. Ids are stable; docs/gguf.md lists them."""
+"""Static checks. Ids are stable; docs/gguf.md lists them.
+
+static_checks   a finished file against the blueprint of what it must hold
+splice_checks   a file whose weights were kept against the one it was made from: only the factors may have changed
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.base import Check
 from converters.gguf.blueprint import Blueprint
-from converters.gguf.container import Bytes, GgufFile, Value, dequantize, type_name
-from converters.gguf.library import gguf_library
-from converters.gguf.meanings import MEANINGS
-from converters.gguf.rounding import encode
-from converters.gguf.target import FREQS, LONG, SHORT
+from converters.gguf.container import Bytes, GgufFile, TensorInfo, Value, dequantize, type_name
+from converters.gguf.factors import FREQS, LONG, MEANINGS, OWN_PREFIX, SHORT, factor_tensors
+from converters.gguf.native import gguf
 from converters.gguf.vocabulary import PREFIX
-from converters.gguf.weights import Planned
-from longrope.errors import UnsupportedError
+from converters.gguf.weights import Planned, encode
+from longrope.errors import InputError, UnsupportedError
 
 # Keys that may be missing: llama.cpp derives them, and other tools leave them out.
 _OPTIONAL = {"vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count"}
@@ -41,6 +45,16 @@ _FLOATS = ("f32", "f16", "bf16")
 Floats = NDArray[np.float32]
 
 
+def checks_of_file(path: Path, checks: Callable[[GgufFile], Iterable[Check]]) -> list[Check]:
+    """Whether a file can be read, and if so its other checks."""
+    try:
+        file = GgufFile(path)
+    except InputError as error:
+        return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
+    with file:
+        return [Check("gguf.readable", "pass"), *checks(file)]
+
+
 def static_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool = True) -> list[Check]:
     """All checks of one file.
 
@@ -59,12 +73,14 @@ def static_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool = True) -
 
 
 def _key_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
-    yield Check.equal("gguf.arch", blueprint.architecture, file.architecture, "llama.cpp would build another network")
-    expected = blueprint.model_values()
+    expected, model = blueprint.model_values(), blueprint.model
+    yield Check.equal(
+        "gguf.arch", model.target.architecture, file.architecture, "llama.cpp would build another network"
+    )
     for name, value in expected.items():
         message = MEANINGS.get(name, f"llama.cpp would build another network with this {name}")
         yield _key_check(f"gguf.{name}", value, file.values.get(f"{file.architecture}.{name}"), name, message)
-    for key, value in blueprint.scalar_values().items():
+    for key, value in model.scalars.items():
         yield Check.equal(f"gguf.{key}", value.data, file.get(key), "the activation's own numbers")
     yield Check.equal(
         "gguf.rope.scaling.factor",
@@ -90,13 +106,12 @@ def _key_check(id: str, expected: Value, actual: Value | None, name: str, messag
 
 
 def _factor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
-    f32 = int(gguf_library().GGMLQuantizationType.F32)
-    arrays = blueprint.factor_arrays()
-    wrong = {name: type_name(file.tensors[name].type) for name in arrays if _not_f32(file, name, f32)}
+    arrays, held = blueprint.factor_arrays(), factor_tensors(blueprint.model.target.rope)
+    wrong = {name: type_name(file.tensors[name].type) for name in arrays if _not_f32(file, name)}
     yield Check.equal("gguf.factors.dtype", {}, wrong, "llama.cpp reads factors as f32 only")
     for name, expected in arrays.items():
         actual = file.floats(name).ravel().tolist() if name in file.tensors and name not in wrong else None
-        yield _factor_check(f"gguf.factors.{blueprint.target.factor_tensors[name]}", expected.tolist(), actual)
+        yield Check.equal_factors(f"gguf.factors.{held[name]}", expected.tolist(), actual)
     yield Check.equal(
         "gguf.rope_freqs",
         FREQS in arrays,
@@ -105,21 +120,8 @@ def _factor_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     )
 
 
-def _not_f32(file: GgufFile, name: str, f32: int) -> bool:
-    return name in file.tensors and file.tensors[name].type != f32
-
-
-def _factor_check(id: str, expected: list[float], actual: list[float] | None) -> Check:
-    if actual is None:
-        return Check(
-            id, "fail", f"{len(expected)} factors", None, "missing: llama.cpp runs the unscaled RoPE, silently"
-        )
-    if len(actual) != len(expected):
-        return Check(id, "fail", f"{len(expected)} factors", f"{len(actual)} factors", "llama.cpp refuses the file")
-    off = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if a != b), None)
-    if off is None:
-        return Check(id, "pass", f"{len(expected)} factors", "equal to the last bit")
-    return Check(id, "fail", expected[off], actual[off], f"factor {off} differs; other sets hide behind low perplexity")
+def _not_f32(file: GgufFile, name: str) -> bool:
+    return name in file.tensors and file.tensors[name].type != gguf.GGMLQuantizationType.F32
 
 
 # -- vocabulary
@@ -127,7 +129,7 @@ def _factor_check(id: str, expected: list[float], actual: list[float] | None) ->
 
 def _vocabulary_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     try:
-        expected = blueprint.vocabulary.values
+        expected = blueprint.model.vocabulary.values
     except UnsupportedError as error:
         yield Check("gguf.vocab", "skip", message=f"the reference's tokenizer cannot be expressed: {error}")
         return
@@ -138,14 +140,14 @@ def _vocabulary_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
 
 def _vocabulary_check(name: str, expected: Any, actual: Any) -> Check:
     id = f"gguf.vocab.{name}"
-    if not isinstance(expected, list):
+    if not isinstance(expected, tuple):
         return Check.equal(id, expected, actual, "text is split otherwise than by the reference's tokenizer")
-    if not isinstance(actual, list) or len(actual) != len(expected):
-        found = len(actual) if isinstance(actual, list) else None
+    if not isinstance(actual, tuple) or len(actual) != len(expected):
+        found = len(actual) if isinstance(actual, tuple) else None
         return Check(id, "fail", f"{len(expected)} entries", found, "another vocabulary")
-    off = next((i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if a != b), None)
-    if off is None:
+    if actual == expected:
         return Check(id, "pass", f"{len(expected)} entries", "equal")
+    off = next(i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if a != b)
     return Check(id, "fail", expected[off], actual[off], f"entry {off} differs: another vocabulary")
 
 
@@ -153,7 +155,7 @@ def _vocabulary_check(name: str, expected: Any, actual: Any) -> Check:
 
 
 def _tensor_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool) -> Iterator[Check]:
-    planned = {entry.info.name: entry for entry in blueprint.tensors}
+    planned = {entry.info.name: entry for entry in blueprint.model.tensors}
     present = set(file.tensors) - {LONG, SHORT, FREQS}
     missing, extra = sorted(set(planned) - present), sorted(present - set(planned))
     yield Check.equal("gguf.tensors.missing", [], missing, "llama.cpp refuses the file")
@@ -225,7 +227,101 @@ def _rounds_alike(expected: Floats, rows: Bytes, type: int) -> bool:
 
 
 def _row_error(expected: Floats, rows: Bytes, type: int) -> float:
-    """Largest relative root-mean-square difference of a row; infinite where the file holds none or odd numbers."""
+    """Largest relative root-mean-square difference of a row; infinite where the file holds non-finite numbers."""
     scale = np.maximum(np.linalg.norm(expected, axis=1), np.finfo(np.float32).tiny)
     worst = float((np.linalg.norm(dequantize(rows, type) - expected, axis=1) / scale).max())
     return worst if np.isfinite(worst) else float("inf")
+
+
+# -- kept weights
+
+PATCHED_KEYS = (
+    "context_length",
+    "rope.scaling.type",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+)
+# Of larger tensors, this many bytes at each end are compared; the data was copied in one piece.
+_COMPARED_BYTES = 1 << 20
+
+
+class Readable(Protocol):
+    """A file or a part of one."""
+
+    @property
+    def values(self) -> Mapping[str, Value]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def raw(self, name: str) -> Bytes: ...
+
+
+def splice_checks(
+    after: Readable,
+    before: Readable,
+    values: Mapping[str, Value],
+    arrays: Mapping[str, NDArray[np.float32]],
+    *,
+    whole: bool = False,
+) -> list[Check]:
+    """Compare the two files.
+
+    Args:
+        values: what the metadata must be now.
+        arrays: what the factor tensors must be now.
+        whole: compare every byte of every tensor, not the ends of large ones.
+    """
+    return [
+        *_spliced_key_checks(after, values),
+        *_spliced_factor_checks(after, arrays),
+        _tensors_check(after, before, arrays),
+        _data_check(after, before, arrays, whole=whole),
+    ]
+
+
+def _spliced_key_checks(after: Readable, values: Mapping[str, Value]) -> Iterator[Check]:
+    """The keys that a patch writes one by one, then all others together; our own record is no fact about the model."""
+    prefix = f"{values['general.architecture'].data}."
+    changed = {prefix + name: name for name in PATCHED_KEYS}
+    for key, name in changed.items():
+        expected, actual = (found.data if (found := side.get(key)) else None for side in (values, after.values))
+        yield Check.equal(f"gguf.{name}", expected, actual, MEANINGS[name])
+    keys = {key for key in {*after.values, *values} if key not in changed and not key.startswith(OWN_PREFIX)}
+    wrong = sorted(key for key in keys if after.values.get(key) != values.get(key))
+    yield Check.equal("gguf.patch.keys", [], wrong, "metadata that a patch has no business with")
+
+
+def _spliced_factor_checks(after: Readable, arrays: Mapping[str, NDArray[np.float32]]) -> Iterator[Check]:
+    for name, expected in arrays.items():
+        id = f"gguf.factors.{'short' if name == SHORT else 'long'}"
+        found = after.raw(name) if name in after.tensors else np.empty(0, np.uint8)
+        same = np.array_equal(found, expected.view(np.uint8))
+        count = f"{len(expected)} factors"
+        yield Check(
+            id, "pass" if same else "fail", count, count if same else "others", "" if same else f"{name} differs"
+        )
+
+
+def _tensors_check(after: Readable, before: Readable, arrays: Mapping[str, NDArray[np.float32]]) -> Check:
+    added = {name for name in arrays if name not in before.tensors}
+    old = [(info.name, info.shape, info.type) for info in before.tensors.values()]
+    new = [(info.name, info.shape, info.type) for info in after.tensors.values() if info.name not in added]
+    odd = [pair for pair in zip_longest(old, new) if pair[0] != pair[1]]
+    return Check.equal("gguf.patch.tensors", [], odd[:1], "a tensor changed its name, shape, type or place")
+
+
+def _data_check(after: Readable, before: Readable, arrays: Mapping[str, NDArray[np.float32]], *, whole: bool) -> Check:
+    names = [name for name in before.tensors if name in after.tensors and name not in arrays]
+    wrong = [name for name in names if not _same(after.raw(name), before.raw(name), whole=whole)]
+    return Check.equal("gguf.patch.data", [], wrong[:5], f"{len(wrong)} tensors are not the source's bytes")
+
+
+def _same(one: Bytes, other: Bytes, *, whole: bool) -> bool:
+    if len(one) != len(other):
+        return False
+    if whole or len(one) <= 2 * _COMPARED_BYTES:
+        return bool(np.array_equal(one, other))
+    ends = (slice(0, _COMPARED_BYTES), slice(len(one) - _COMPARED_BYTES, None))
+    return all(np.array_equal(one[end], other[end]) for end in ends)

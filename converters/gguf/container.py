@@ -1,11 +1,12 @@
-"""The GGUF container, version 3: parse, lay out and write it, knowing nothing of models.
+"""The GGUF container, version 3, as it is read, knowing nothing of models. `writing` writes it.
 
     ┌ magic, version, counts ┬ key/value pairs ┬ tensor infos ┬ pad ┬ tensor ┬ pad ┬ tensor ┬ pad ┐
     └───────────────── head ───────────────────────────────────────┴────── data, each aligned ─────┘
 
-Shapes here are row-major like numpy's; the file stores them the other way round. `gguf.GGUFReader` makes one numpy
-view per string and takes seconds on a large vocabulary; this parser takes a tenth of one, and knows where each part
-lies, so that a file can be changed by splicing bytes.
+Shapes here are row-major like numpy's; the file stores them the other way round. Constants, kinds of values and types of
+tensors are those of the library `gguf`; its `GGUFReader` makes one numpy view per string and takes seconds on a large
+vocabulary. This parser takes a tenth of one, checks every bound, and knows where each part lies, so that a file can be
+changed by splicing bytes.
 
 Source: the format's specification (ggml, docs/gguf.md).
 """
@@ -17,114 +18,116 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gguf.library import gguf_library
-from converters.gguf.output import Block, Output, Region, in_threads
+from converters.gguf.native import gguf
 from longrope.errors import InputError
 
+if TYPE_CHECKING:
+    from gguf import GGUFValueType
+
 MAGIC = b"GGUF"
-VERSION = 3
-DEFAULT_ALIGNMENT = 32
-ALIGNMENT_KEY = "general.alignment"
-SPLIT_NO = "split.no"
-SPLIT_COUNT = "split.count"
-SPLIT_TENSORS = "split.tensors.count"
 
 Bytes = NDArray[np.uint8]
 Entry = TypeVar("Entry")
 
-
-class Kind(IntEnum):
-    """Types of metadata values, by their number in the file."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
-
+# How struct calls the kinds of numbers, by their name in gguf.GGUFValueType.
 _FORMATS = {
-    Kind.UINT8: "B",
-    Kind.INT8: "b",
-    Kind.UINT16: "H",
-    Kind.INT16: "h",
-    Kind.UINT32: "I",
-    Kind.INT32: "i",
-    Kind.FLOAT32: "f",
-    Kind.BOOL: "?",
-    Kind.UINT64: "Q",
-    Kind.INT64: "q",
-    Kind.FLOAT64: "d",
+    "UINT8": "B",
+    "INT8": "b",
+    "UINT16": "H",
+    "INT16": "h",
+    "UINT32": "I",
+    "INT32": "i",
+    "FLOAT32": "f",
+    "BOOL": "?",
+    "UINT64": "Q",
+    "INT64": "q",
+    "FLOAT64": "d",
 }
 
 
 @dataclass(frozen=True)
 class Value:
-    """One typed metadata value; `item` is the kind of an array's elements."""
+    """One typed metadata value; `item` is the kind of an array's elements.
 
-    kind: Kind
+    An array is a tuple: Python's garbage collector forgets tuples of strings and numbers, and would walk a list of a
+    hundred thousand tokens again and again.
+    """
+
+    kind: GGUFValueType
     data: Any
-    item: Kind | None = None
+    item: GGUFValueType | None = None
 
     @cached_property
     def encoded(self) -> bytes:
         """Its bytes in a file, kept: a vocabulary is written twice, for llama.cpp to check it and then for good."""
-        return struct.pack("<I", self.kind) + _encode_data(self)
+        return struct.pack("<I", self.kind) + _encoded_data(self)
 
 
 def u16(data: int) -> Value:
     """An unsigned 16-bit number."""
-    return Value(Kind.UINT16, int(data))
+    return Value(gguf.GGUFValueType.UINT16, int(data))
 
 
 def i32(data: int) -> Value:
     """A signed 32-bit number."""
-    return Value(Kind.INT32, int(data))
+    return Value(gguf.GGUFValueType.INT32, int(data))
 
 
 def u32(data: int) -> Value:
     """An unsigned 32-bit number."""
-    return Value(Kind.UINT32, int(data))
+    return Value(gguf.GGUFValueType.UINT32, int(data))
 
 
 def f32(data: float) -> Value:
     """A 32-bit float; the number is rounded here, so that it equals what is read back."""
-    return Value(Kind.FLOAT32, float(np.float32(data)))
+    return Value(gguf.GGUFValueType.FLOAT32, float(np.float32(data)))
 
 
 def flag(data: bool) -> Value:
     """A truth value."""
-    return Value(Kind.BOOL, bool(data))
+    return Value(gguf.GGUFValueType.BOOL, bool(data))
 
 
 def text(data: str) -> Value:
     """A UTF-8 string."""
-    return Value(Kind.STRING, data)
+    return Value(gguf.GGUFValueType.STRING, data)
 
 
-def array(item: Kind, data: Iterable[Any]) -> Value:
+def array(item: GGUFValueType, data: Iterable[Any]) -> Value:
     """An array of one kind."""
-    return Value(Kind.ARRAY, list(data), item)
+    return Value(gguf.GGUFValueType.ARRAY, tuple(data), item)
+
+
+def _encoded_data(value: Value) -> bytes:
+    if value.kind is gguf.GGUFValueType.STRING:
+        return encode_string(value.data)
+    if value.kind is not gguf.GGUFValueType.ARRAY:
+        return struct.pack("<" + _FORMATS[value.kind.name], value.data)
+    if value.item is None:
+        raise ValueError("an array needs the kind of its elements")
+    head = struct.pack("<IQ", value.item, len(value.data))
+    if value.item is gguf.GGUFValueType.STRING:
+        encoded = list(map(str.encode, value.data))
+        parts = [b""] * (2 * len(encoded))
+        parts[::2], parts[1::2] = map(struct.Struct("<Q").pack, map(len, encoded)), encoded
+        return head + b"".join(parts)
+    return head + struct.pack(f"<{len(value.data)}{_FORMATS[value.item.name]}", *value.data)
+
+
+def encode_string(value: str) -> bytes:
+    """Length and UTF-8."""
+    data = value.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,17 @@ class TensorInfo:
         return tensor_bytes(self.shape, self.type)
 
 
+def alignment_of(values: Mapping[str, Value]) -> int:
+    """Bytes that tensors are aligned to in a file with these metadata."""
+    key = gguf.Keys.General.ALIGNMENT
+    return int(values[key].data) if key in values else int(gguf.GGUF_DEFAULT_ALIGNMENT)
+
+
+def aligned(offset: int, alignment: int) -> int:
+    """The next multiple of `alignment` at or after `offset`."""
+    return -(-offset // alignment) * alignment
+
+
 def tensor_bytes(shape: Sequence[int], type: int) -> int:
     """Size in bytes of a tensor of a ggml type. Raises InputError when its rows are no whole number of blocks."""
     block, size = block_size(type)
@@ -151,7 +165,7 @@ def tensor_bytes(shape: Sequence[int], type: int) -> int:
 
 def block_size(type: int) -> tuple[int, int]:
     """Elements and bytes of one block of a ggml type. Raises InputError for a number no type has."""
-    sizes = gguf_library().GGML_QUANT_SIZES
+    sizes = gguf.GGML_QUANT_SIZES
     if type not in sizes:
         raise InputError(f"unknown tensor type {type}")
     elements, size = sizes[type]
@@ -160,7 +174,16 @@ def block_size(type: int) -> tuple[int, int]:
 
 def type_name(type: int) -> str:
     """Lower-case name of a ggml type, e.g. `q8_0`."""
-    return str(gguf_library().GGMLQuantizationType(type).name).lower()
+    return str(gguf.GGMLQuantizationType(type).name).lower()
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes of a file that are wanted as they are."""
+
+    path: Path
+    start: int
+    count: int
 
 
 # -- reading
@@ -172,7 +195,6 @@ class GgufPart:
     Attributes:
         values: metadata by key, in the file's order.
         tensors: tensor infos by name, in the file's order.
-        values_end, infos_end: offsets in the file where the key/value pairs and the tensor infos end.
         data_start: offset in the file where the data part begins.
 
     Raises:
@@ -216,19 +238,17 @@ class GgufPart:
         if self._map[:4] != MAGIC:
             raise InputError("not a GGUF file: it does not start with GGUF")
         version, num_tensors, num_values = struct.unpack_from("<IQQ", self._map, 4)
-        if version != VERSION:
-            raise InputError(f"expected a little-endian GGUF of version {VERSION}, got version {version:#x}")
+        if version != gguf.GGUF_VERSION:
+            raise InputError(f"expected a little-endian GGUF of version {gguf.GGUF_VERSION}, got version {version:#x}")
         if num_tensors + num_values > self.size:
             raise InputError("truncated or damaged GGUF: it claims more entries than it has bytes")
         cursor = _Cursor(self._map, 24)
         self.values = _unique("key", ((cursor.string(), cursor.value()) for _ in range(num_values)))
-        self.values_end = cursor.at
         self.tensors = _unique("tensor", ((info.name, info) for info in _tensor_infos(cursor, num_tensors)))
-        self.infos_end = cursor.at
-        self.alignment = int(self.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT))
+        self.alignment = alignment_of(self.values)
         if self.alignment < 1 or self.alignment & (self.alignment - 1):
-            raise InputError(f"{ALIGNMENT_KEY}: expected a power of two, got {self.alignment}")
-        self.data_start = aligned(self.infos_end, self.alignment)
+            raise InputError(f"{gguf.Keys.General.ALIGNMENT}: expected a power of two, got {self.alignment}")
+        self.data_start = aligned(cursor.at, self.alignment)
         self._check_extents()
 
     def _check_extents(self) -> None:
@@ -285,11 +305,18 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        return str(self.get("general.architecture", ""))
+        return str(self.get(gguf.Keys.General.ARCHITECTURE, ""))
 
     def model_key(self, suffix: str, default: Any = None) -> Any:
         """The value of `{architecture}.{suffix}`."""
         return self.get(f"{self.architecture}.{suffix}", default)
+
+    def required_key(self, suffix: str) -> int:
+        """The whole number of `{architecture}.{suffix}`. Raises InputError without."""
+        value = self.model_key(suffix)
+        if value is None:
+            raise InputError(f"{self.path}: expected the key {self.architecture}.{suffix}, found none")
+        return int(value)
 
     def raw(self, name: str) -> Bytes:
         """The bytes of a tensor, as a view of the file."""
@@ -322,7 +349,7 @@ def part_path(path: Path, index: int, count: int) -> Path:
 
 
 def _other_parts(first: GgufPart) -> Iterator[GgufPart]:
-    count = int(first.get(SPLIT_COUNT, 1))
+    count = int(first.get(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, 1))
     if count <= 1:
         return
     wanted = f"-{1:05d}-of-{count:05d}"
@@ -334,7 +361,7 @@ def _other_parts(first: GgufPart) -> Iterator[GgufPart]:
         part = GgufPart(part_path(whole, index, count))
         found += len(part.tensors)
         yield part
-    total = first.get(SPLIT_TENSORS, found)
+    total = first.get(gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, found)
     if total != found:
         raise InputError(f"expected {total} tensors in {count} parts, found {found}")
 
@@ -357,7 +384,7 @@ class _Cursor:
             raise InputError("truncated or damaged GGUF: a string reaches beyond its end")
         return self.buffer[start : self.at].decode("utf-8")
 
-    def strings(self, count: int) -> list[str]:
+    def strings(self, count: int) -> tuple[str, ...]:
         """As `string`, many times; a vocabulary has a hundred thousand."""
         found, at, buffer, length = [], self.at, self.buffer, struct.Struct("<Q").unpack_from
         for _ in range(count):
@@ -367,23 +394,23 @@ class _Cursor:
         if at > len(buffer):
             raise InputError("truncated or damaged GGUF: a string reaches beyond its end")
         self.at = at
-        return found
+        return tuple(found)
 
     def value(self) -> Value:
-        kind = Kind(self.number("I"))
-        if kind is Kind.STRING:
+        kind = gguf.GGUFValueType(self.number("I"))
+        if kind is gguf.GGUFValueType.STRING:
             return Value(kind, self.string())
-        if kind is not Kind.ARRAY:
-            return Value(kind, self.number(_FORMATS[kind]))
-        item, count = Kind(self.number("I")), self.number("Q")
-        if item is Kind.ARRAY:
+        if kind is not gguf.GGUFValueType.ARRAY:
+            return Value(kind, self.number(_FORMATS[kind.name]))
+        item, count = gguf.GGUFValueType(self.number("I")), self.number("Q")
+        if item is gguf.GGUFValueType.ARRAY:
             raise InputError("nested metadata arrays are not supported")
         if count > len(self.buffer):
             raise InputError("truncated or damaged GGUF: an array reaches beyond its end")
-        if item is Kind.STRING:
+        if item is gguf.GGUFValueType.STRING:
             return Value(kind, self.strings(count), item)
-        format = f"<{count}{_FORMATS[item]}"
-        numbers = list(struct.unpack_from(format, self.buffer, self.at))
+        format = f"<{count}{_FORMATS[item.name]}"
+        numbers = struct.unpack_from(format, self.buffer, self.at)
         self.at += struct.calcsize(format)
         return Value(kind, numbers, item)
 
@@ -420,125 +447,11 @@ def _map_file(path: Path) -> mmap.mmap:
 
 def dequantize(rows: Bytes, type: int) -> NDArray[np.float32]:
     """[rows, bytes per row] of a ggml type as float32 [rows, elements]. Raises InputError when `gguf` cannot."""
-    library = gguf_library()
-    if type == library.GGMLQuantizationType.F32:
+    if type == gguf.GGMLQuantizationType.F32:
         return rows.view(np.float32)
     try:
-        return np.asarray(library.quants.dequantize(rows, library.GGMLQuantizationType(type)), dtype=np.float32)
+        return np.asarray(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(type)), dtype=np.float32)
     except NotImplementedError:
         raise InputError(
             f"tensors of type {type_name(type)} cannot be dequantized; use a float or standard quant file"
         ) from None
-
-
-# -- writing
-
-
-@dataclass(frozen=True)
-class Content:
-    """A tensor to be written: its info (the offset is filled in) and its bytes, in blocks."""
-
-    info: TensorInfo
-    blocks: Callable[[], Iterable[Block]]
-
-
-def write_gguf(
-    path: Path,
-    values: Mapping[str, Value],
-    contents: Sequence[Content],
-    on_bytes: Callable[[int], None] = lambda count: None,
-    *,
-    threads: int = 1,
-) -> None:
-    """Write a whole file, block by block; its room on the disk is taken first.
-
-    Args:
-        path: a new file.
-        values: metadata; `general.alignment` is honoured.
-        contents: tensors in the order of the file.
-        on_bytes: called with the number of bytes written since the last call, by one thread at a time.
-        threads: how many tensors are made at the same time, each at its own place in the file.
-    """
-    alignment, told = _alignment(values), Lock()
-    infos = laid_out([content.info for content in contents], alignment)
-    head = encode_head(values, infos, alignment)
-
-    def write_tensor(pair: tuple[TensorInfo, Content]) -> None:
-        at = len(head) + pair[0].offset
-        for block in pair[1].blocks():
-            count = output.write_at(at, block)
-            at += count
-            with told:
-                on_bytes(count)
-        output.write_at(at, bytes(-pair[0].nbytes % alignment))
-
-    with Output(path) as output:
-        output.reserve(len(head) + sum(aligned(info.nbytes, alignment) for info in infos))
-        output.write_at(0, head)
-        in_threads(write_tensor, zip(infos, contents, strict=True), threads)
-
-
-def write_skeleton(path: Path, values: Mapping[str, Value], infos: Sequence[TensorInfo]) -> None:
-    """The same file with a hole where the tensors would be: it has the full size and takes no room on the disk."""
-    alignment = _alignment(values)
-    placed = laid_out(infos, alignment)
-    head = encode_head(values, placed, alignment)
-    with path.open("wb") as file:
-        file.write(head)
-        file.truncate(len(head) + sum(aligned(info.nbytes, alignment) for info in placed))
-
-
-def _alignment(values: Mapping[str, Value]) -> int:
-    return int(values[ALIGNMENT_KEY].data) if ALIGNMENT_KEY in values else DEFAULT_ALIGNMENT
-
-
-def laid_out(infos: Iterable[TensorInfo], alignment: int) -> list[TensorInfo]:
-    """The infos with offsets, one after the other, each aligned."""
-    placed, offset = [], 0
-    for info in infos:
-        placed.append(TensorInfo(info.name, info.shape, info.type, offset))
-        offset += aligned(info.nbytes, alignment)
-    return placed
-
-
-def encode_head(values: Mapping[str, Value], infos: Sequence[TensorInfo], alignment: int) -> bytes:
-    """Everything before the data part, padded."""
-    head = MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(values))
-    head += b"".join(encode_pair(key, value) for key, value in values.items())
-    head += b"".join(map(encode_info, infos))
-    return head + bytes(-len(head) % alignment)
-
-
-def encode_pair(key: str, value: Value) -> bytes:
-    """One key/value pair."""
-    return _encode_string(key) + value.encoded
-
-
-def encode_info(info: TensorInfo) -> bytes:
-    """One tensor info."""
-    dims = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
-    return _encode_string(info.name) + dims + struct.pack("<IQ", info.type, info.offset)
-
-
-def _encode_data(value: Value) -> bytes:
-    if value.kind is Kind.STRING:
-        return _encode_string(value.data)
-    if value.kind is not Kind.ARRAY:
-        return struct.pack("<" + _FORMATS[value.kind], value.data)
-    if value.item is None:
-        raise ValueError("an array needs the kind of its elements")
-    head = struct.pack("<IQ", value.item, len(value.data))
-    if value.item is Kind.STRING:
-        pack, encoded = struct.Struct("<Q").pack, [entry.encode("utf-8") for entry in value.data]
-        return head + b"".join([part for data in encoded for part in (pack(len(data)), data)])
-    return head + struct.pack(f"<{len(value.data)}{_FORMATS[value.item]}", *value.data)
-
-
-def _encode_string(value: str) -> bytes:
-    data = value.encode("utf-8")
-    return struct.pack("<Q", len(data)) + data
-
-
-def aligned(offset: int, alignment: int) -> int:
-    """The next multiple of `alignment` at or after `offset`."""
-    return -(-offset // alignment) * alignment

@@ -1,29 +1,37 @@
-"""`GgufConverter`: the GGUF format as every command knows it. The work is in the modules beside it."""
+"""`GgufConverter`: the GGUF format as every command knows it, and `GgufExport`: a file planned from its blueprint.
+
+Export ──► keeps_weights? ──yes──► patch.GgufCopy: the source's bytes, other factors
+                  └─────no──► GgufExport: Blueprint ──► rounded here, or quantized by llama.cpp; one file or parts
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
-from converters.gguf import readback
-from converters.gguf.blueprint import Blueprint
-from converters.gguf.checks import static_checks
-from converters.gguf.container import MAGIC, GgufFile, first_part
-from converters.gguf.copying import copy_checks, keeps_weights, plan_copy, write_copy
-from converters.gguf.export import write_export
-from converters.gguf.library import EXTRA, gguf_library, llama_library
-from converters.gguf.options import GgufOptions
-from converters.gguf.outtypes import OUTTYPES, outtype_named
-from converters.gguf.quantize import read_importance
+from converters.gguf import native
+from converters.gguf.blueprint import Blueprint, GgufOptions
+from converters.gguf.checks import checks_of_file, static_checks
+from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, type_name
+from converters.gguf.factors import read_factors, record_of, recorded_factors
+from converters.gguf.native import EXTRA, gguf, llama_cpp
+from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint
-from converters.gguf.tokenizer_parity import difference
+from converters.gguf.tokenizer import difference
+from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
+from converters.gguf.writing import Content, write_gguf, write_parts
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
 from longrope.progress import Progress
+
+# Weight types by how finely they round, finest first; every other type has about 4 bits or less.
+_FINEST_FIRST = ("f32", "f16", "bf16", "q8_0")
 
 
 class GgufConverter(Converter):
@@ -43,31 +51,38 @@ class GgufConverter(Converter):
             return file.suffix == self.suffix or handle.read(len(MAGIC)) == MAGIC
 
     def check_requirements(self) -> None:
-        gguf_library()
-        llama_library()
+        gguf.require()
+        llama_cpp.require()
 
-    def plan(self, export: Export) -> GgufExport:
-        planned = _planned(export)
-        values, infos = planned.values_and_infos()
-        found = difference(export.checkpoint.tokenizer, values, infos, name=export.checkpoint.name)
+    def plan(self, export: Export) -> GgufExport | GgufCopy:
+        checkpoint = export.checkpoint
+        planned: GgufExport | GgufCopy
+        if isinstance(checkpoint, GgufCheckpoint) and keeps_weights(checkpoint, export.outtype):
+            planned = GgufCopy(export, checkpoint)
+        else:
+            planned = GgufExport.of(export)
+        infos = [content.info for content in planned.contents()]
+        found = difference(checkpoint.tokenizer, planned.values(), infos, name=checkpoint.name)
         if found:
             raise UnsupportedError(
-                f"{export.checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "
+                f"{checkpoint.name}: llama.cpp would split text otherwise than this tokenizer: {found}. "
                 "Export to HF or ONNX instead"
             )
         return planned
 
-    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> GgufExport:
+    def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> GgufExport | GgufCopy:
         with GgufFile(path) as file:
+            if isinstance(reference, GgufCheckpoint) and may_be_copy(file, reference.file):
+                return GgufCopy(Export(reference, expected), reference)
             as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
-        export = Export(reference, expected, options={"as_llama": as_llama})
-        return GgufExport(export, Blueprint(reference, expected, options=GgufOptions(as_llama=as_llama)))
+        options = GgufOptions(as_llama=as_llama)
+        return GgufExport(Export(reference, expected), Blueprint.of(reference, expected, as_llama=as_llama), options)
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
-        return readback.read_factors(path)
+        return read_factors(path)
 
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
-        return readback.recorded_factors(path)
+        return recorded_factors(path)
 
     def open_source(
         self,
@@ -84,7 +99,11 @@ class GgufConverter(Converter):
         return LlamaCppSource(path, factors, max_length=max_length, threads=threads, kv=kv)  # type: ignore[arg-type]
 
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
-        return readback.coarsest_type(path)
+        with GgufFile(path) as file:
+            names = {type_name(info.type) for info in file.tensors.values()}
+        if names - set(_FINEST_FIRST):
+            return "4bit"
+        return max(names, key=_FINEST_FIRST.index, default="f32")
 
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
         if factors.factor_sets == "single":
@@ -101,65 +120,126 @@ class GgufConverter(Converter):
         ]
 
     def describe(self, path: Path) -> dict[str, Any]:
-        return readback.describe(path)
+        with GgufFile(path) as file:
+            record = record_of(file)
+            types = Counter(type_name(info.type) for info in file.tensors.values())
+            return {
+                "format": "gguf",
+                "name": file.get("general.name"),
+                "architecture": file.architecture,
+                "tensors": len(file.tensors),
+                "tensor_types": dict(types),
+                "context_length": file.model_key("context_length"),
+                "original_context_length": file.model_key("rope.scaling.original_context_length"),
+                "rope_scaling_type": file.model_key("rope.scaling.type"),
+                "attention_factor": file.model_key("rope.scaling.attn_factor"),
+                "vocabulary": len(file.get("tokenizer.ggml.tokens", ())),
+                "pre_tokenizer": file.get("tokenizer.ggml.pre"),
+                "provenance": {"method": record.method, **record.provenance} if record else {},
+            }
 
 
 class GgufExport(PlannedExport):
-    """A file that is planned: by a blueprint, or (None) as a copy of a GGUF source with other factors."""
+    """A file planned from its blueprint.
 
-    def __init__(self, export: Export, blueprint: Blueprint | None) -> None:
+    Args:
+        export: what is written.
+        blueprint: what it will hold.
+        options: of the export.
+    """
+
+    def __init__(self, export: Export, blueprint: Blueprint, options: GgufOptions) -> None:
         super().__init__(export)
-        self.blueprint = blueprint
+        self.blueprint, self.options = blueprint, options
+
+    @classmethod
+    def of(cls, export: Export) -> Self:
+        """Plan a file. Raises UnsupportedError for what llama.cpp cannot express, InputError for options without effect."""
+        options, outtype = GgufOptions.of(export.options), outtype_named(export.outtype)
+        _check_imatrix(options, outtype)
+        blueprint = Blueprint.of(
+            export.checkpoint, export.factors, outtype, name=options.name, as_llama=options.as_llama
+        )
+        return cls(export, blueprint, options)
 
     @property
     def file_name(self) -> str:
-        """Named after the convention of llama.cpp and the Hub; a copied GGUF file keeps its name."""
-        if self.blueprint is None and isinstance(self.export.checkpoint, GgufCheckpoint):
-            return self.export.checkpoint.source.name
-        return self.blueprint.file_name if self.blueprint else ""
+        """Named after the convention of llama.cpp and the Hub."""
+        return self.blueprint.model.file_name
 
-    def with_factors(self, factors: BoundFactors) -> GgufExport:
-        return _planned(dataclasses.replace(self.export, factors=factors))
+    def with_factors(self, factors: BoundFactors) -> Self:
+        export = dataclasses.replace(self.export, factors=factors)
+        return type(self)(export, self.blueprint.with_factors(factors), self.options)
 
-    def values_and_infos(self) -> tuple[Any, Any]:
-        """Metadata and tensors of the file."""
-        if self.blueprint is None:
-            return plan_copy(self.export)
-        return self.blueprint.values(), [content.info for content in self.blueprint.contents()]
+    def values(self) -> dict[str, Value]:
+        """All metadata."""
+        return self.blueprint.values()
+
+    def contents(self) -> list[Content]:
+        """All tensors in the file's order."""
+        return self.blueprint.contents()
 
     def write(self, path: Path, progress: Progress) -> None:
         """Writes `path`, or with the option split_max_size parts named after it."""
-        if self.blueprint is None:
-            write_copy(self.export, path, progress)
+        for name in self.blueprint.model.vocabulary.unapplied:
+            progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
+        if self.blueprint.model.outtype.matrix is None:
+            self._write_quantized(path, progress)
         else:
-            write_export(self.blueprint, path, progress)
+            self._write_rounded(path, progress)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
-        export = self.export
-        try:
-            file = GgufFile(path)
-        except InputError as error:
-            return [Check("gguf.readable", "fail", "a sound GGUF file", "a broken one", str(error))]
-        with file:
-            checks = copy_checks(file, export.factors, export.checkpoint)
-            if not checks:
-                blueprint = self.blueprint or Blueprint(export.checkpoint, export.factors)
-                checks = static_checks(file, blueprint, whole=not sampled)
-        return [Check("gguf.readable", "pass"), *checks]
+        return checks_of_file(path, lambda file: static_checks(file, self.blueprint, whole=not sampled))
+
+    def _write_rounded(self, path: Path, progress: Progress) -> None:
+        self._warn_of_odd_widths(progress)
+        contents, options = self.contents(), self.options
+        with progress.task(f"writing {path.name}", _size(contents)) as task:
+            write_parts(path, self.values(), contents, options.max_part_bytes, task.advance, threads=options.writers)
+
+    def _write_quantized(self, path: Path, progress: Progress) -> None:
+        """The floats as they are into a file of their own, then llama.cpp's quantizer, then parts if wanted."""
+        options, outtype = self.options, self.blueprint.model.outtype
+        importance = read_importance(Path(options.imatrix)) if options.imatrix else None
+        floats, whole = path.with_name(f"{path.name}.floats"), path.with_name(f"{path.name}.whole")
+        contents = self.contents()
+        with progress.task(f"writing {path.name}", 2 * _size(contents)) as task:
+            write_gguf(floats, self.values(), contents, task.advance, threads=options.writers)
+            fell_back = native.quantize(
+                floats, whole, outtype.file_type, importance=importance, threads=options.threads
+            )
+            floats.unlink()
+            task.advance(_size(contents))
+        if fell_back:
+            progress.warn(
+                f"{fell_back} tensors have rows that do not divide into blocks of 256; llama.cpp gave them other types "
+                f"than {outtype.name} has"
+            )
+        if not options.max_part_bytes:
+            whole.replace(path)
+            return
+        with GgufFile(whole) as file:
+            copies = [Content(info, partial(iter, (file.region(name),))) for name, info in file.tensors.items()]
+            write_parts(path, file.values, copies, options.max_part_bytes)
+        whole.unlink()
+
+    def _warn_of_odd_widths(self, progress: Progress) -> None:
+        model = self.blueprint.model
+        block = block_size(gguf.GGMLQuantizationType[model.outtype.matrix])[0]
+        odd = [t.info.name for t in model.tensors if len(t.info.shape) > 1 and t.info.shape[-1] % block]
+        if odd:
+            progress.warn(
+                f"{len(odd)} tensors, {odd[0]} the first, have rows that do not divide into blocks of {block}; they are "
+                f"written as f16 instead of {model.outtype.name}"
+            )
 
 
-def _planned(export: Export) -> GgufExport:
-    if keeps_weights(export):
-        return GgufExport(export, None)
-    blueprint = Blueprint(
-        export.checkpoint, export.factors, outtype_named(export.outtype), GgufOptions.of(export.options)
-    )
-    _refuse_without_imatrix(blueprint)
-    return GgufExport(export, blueprint)
+def _size(contents: Sequence[Content]) -> int:
+    return sum(content.info.nbytes for content in contents)
 
 
-def _refuse_without_imatrix(blueprint: Blueprint) -> None:
-    options, outtype = blueprint.options, blueprint.outtype
+def _check_imatrix(options: GgufOptions, outtype: OutType) -> None:
+    """Refuse an importance matrix that is missing, of no use, or broken."""
     if outtype.needs_imatrix and not options.imatrix:
         raise UnsupportedError(
             f"llama.cpp quantizes to {outtype.name} only with an importance matrix; give one (option imatrix, made by "

@@ -1,4 +1,4 @@
-"""llama.cpp through ctypes: loading, logs, and what must be freed.
+"""The two libraries of the extra `gguf`, and llama.cpp through ctypes: loading, splitting text, quantizing, its log.
 
 Native code logs through a callback that Python has to keep alive; its lines are collected and shown only on failure.
 """
@@ -7,25 +7,65 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
-from converters.gguf.library import llama_library
-from longrope.errors import InputError
+import numpy as np
+from numpy.typing import NDArray
 
+from longrope.errors import InputError, MissingRequirementError
+
+EXTRA = "gguf"
+
+
+class OptionalLibrary:
+    """A library of the extra `gguf`, imported when one of its names is first used.
+
+    Importing `gguf` takes 40 ms; `--help`, and finding the format of a file, need none of it.
+
+    Raises:
+        MissingRequirementError: on use, when it cannot be imported; names the pip command.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def require(self) -> ModuleType:
+        """The module."""
+        try:
+            return importlib.import_module(self._name)
+        except ImportError as error:
+            raise MissingRequirementError(
+                f"GGUF needs the package {self._name!r}, which cannot be imported ({error}); "
+                f"install it with: pip install 'longrope-export[{EXTRA}]'"
+            ) from None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.require(), name)
+        setattr(self, name, found)
+        return found
+
+
+gguf = OptionalLibrary("gguf")
+llama_cpp = OptionalLibrary("llama_cpp")
+
+Importance = dict[str, NDArray[np.float32]]
 Load = Literal["all", "vocabulary", "skeleton"]
 _LOG_LINES = 400
+_FELL_BACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 _log: deque[str] = deque(maxlen=_LOG_LINES)
 
 
 @cache
 def llama() -> Any:
     """The bindings, with logs captured and the backend started."""
-    library = llama_library()
+    library = llama_cpp.require()
     library.llama_log_set(_log_callback(), ctypes.c_void_p())
     library.llama_backend_init()
     return library
@@ -34,7 +74,7 @@ def llama() -> Any:
 @cache
 def ggml() -> Any:
     """The tensor library under llama.cpp, with the types of what is called in it."""
-    library = importlib.import_module(f"{llama_library().__name__}._ggml").libggml
+    library = importlib.import_module(f"{llama_cpp.require().__name__}._ggml").libggml
     sizes = [ctypes.c_int64] * 3  # first element, rows, columns
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *sizes, ctypes.c_void_p]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
@@ -43,10 +83,10 @@ def ggml() -> Any:
 
 @cache
 def _log_callback() -> Any:
-    def keep(level: int, message: bytes, data: Any) -> None:
+    def keep(_level: int, message: bytes, _data: Any) -> None:
         _log.append(message.decode("utf-8", errors="replace"))
 
-    return llama_library().llama_log_callback(keep)
+    return llama_cpp.llama_log_callback(keep)
 
 
 def clear_log() -> None:
@@ -63,7 +103,7 @@ def _reason() -> str:
     """The line of the log that most likely says what went wrong."""
     lines = [line.strip() for line in recent_log().splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    return (telling or lines or ["it said nothing"])[0]
+    return (telling or lines or ["its log is empty"])[0]
 
 
 @contextmanager
@@ -113,3 +153,42 @@ def tokenize(model: Any, text: str, *, add_special: bool = True) -> list[int]:
     if count < 0:
         raise InputError(f"llama.cpp cannot tokenize {text[:40]!r}")
     return list(buffer[:count])
+
+
+def quantize(source: Path, target: Path, file_type: str, *, importance: Importance | None, threads: int) -> int:
+    """Quantize a GGUF file of floats into another one.
+
+    Args:
+        file_type: name in gguf.LlamaFileType.
+        importance: mean squared activation of every column, by tensor name; None without.
+        threads: 0 for all there are.
+
+    Returns:
+        The number of tensors that llama.cpp gave another type than the mix's, because their rows do not divide into its
+        blocks of 256.
+
+    Raises:
+        InputError: llama.cpp refuses; says why.
+    """
+    library = llama()
+    params = library.llama_model_quantize_default_params()
+    params.ftype = gguf.LlamaFileType[file_type]
+    params.nthread = threads
+    if importance:
+        table = _native_table(importance)
+        params.imatrix = table
+    clear_log()
+    if library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
+        raise failure(f"llama.cpp cannot quantize to {file_type}")
+    found = _FELL_BACK.search(recent_log())
+    return int(found[1]) if found else 0
+
+
+def _native_table(importance: Importance) -> Any:
+    """The importance matrix as a C array that ends with an empty entry; it refers to numpy's memory."""
+    entry = llama().llama_model_imatrix_data
+    rows = [
+        entry(name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size)
+        for name, values in importance.items()
+    ]
+    return (entry * (len(rows) + 1))(*rows, entry(None, None, 0))

@@ -4,46 +4,58 @@
     └──────┴──────────────────────┘   ──►  └───────┴──────────────────────┴─────────┘
      keys                                   keys changed, two tensors more; the data is copied as it is
 
+    patch_gguf  one file, or the first part of a split one, spliced        GgufCopy  the same as an export, in parts if wanted
+
 Of a split file only the first part changes. A file that has factors already gets the new numbers in their place.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-import longrope
-from converters.base import Check, FailedReadBackError
+from converters.base import Check, Export, FailedReadBackError, PlannedExport
+from converters.gguf.architectures import LOADS_FREQS, LOADS_SETS
+from converters.gguf.blueprint import GgufOptions
+from converters.gguf.checks import checks_of_file, splice_checks
 from converters.gguf.container import (
-    SPLIT_COUNT,
-    SPLIT_TENSORS,
     GgufFile,
     GgufPart,
+    Region,
     TensorInfo,
     Value,
     aligned,
-    encode_head,
-    f32,
     first_part,
     i32,
     part_path,
-    text,
+    type_name,
     u32,
 )
-from converters.gguf.layouts import LOADS_FREQS, LOADS_SETS
-from converters.gguf.library import gguf_library
-from converters.gguf.output import Output, Region
-from converters.gguf.splicechecks import splice_checks
-from converters.gguf.target import FACTORS_KEY, FREQS, LONG, OWN_PREFIX, SHORT
-from longrope.architectures import ARCHITECTURES
+from converters.gguf.factors import (
+    FREQS,
+    bound_to_file,
+    factor_arrays,
+    factor_info,
+    own_record,
+    require_expressible,
+    scaling_values,
+)
+from converters.gguf.native import gguf
+from converters.gguf.source import GgufCheckpoint
+from converters.gguf.weights import outtype_named
+from converters.gguf.writing import Content, Output, encode_head, write_parts
+from longrope.architectures import GgufRope
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import staged
+from longrope.progress import Progress
 
 # Keys that would rescale the RoPE a second time.
 _STALE = ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.finetuned")
@@ -83,12 +95,10 @@ class Splice:
     """What becomes of a file.
 
     Args:
-        factors: what is put in.
         values: all metadata.
         arrays: factor tensors by name.
     """
 
-    factors: BoundFactors
     values: Mapping[str, Value]
     arrays: Mapping[str, NDArray[np.float32]]
 
@@ -97,48 +107,12 @@ def plan_splice(file: GgufFile, factors: RescaleFactors) -> Splice:
     """Check that the factors fit the file, and work out its new keys and tensors. Raises as `patch_gguf`."""
     _refuse_other_scaling(file)
     bound = bound_to_file(file, factors)
-    single = file.architecture in LOADS_FREQS
-    if bound.n_hat:
-        raise UnsupportedError(f"GGUF cannot hold n_hat = {bound.n_hat} start tokens; export to ONNX, which can")
-    if single and bound.factor_sets == "dual":
-        raise UnsupportedError(
-            f"llama.cpp's {file.architecture} takes one factor set for every context; use --factor-sets single"
-        )
-    sets = {FREQS: bound.long_factor} if single else {LONG: bound.long_factor, SHORT: bound.short_factor}
-    arrays = {name: np.array(values, dtype=np.float32) for name, values in sets.items()}
-    for name in sets:
-        _refuse_odd_tensor(file, name, bound.num_pairs)
-    return Splice(bound, _values(file, bound, arrays, single=single), arrays)
-
-
-def bound_to_file(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
-    """The factors with the file's lengths, theta and rotary dimension filled in. Raises InputError on a contradiction."""
-    row = ARCHITECTURES.get(factors.model_type or "")
-    fits = row is None or file.architecture == row.gguf or (row.gguf_as_llama and file.architecture == "llama")
-    if factors.model_type and not fits:
-        raise InputError(f"the factors are for {factors.model_type}, the file holds a model of {file.architecture}")
-    theta = float(file.model_key("rope.freq_base", 10_000.0))
-    if factors.rope_theta is not None and f32(factors.rope_theta).data == theta:
-        theta = factors.rope_theta  # the file has it rounded to float32
-    return factors.bound_to(
-        original=int(file.model_key("rope.scaling.original_context_length") or _required(file, "context_length")),
-        rope_theta=theta,
-        rotary_dim=rotary_dim(file),
-        model_type=factors.model_type or file.architecture,
-    )
-
-
-def rotary_dim(file: GgufFile) -> int:
-    """Dimensions of a head that are rotated, as llama.cpp derives them."""
-    given = file.model_key("rope.dimension_count") or file.model_key("attention.key_length")
-    return int(given or _required(file, "embedding_length") // _required(file, "attention.head_count"))
-
-
-def _required(file: GgufFile, name: str) -> int:
-    value = file.model_key(name)
-    if value is None:
-        raise InputError(f"{file.path}: expected the key {file.architecture}.{name}, found none")
-    return int(value)
+    rope: GgufRope = "freqs" if file.architecture in LOADS_FREQS else "sets"
+    require_expressible(bound, file.architecture, rope)
+    arrays = factor_arrays(bound, rope)
+    for name in arrays:
+        _refuse_misfit_tensor(file, name, bound.num_pairs)
+    return Splice(_values(file, bound, rope, arrays), arrays)
 
 
 def _refuse_other_scaling(file: GgufFile) -> None:
@@ -158,31 +132,25 @@ def _refuse_other_scaling(file: GgufFile) -> None:
         )
 
 
-def _refuse_odd_tensor(file: GgufFile, name: str, num_pairs: int) -> None:
+def _refuse_misfit_tensor(file: GgufFile, name: str, num_pairs: int) -> None:
     """A factor tensor that is there already is overwritten, so it must have the size of the new one."""
     info = file.tensors.get(name)
-    float32 = int(gguf_library().GGMLQuantizationType.F32)
-    if info is not None and (info.shape, info.type) != ((num_pairs,), float32):
+    if info is not None and (info.shape, info.type) != ((num_pairs,), gguf.GGMLQuantizationType.F32):
         raise InputError(f"{file.path}: expected {name} as {num_pairs} float32 numbers, got another type or shape")
     if info is not None and name not in file.parts[0].tensors:
         raise InputError(f"{file.path}: {name} lies in a later part; expected it in the first")
 
 
 def _values(
-    file: GgufFile, factors: BoundFactors, arrays: Mapping[str, NDArray[np.float32]], *, single: bool
+    file: GgufFile, factors: BoundFactors, rope: GgufRope, arrays: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, Value]:
     prefix = f"{file.architecture}."
-    changed = {
-        prefix + "context_length": u32(factors.target),
-        **({} if single else {prefix + "rope.scaling.type": text("longrope")}),
-        prefix + "rope.scaling.original_context_length": u32(factors.original),
-        prefix + "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
-        OWN_PREFIX + "version": text(longrope.__version__),
-        FACTORS_KEY: text(json.dumps(factors.to_json(), default=str)),
-    }
-    if SPLIT_COUNT in file.values:
+    scaling = {"context_length": u32(factors.target), **scaling_values(factors, rope)}
+    changed = {**{prefix + name: value for name, value in scaling.items()}, **own_record(factors)}
+    split = gguf.Keys.Split
+    if split.LLM_KV_SPLIT_COUNT in file.values:
         added = sum(name not in file.tensors for name in arrays)
-        changed[SPLIT_TENSORS] = i32(len(file.tensors) + added)
+        changed[split.LLM_KV_SPLIT_TENSORS_COUNT] = i32(len(file.tensors) + added)
     kept = {key: value for key, value in file.values.items() if key not in {prefix + name for name in _STALE}}
     return {**kept, **changed}
 
@@ -240,8 +208,7 @@ def _infos(part: GgufPart, arrays: Mapping[str, NDArray[np.float32]]) -> tuple[l
     end = max(map(_end, infos), default=0)
     for name, data in arrays.items():
         if name not in part.tensors:
-            float32 = int(gguf_library().GGMLQuantizationType.F32)
-            infos.append(TensorInfo(name, data.shape, float32, aligned(end, part.alignment)))
+            infos.append(dataclasses.replace(factor_info(name, data), offset=aligned(end, part.alignment)))
             end = _end(infos[-1])
     return infos, aligned(end, part.alignment)
 
@@ -251,3 +218,89 @@ def copy_file(source: Path, target: Path) -> None:
     with Output(target) as output:
         output.write(Region(source, 0, source.stat().st_size))
         output.sync()
+
+
+# -- a whole export that keeps the weights of its GGUF source
+
+
+class GgufCopy(PlannedExport):
+    """A GGUF source with other factors, its weights kept as they are: nothing becomes a float on the way.
+
+    Args:
+        export: what is written; its checkpoint is `source`.
+        source: a GGUF file.
+
+    Raises:
+        InputError, UnsupportedError: as `plan_splice`; or an option that has no effect here.
+    """
+
+    def __init__(self, export: Export, source: GgufCheckpoint) -> None:
+        super().__init__(export)
+        self.source = source
+        self.options = GgufOptions.of(export.options)
+        for name in ("name", "as_llama", "imatrix"):
+            if getattr(self.options, name):
+                raise InputError(
+                    f"the option {name} has no effect when a GGUF file keeps its weights; give an outtype too"
+                )
+        self._splice = plan_splice(source.file, export.factors)
+
+    @property
+    def file_name(self) -> str:
+        """A copied file keeps its name."""
+        return self.source.file.path.name
+
+    def with_factors(self, factors: BoundFactors) -> Self:
+        return type(self)(dataclasses.replace(self.export, factors=factors), self.source)
+
+    def values(self) -> dict[str, Value]:
+        """All metadata of the copy as one file."""
+        return _whole(self._splice.values)
+
+    def contents(self) -> list[Content]:
+        """The source's tensors in their order, new factors behind them."""
+        file = self.source.file
+        found = {name: Content(info, partial(iter, (file.region(name),))) for name, info in file.tensors.items()}
+        for name, data in self._splice.arrays.items():
+            found[name] = Content(factor_info(name, data), partial(iter, (data,)))
+        return list(found.values())
+
+    def write(self, path: Path, progress: Progress) -> None:
+        contents, options = self.contents(), self.options
+        with progress.task(f"writing {path.name}", sum(content.info.nbytes for content in contents)) as task:
+            write_parts(path, self.values(), contents, options.max_part_bytes, task.advance, threads=options.writers)
+
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        """Compare a file with the source it was copied from, byte for byte."""
+
+        def checks(file: GgufFile) -> list[Check]:
+            source, arrays = self.source.file, self._splice.arrays
+            return splice_checks(_AsOneFile(file), source, self.values(), arrays, whole=True)
+
+        return checks_of_file(path, checks)
+
+
+def keeps_weights(source: GgufCheckpoint, outtype: str | None) -> bool:
+    """Whether the weights of a GGUF source are of the wanted type already, or no type was asked for."""
+    if outtype is None:
+        return True
+    tensors = source.file.tensors.values()
+    return {type_name(info.type) for info in tensors if len(info.shape) > 1} == {outtype_named(outtype).name}
+
+
+def may_be_copy(file: GgufFile, source: GgufFile) -> bool:
+    """Whether all matrices have the source's type, so that they can be its bytes."""
+    return all(name in file.tensors and file.tensors[name].type == info.type for name, info in source.tensors.items())
+
+
+class _AsOneFile:
+    """A file without the keys of a split, which say nothing of the model."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.values, self.tensors, self.raw = _whole(file.values), file.tensors, file.raw
+
+
+def _whole(values: Mapping[str, Value]) -> dict[str, Value]:
+    split = gguf.Keys.Split
+    keys = (split.LLM_KV_SPLIT_NO, split.LLM_KV_SPLIT_COUNT, split.LLM_KV_SPLIT_TENSORS_COUNT)
+    return {key: value for key, value in values.items() if key not in keys}

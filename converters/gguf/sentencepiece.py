@@ -4,19 +4,23 @@
     unigram                  tokenizer.ggml.model = t5      llama.cpp finds the likeliest split
 
 tokenizer.json says in four ways where a word's leading space becomes ▁; llama.cpp knows one bit, `add_space_prefix`.
-Whether that bit is enough for a tokenizer is decided by `agreement`.
+Whether that bit is enough for a tokenizer is decided by `tokenizer.difference`.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from converters.gguf.vocabulary import SpecialTokens, TokenType, Vocabulary, tokens_by_id
+from converters.gguf.native import gguf
+from converters.gguf.vocabulary import SpecialTokens, Vocabulary, tokens_by_id
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from gguf import TokenType
 
 SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -36,7 +40,7 @@ def bpe_vocabulary(checkpoint: Checkpoint, data: Mapping[str, Any], special: Spe
         pre="default",
         tokens=tokens,
         types=types,
-        scores=[-float(ranks[token]) if token in ranks else _NO_SCORE for token in tokens],
+        scores=tuple(-float(ranks[token]) if token in ranks else _NO_SCORE for token in tokens),
         special=special.ids,
         flags={"add_space_prefix": _prefixes_space(data), **special.flags},
     )
@@ -53,7 +57,7 @@ def unigram_vocabulary(checkpoint: Checkpoint, data: Mapping[str, Any], special:
         raise UnsupportedError("llama.cpp's unigram tokenizer has no byte fallback, this one has; export to HF or ONNX")
     ids = {token: id for id, (token, _) in enumerate(model["vocab"])}
     tokens, types = tokens_by_id(ids, data, checkpoint.vocab_size, kind_of=_kind_of(data))
-    scores = [float(score) for _, score in model["vocab"]]
+    scores = tuple(float(score) for _, score in model["vocab"])
     unknown = {} if model.get("unk_id") is None else {"unknown": int(model["unk_id"])}
     steps = [*_nodes(data.get("normalizer"), "normalizers"), *_nodes(data.get("pre_tokenizer"), "pretokenizers")]
     return Vocabulary(
@@ -61,7 +65,7 @@ def unigram_vocabulary(checkpoint: Checkpoint, data: Mapping[str, Any], special:
         pre="default",
         tokens=tokens,
         types=types,
-        scores=scores + [_NO_SCORE] * (len(tokens) - len(scores)),
+        scores=scores + (_NO_SCORE,) * (len(tokens) - len(scores)),
         charsmap=_charsmap(steps),
         special={**special.ids, **unknown},
         flags={
@@ -72,13 +76,13 @@ def unigram_vocabulary(checkpoint: Checkpoint, data: Mapping[str, Any], special:
     )
 
 
-def _kind_of(data: Mapping[str, Any]) -> Any:
-    unknown = data["model"].get("unk_token")
+def _kind_of(data: Mapping[str, Any]) -> Callable[[str], TokenType]:
+    unknown, types = data["model"].get("unk_token"), gguf.TokenType
 
     def kind(token: str) -> TokenType:
         if token == unknown:
-            return TokenType.UNKNOWN
-        return TokenType.BYTE if _BYTE.fullmatch(token) else TokenType.NORMAL
+            return types.UNKNOWN
+        return types.BYTE if _BYTE.fullmatch(token) else types.NORMAL
 
     return kind
 
@@ -150,7 +154,8 @@ def rebuilt_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
 
     Merges are all splits of a token into two others, the best token's first.
     """
-    ids = {token: id for id, token in enumerate(vocabulary.tokens) if vocabulary.types[id] != TokenType.UNUSED}
+    unused = gguf.TokenType.UNUSED
+    ids = {token: id for id, token in enumerate(vocabulary.tokens) if vocabulary.types[id] != unused}
     order = sorted(_mergeable(vocabulary), key=lambda id: -vocabulary.scores[id])
     merges = [pair for id in order for pair in _splits(vocabulary.tokens[id], ids)]
     escape = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -162,11 +167,11 @@ def rebuilt_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": _text_of(vocabulary, TokenType.UNKNOWN),
+            "unk_token": _text_of(vocabulary, gguf.TokenType.UNKNOWN),
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
-            "byte_fallback": TokenType.BYTE in vocabulary.types,
+            "byte_fallback": gguf.TokenType.BYTE in vocabulary.types,
             "ignore_merges": False,
             "vocab": ids,
             "merges": merges,
@@ -199,11 +204,8 @@ def rebuilt_unigram(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _mergeable(vocabulary: Vocabulary) -> list[int]:
-    return [
-        id
-        for id, kind in enumerate(vocabulary.types)
-        if kind in (TokenType.NORMAL, TokenType.USER_DEFINED) and len(vocabulary.tokens[id]) > 1
-    ]
+    words = (gguf.TokenType.NORMAL, gguf.TokenType.USER_DEFINED)
+    return [id for id, kind in enumerate(vocabulary.types) if kind in words and len(vocabulary.tokens[id]) > 1]
 
 
 def _splits(token: str, ids: Mapping[str, int]) -> list[list[str]]:
@@ -223,5 +225,5 @@ def _decoder(*, strip: bool) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _text_of(vocabulary: Vocabulary, kind: TokenType) -> str | None:
+def _text_of(vocabulary: Vocabulary, kind: int) -> str | None:
     return next((token for token, k in zip(vocabulary.tokens, vocabulary.types, strict=True) if k == kind), None)

@@ -12,7 +12,8 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.gguf.architectures import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.container import GgufFile, dequantize, f32, type_name
-from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
-from converters.gguf.output import Output
-from converters.gguf.patch import bound_to_file
-from converters.gguf.readback import factors_of
-from converters.gguf.target import FREQS, LONG, SHORT
+from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file, factors_of
 from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
 from converters.gguf.vocabulary import Vocabulary, vocabulary_in
+from converters.gguf.writing import Output
 from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import errors_of_writing, write_json
 from longrope.hf_config import extended_config
@@ -40,23 +39,22 @@ _FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _ROWS_AT_ONCE = 1 << 22  # elements, 16 MB of float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GgufCheckpoint(Checkpoint):
     """A checkpoint that is a GGUF file; its weights are unpacked when somebody asks for them.
 
     Args:
-        source: the file.
+        file: with its head parsed; open as long as the checkpoint lives.
     """
 
-    source: Path = Path()
+    file: GgufFile = field(compare=False, repr=False)
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """One safetensors file, written on first use."""
-        with GgufFile(self.source) as file:
-            target = self.path / "model.safetensors"
-            with errors_of_writing(target):
-                write_safetensors(target, list(_restored(file, self.architecture, LAYOUTS[file.architecture])))
+        target = self.path / "model.safetensors"
+        with errors_of_writing(target):
+            write_safetensors(target, list(_restored(self.file, self.architecture, LAYOUTS[self.file.architecture])))
         return (target,)
 
 
@@ -65,18 +63,18 @@ def open_gguf(path: Path) -> GgufCheckpoint:
 
     Raises:
         InputError: not a sound GGUF file of a text model.
-        UnsupportedError: an architecture, tokenizer or RoPE scaling that cannot be turned back.
+        UnsupportedError: an architecture, tokenizer or RoPE scaling that has no counterpart in transformers.
     """
-    room = tempfile.TemporaryDirectory(prefix="longrope-gguf-")
-    folder = Path(room.name)
-    try:
-        with GgufFile(path) as file, errors_of_writing(folder):
+    with ExitStack() as undo:
+        file = undo.enter_context(GgufFile(path))
+        room = tempfile.TemporaryDirectory(prefix="longrope-gguf-")
+        undo.callback(room.cleanup)
+        folder = Path(room.name)
+        with errors_of_writing(folder):
             _unpack(file, folder)
         opened = open_folder(folder, str(path), room, needs_weights=False)
-        return GgufCheckpoint(folder, opened.name, opened.config, room, source=path)
-    except BaseException:
-        room.cleanup()
-        raise
+        undo.pop_all()
+        return GgufCheckpoint(folder, opened.name, opened.config, room, file=file)
 
 
 def _unpack(file: GgufFile, folder: Path) -> None:
@@ -119,7 +117,7 @@ def _architecture_row(file: GgufFile) -> Architecture:
 
 
 def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:
-    heads = _required(file, "attention.head_count")
+    heads = file.required_key("attention.head_count")
     name = file.get("general.name", file.path.stem)
     config: dict[str, Any] = {
         "architectures": [layout.model_class],
@@ -134,17 +132,17 @@ def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocab
     config |= {
         "vocab_size": len(vocabulary.tokens),
         "num_key_value_heads": file.model_key("attention.head_count_kv", heads),
-        "head_dim": file.model_key("attention.key_length", _required(file, "embedding_length") // heads),
-        "max_position_embeddings": _required(file, "context_length"),
+        "head_dim": file.model_key("attention.key_length", file.required_key("embedding_length") // heads),
+        "max_position_embeddings": file.required_key("context_length"),
         "rope_theta": shortest(file.model_key("rope.freq_base", 10_000.0)),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         **_token_ids(vocabulary),
     }
-    turned = file.model_key("rope.dimension_count", config["head_dim"])
-    if turned != config["head_dim"]:
-        config["partial_rotary_factor"] = turned / config["head_dim"]
+    rotary_dim = file.model_key("rope.dimension_count", config["head_dim"])
+    if rotary_dim != config["head_dim"]:
+        config["partial_rotary_factor"] = rotary_dim / config["head_dim"]
     return _with_rope(file, config)
 
 
@@ -178,13 +176,6 @@ def _token_ids(vocabulary: Vocabulary) -> dict[str, int]:
 def shortest(data: Any) -> Any:
     """A float32 by its shortest decimal, 1e-05 instead of 9.999999747378752e-06; anything else as it is."""
     return float(str(np.float32(data))) if isinstance(data, float) else data
-
-
-def _required(file: GgufFile, name: str) -> int:
-    value = file.model_key(name)
-    if value is None:
-        raise InputError(f"{file.path}: expected the key {file.architecture}.{name}, found none")
-    return int(value)
 
 
 # -- weights
@@ -223,8 +214,8 @@ def _halves_apart(rows: NDArray[Any], per_head: int) -> NDArray[Any]:
 
 def _restored(file: GgufFile, row: Architecture, layout: Layout) -> Iterator[Restored]:
     heads = {
-        "attn_q": _required(file, "attention.head_count"),
-        "attn_k": file.model_key("attention.head_count_kv", _required(file, "attention.head_count")),
+        "attn_q": file.required_key("attention.head_count"),
+        "attn_k": file.model_key("attention.head_count_kv", file.required_key("attention.head_count")),
     }
     for name, info in file.tensors.items():
         if name in (LONG, SHORT, FREQS):

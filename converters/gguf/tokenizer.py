@@ -1,26 +1,48 @@
-"""tokenizer.json ⇄ the vocabulary of a GGUF file, whatever its kind.
+"""tokenizer.json ⇄ the vocabulary of a GGUF file, and whether llama.cpp then splits text alike.
 
-    tokenizer.json ──structure──► byte-level BPE, SentencePiece BPE or unigram ──► Vocabulary ──► tokenizer.* keys ──► back
+tokenizer.json ──structure──► byte-level BPE (here), SentencePiece's BPE or unigram ──► Vocabulary ──► back
 
-Whether llama.cpp then splits text alike is not believed but asked: see `agreement`.
+Vocabulary ──weightless GGUF──► llama.cpp ──ids──┐
+tokenizer.json ──► tokenizers ──ids──────────────┴─► difference: the first text they split differently, or None
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from converters.gguf.bytelevel import byte_level_vocabulary, rebuilt_byte_level, unexpressed_normalizers
-from converters.gguf.pretokenizers import byte_level_node, pre_tokenizer_named
+import numpy as np
+
+from converters.gguf.container import TensorInfo, Value
+from converters.gguf.native import gguf, loaded_model, tokenize
 from converters.gguf.sentencepiece import bpe_vocabulary, rebuilt_bpe, rebuilt_unigram, unigram_vocabulary
-from converters.gguf.vocabulary import SPECIAL_NAMES, SpecialTokens, TokenType, Vocabulary
+from converters.gguf.vocabulary import (
+    SPECIAL_NAMES,
+    SpecialTokens,
+    Vocabulary,
+    byte_level_node,
+    find_pre_tokenizer,
+    pre_tokenizer_named,
+    pre_tokenizer_node,
+    tokens_by_id,
+)
+from converters.gguf.writing import write_skeleton
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
+from longrope.files import errors_of_writing
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Reader = Callable[[Checkpoint, Mapping[str, Any], SpecialTokens], Vocabulary]
+
+# Normalizations that change few texts; llama.cpp has none for byte-level BPE, and files of such models are in wide use.
+TOLERATED_NORMALIZERS = {"NFC"}
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
@@ -30,25 +52,6 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
         InputError: the tokenizer does not fit the model's vocabulary size, or is damaged.
         UnsupportedError: llama.cpp cannot express this tokenizer.
     """
-    state = _state(checkpoint)
-    if state not in _latest:
-        _latest.clear()
-        _latest[state] = _vocabulary(checkpoint)
-    return _latest[state]
-
-
-# One vocabulary is remembered: planning, writing and checking each ask for it, and it takes half a second to read.
-_latest: dict[Hashable, Vocabulary] = {}
-
-
-def _state(checkpoint: Checkpoint) -> Hashable:
-    """What a vocabulary depends on."""
-    files = [checkpoint.path / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    found = [(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()]
-    return *found, json.dumps(checkpoint.config, sort_keys=True, default=str)
-
-
-def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     data = tokenizer_json(checkpoint)
     built = _reader(data["model"])(checkpoint, data, _special_tokens(checkpoint, data))
     normalizers = tuple(unexpressed_normalizers(data)) if built.model == "gpt2" else ()
@@ -166,7 +169,7 @@ def rebuilt_tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _added_ids(vocabulary: Vocabulary) -> list[int]:
-    added = {TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN}
+    added = {gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN}
     return [id for id, kind in enumerate(vocabulary.types) if kind in added]
 
 
@@ -178,7 +181,7 @@ def _added_token(vocabulary: Vocabulary, id: int) -> dict[str, Any]:
         "lstrip": False,
         "rstrip": False,
         "normalized": False,
-        "special": vocabulary.types[id] != TokenType.USER_DEFINED,
+        "special": vocabulary.types[id] != gguf.TokenType.USER_DEFINED,
     }
 
 
@@ -211,3 +214,166 @@ def _post_processor_node(vocabulary: Vocabulary) -> dict[str, Any] | None:
             token: {"id": token, "ids": [vocabulary.special[name]], "tokens": [token]} for name, token in tokens.items()
         },
     }
+
+
+# -- byte-level BPE
+
+
+def byte_level_vocabulary(checkpoint: Checkpoint, data: Mapping[str, Any], special: SpecialTokens) -> Vocabulary:
+    """The vocabulary of a parsed tokenizer.json.
+
+    Raises:
+        UnsupportedError: llama.cpp cannot express this tokenizer.
+        InputError: it does not fit the model's vocabulary size.
+    """
+    _refuse_what_llama_cpp_lacks(data)
+    tokens, types = tokens_by_id(data["model"]["vocab"], data, checkpoint.vocab_size)
+    return Vocabulary(
+        model="gpt2",
+        pre=find_pre_tokenizer(data).name,
+        tokens=tokens,
+        types=types,
+        merges=tuple([m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]]),
+        special=special.ids,
+        flags={"add_space_prefix": False, **special.flags},
+    )
+
+
+def unexpressed_normalizers(data: Mapping[str, Any]) -> list[str]:
+    """Names of the normalizations of a byte-level tokenizer.json, none of which llama.cpp applies."""
+    node = data.get("normalizer")
+    if node is None:
+        return []
+    children = node["normalizers"] if node["type"] == "Sequence" else [node]
+    return [child["type"] for child in children]
+
+
+def rebuilt_byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The model, pre-tokenizer and decoder of a tokenizer.json for a `gpt2` vocabulary.
+
+    Raises:
+        UnsupportedError: an unknown pre-tokenizer.
+    """
+    known, unused = pre_tokenizer_named(vocabulary.pre), gguf.TokenType.UNUSED
+    return {
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer_node(known.steps),
+        "decoder": byte_level_node(use_regex=True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": known.ignore_merges,
+            "vocab": {token: id for id, token in enumerate(vocabulary.tokens) if vocabulary.types[id] != unused},
+            "merges": list(vocabulary.merges),
+        },
+    }
+
+
+def _refuse_what_llama_cpp_lacks(data: Mapping[str, Any]) -> None:
+    model = data["model"]
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise UnsupportedError(f"llama.cpp's BPE has no {name}, this tokenizer uses {model[name]!r}")
+    alien = set(unexpressed_normalizers(data)) - TOLERATED_NORMALIZERS
+    if alien:
+        raise UnsupportedError(
+            f"llama.cpp does not normalize text for byte-level BPE; this tokenizer does: {sorted(alien)}"
+        )
+
+
+# -- does llama.cpp split text alike?
+
+# Texts on which splitters are known to differ.
+AWKWARD = (
+    "",
+    " ",
+    "  two  spaces,   three,    four     ",
+    "\n",
+    "\n\n\n",
+    " \n \n\t\t\n  x\r\n\r\ny",
+    "tabs\tand\t\tmore \t mixed  \t",
+    "trailing newline\n",
+    "0 7 42 365 1024 65536 1234567 3.14159 1,000,000 0x1F 1e-9 ½ ² Ⅷ ٣٤",
+    "2026-11-23T07:10:47Z v1.2.3-rc4+build.56 192.168.0.1:8080",
+    "I'm you're he'll they'd we've it's don't I'M YOU'RE HE'LL 'tis ’twas rock'n'roll",
+    "CamelCase snake_case SCREAMING_CASE kebab-case ALLCAPSword iPhone15Pro",
+    "¿Qué? Ärger, naïve façade, Łódź, Þórr, ΑΒΓ αβγ, Привет мир, עולם שלום, مرحبا بالعالم, नमस्ते दुनिया, สวัสดีชาวโลก",
+    "你好，世界！漢字かなカナ混じり文。안녕하세요 세계 ㄱㄴㄷ",
+    "😀 😃😄 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇫🇷 👍🏽 ❤️ ☃ ✓ → ∑ √ ∞",
+    "“quotes” ‘single’ «guillemets» – en — em … ellipsis • bullet € £ ¥ § ©",
+    "...!!!??? --- === *** ### $$$ %%% &&& @@@ ^^^ ~~~ ``` ''' \"\"\"",
+    "def f(x: int) -> list[int]:\n    return [i**2 for i in range(x) if i % 2 == 0]  # squares\n",
+    "for (int i = 0; i < n; ++i) { a[i] += b[i] * c; }\n\n\treturn a[n-1];\n",
+    '<html><body class="x">&nbsp;&#169;</body></html>',
+    "https://example.org/path?q=1&r=two#frag mail@example.org C:\\dir\\file.txt /usr/bin/env",
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\n* item\n  * nested\n1. first\n",
+    "non\u00a0breaking ideographic\u3000space thin\u2009space",
+    "The quick brown fox jumps over the lazy dog. " * 4,
+)
+_ALPHABET = "aZéßж漢字か한😀 \t\n.,'’-_/#0123456789"
+_RANDOM_TEXTS = 200
+_CONTROL_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A text that the two split differently."""
+
+    text: str
+    expected: Sequence[int]
+    actual: Sequence[int]
+
+    def __str__(self) -> str:
+        pairs = zip(self.expected, self.actual, strict=False)
+        shorter = min(len(self.expected), len(self.actual))
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
+        window = slice(max(at - 2, 0), at + 6)
+        return (
+            f"{self.text[:60]!r} becomes {list(self.actual[window])} in llama.cpp, expected {list(self.expected[window])} "
+            f"(from token {window.start} on)"
+        )
+
+
+def awkward_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts that tell splitters apart: known hard ones, random mixtures, and control tokens in and between words."""
+    yield from AWKWARD
+    rng = np.random.default_rng(0)
+    for _ in range(_RANDOM_TEXTS):
+        yield "".join(rng.choice(list(_ALPHABET), size=rng.integers(1, 40)))
+    for added in sorted(tokenizer.get_added_tokens_decoder().values(), key=lambda token: str(token.content))[
+        :_CONTROL_TOKENS
+    ]:
+        yield f"{added.content}"
+        yield f"before{added.content}after {added.content} and\n{added.content}\n"
+
+
+def difference(
+    tokenizer: Tokenizer, values: Mapping[str, Value], infos: Sequence[TensorInfo] = (), name: str | None = None
+) -> Difference | None:
+    """The first awkward text that llama.cpp, given these metadata, splits otherwise than `tokenizer`; None if none.
+
+    Args:
+        infos: tensors of the file; where given, llama.cpp checks them too, as it would on loading the file.
+        name: of the model, for messages.
+
+    Raises:
+        InputError: llama.cpp does not load a file like this; says why.
+        MissingRequirementError: llama-cpp-python is not installed.
+    """
+    texts = list(awkward_texts(tokenizer))
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    with tempfile.TemporaryDirectory(prefix="longrope-vocab-") as folder:
+        path = Path(folder) / "skeleton.gguf"
+        with errors_of_writing(path):
+            write_skeleton(path, values, infos)
+        with loaded_model(path, load="skeleton" if infos else "vocabulary", name=name) as model:
+            for text, ids in zip(texts, expected, strict=True):
+                found = tokenize(model, text)
+                if found != ids:
+                    return Difference(text, ids, found)
+    return None

@@ -27,8 +27,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from converters.base import Export
 from converters.gguf.container import GgufFile
 from converters.gguf.converter import GgufConverter
-from converters.gguf.patch import bound_to_file
-from converters.gguf.readback import factors_of
+from converters.gguf.factors import bound_to_file, factors_of
 from converters.gguf.runtime import LlamaCppSource
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
@@ -51,7 +50,7 @@ class GgufConfig(ExportConfigMixin):  # type: ignore[misc]  # transformers is un
     Args:
         tokenizer: folder with the model's tokenizer.json; a GGUF file holds the vocabulary.
         outtype: weight type.
-        options: of `converters.gguf.options.GgufOptions`.
+        options: of `converters.gguf.blueprint.GgufOptions`.
     """
 
     tokenizer: str = ""
@@ -132,12 +131,15 @@ class GgufModelRunner(ModelRunner):  # type: ignore[misc]
         source = LlamaCppSource(program.path, factors, max_length=longest, threads=threads)
         return cls(source, metadata, program)
 
-    def __call__(self, share_inputs: bool = True, share_outputs: bool = False, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Logits [B, T, V] of `input_ids` [B, T]; each row gets the set that llama.cpp uses at its length."""
-        mask = kwargs.get("attention_mask")
+    def __call__(self, *_shares: bool, **inputs: Any) -> CausalLMOutputWithPast:
+        """Logits [B, T, V] of `input_ids` [B, T]; each row gets the set that llama.cpp uses at its length.
+
+        transformers' `share_inputs` and `share_outputs` change nothing: llama.cpp has buffers of its own.
+        """
+        mask = inputs.get("attention_mask")
         if mask is not None and not bool(mask.all()):
             raise InputError("attention_mask: llama.cpp takes whole sequences; run rows of different length one by one")
-        rows = [torch.cat(list(self._logits(ids.numpy()))) for ids in kwargs["input_ids"].cpu()]
+        rows = [torch.cat(list(self._logits(ids.numpy()))) for ids in inputs["input_ids"].cpu()]
         return CausalLMOutputWithPast(logits=torch.stack(rows))
 
     def _logits(self, ids: Any) -> Any:

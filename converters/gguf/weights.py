@@ -3,13 +3,16 @@
     safetensors ──Piece: rows of one source tensor──► float32 block ──encode──► bytes of the GGUF type
 
 Only one block is in memory at a time, whatever the size of a tensor; bytes that need no change are never copied to it.
+The types that llama.cpp mixes itself are made by its own quantizer, see `native.quantize`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import mmap
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from converters.gguf.container import Content, TensorInfo
-from converters.gguf.library import gguf_library
-from converters.gguf.output import Region
-from converters.gguf.rounding import encode
+from converters.gguf import native
+from converters.gguf.container import MAGIC, GgufFile, Region, TensorInfo, tensor_bytes
+from converters.gguf.native import Importance, gguf
+from converters.gguf.writing import Content
 from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, UnsupportedError
 
@@ -30,10 +33,91 @@ from longrope.errors import InputError, UnsupportedError
 BLOCK_ELEMENTS = 1 << 17
 
 Rows = NDArray[Any]
+Floats = NDArray[np.float32]
 _HALF_INFINITY = 0x7C00
 
 # Source types by their name, the same in safetensors and ggml: numpy's type of that width. BF16 has none of its own.
 _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+# -- the types a user can ask for, one row each
+
+
+@dataclass(frozen=True)
+class OutType:
+    """A weight type.
+
+    Args:
+        name: what users call it.
+        file_type: name of `general.file_type`, and of llama.cpp's LLAMA_FTYPE constant.
+        matrix: ggml type of matrices where they are rounded in Python; None where llama.cpp's own quantizer does it,
+            which mixes several types.
+        needs_imatrix: llama.cpp refuses to quantize to it without an importance matrix.
+    """
+
+    name: str
+    file_type: str
+    matrix: str | None = None
+    needs_imatrix: bool = False
+
+
+def _rounded(name: str, file_type: str | None = None) -> OutType:
+    return OutType(name, file_type or f"MOSTLY_{name.upper()}", matrix=name.upper())
+
+
+def _mixed(name: str, *, needs_imatrix: bool = False) -> OutType:
+    return OutType(name, f"MOSTLY_{name.upper()}", needs_imatrix=needs_imatrix)
+
+
+_ROWS = (
+    _rounded("f16"),
+    _rounded("f32", "ALL_F32"),
+    _rounded("bf16"),
+    _rounded("q8_0"),
+    _rounded("q5_1"),
+    _rounded("q5_0"),
+    _rounded("q4_1"),
+    _rounded("q4_0"),
+    _rounded("tq2_0"),
+    _rounded("tq1_0"),
+    _mixed("q6_k"),
+    _mixed("q5_k_m"),
+    _mixed("q5_k_s"),
+    _mixed("q4_k_m"),
+    _mixed("q4_k_s"),
+    _mixed("q3_k_l"),
+    _mixed("q3_k_m"),
+    _mixed("q3_k_s"),
+    _mixed("q2_k"),
+    _mixed("q2_k_s", needs_imatrix=True),
+    _mixed("iq4_nl"),
+    _mixed("iq4_xs"),
+    _mixed("iq3_m"),
+    _mixed("iq3_s"),
+    _mixed("iq3_xs", needs_imatrix=True),
+    _mixed("iq3_xxs", needs_imatrix=True),
+    _mixed("iq2_m", needs_imatrix=True),
+    _mixed("iq2_s", needs_imatrix=True),
+    _mixed("iq2_xs", needs_imatrix=True),
+    _mixed("iq2_xxs", needs_imatrix=True),
+    _mixed("iq1_m", needs_imatrix=True),
+    _mixed("iq1_s", needs_imatrix=True),
+)
+OUTTYPES: Mapping[str, OutType] = {row.name: row for row in _ROWS}
+DEFAULT = "f16"
+
+
+def outtype_named(name: str | None) -> OutType:
+    """The row of a name, the default's for None. Raises UnsupportedError for an unknown one."""
+    wanted = (name or DEFAULT).lower()
+    if wanted not in OUTTYPES:
+        near = difflib.get_close_matches(wanted, OUTTYPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UnsupportedError(f"GGUF cannot be written as {name!r}: {hint}expected one of {', '.join(OUTTYPES)}")
+    return OUTTYPES[wanted]
+
+
+# -- the source
 
 
 @dataclass(frozen=True)
@@ -74,9 +158,6 @@ class SafetensorsSource:
     def __getitem__(self, name: str) -> Stored:
         return self.tensors[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
 
 def _map_tensors(file: Path) -> Iterator[tuple[str, Stored]]:
     header = safetensors_header(file)
@@ -105,7 +186,7 @@ class Piece:
         source: its name in the checkpoint.
         first, count: the rows taken; count None takes all from `first` on.
         heads: where > 0, the rows are that many attention heads, and in each the two halves are interleaved: llama.cpp
-            turns neighbouring rows of a head together where transformers turns row i with row i + d/2.
+            rotates neighbouring rows of a head together where transformers rotates row i with row i + d/2.
     """
 
     source: str
@@ -159,7 +240,7 @@ class Planned:
     @property
     def _is_copy(self) -> bool:
         """Whether its bytes are those of the source: same type, same order of rows."""
-        name = gguf_library().GGMLQuantizationType(self.info.type).name
+        name = gguf.GGMLQuantizationType(self.info.type).name
         plain = all(piece == Piece(piece.source) for piece in self.pieces)
         return plain and all(stored.dtype == name for stored in self.stored)
 
@@ -192,7 +273,7 @@ class Planned:
 
     def encoded(self) -> Iterator[NDArray[Any]]:
         """Its bytes in the type of `info`, a block at a time."""
-        name = gguf_library().GGMLQuantizationType(self.info.type).name
+        name = gguf.GGMLQuantizationType(self.info.type).name
         for block, dtype in self.blocks():
             if dtype == name:
                 yield np.ascontiguousarray(block)
@@ -204,7 +285,7 @@ class Planned:
         for block in self.encoded():
             if block.dtype == np.float16 and (block.view(np.uint16) & 0x7FFF).max(initial=0) >= _HALF_INFINITY:
                 raise UnsupportedError(
-                    f"{self.info.name} has weights that are not finite in f16 (beyond 65504); use bf16, f32 or q8_0"
+                    f"{self.info.name} has weights that are non-finite in f16 (beyond 65504); use bf16, f32 or q8_0"
                 )
             yield block
 
@@ -214,3 +295,85 @@ def as_float32(block: Rows, dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return (block.astype(np.uint32) << 16).view(np.float32)
     return np.ascontiguousarray(block, dtype=np.float32)
+
+
+# -- rounding
+
+
+# The types most files have, rounded by llama.cpp's own C code to the bits of `gguf`, in a fifth of numpy's time and without
+# holding Python's lock, so that threads work side by side; and numpy's type of that width. The tests compare both.
+_IN_C: Mapping[str, DTypeLike] = {"F16": np.float16, "BF16": np.uint16, "Q8_0": np.uint8}
+
+
+def encode(rows: Floats, type: int) -> NDArray[Any]:
+    """Float32 rows in a ggml type, as its bytes or as numpy's type of that width. Infinities stand for overflow.
+
+    Args:
+        rows: [rows, columns], contiguous.
+        type: number of a ggml type.
+    """
+    kind = gguf.GGMLQuantizationType(type)
+    # C code rounds NaN otherwise than the library.
+    if kind.name in _IN_C and not np.isnan(rows.max(initial=0)):
+        return _encoded_in_c(rows, type, _IN_C[kind.name])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(gguf.quants.quantize(rows, kind))
+
+
+def _encoded_in_c(rows: Floats, type: int, dtype: DTypeLike) -> NDArray[Any]:
+    out = np.empty((len(rows), tensor_bytes(rows.shape[1:], type)), np.uint8)
+    native.ggml().ggml_quantize_chunk(type, rows.ctypes.data, out.ctypes.data, 0, *rows.shape, None)
+    return out.view(dtype)
+
+
+# -- importance matrices
+
+
+def read_importance(path: Path) -> Importance:
+    """An importance matrix of llama-imatrix, in its GGUF form or the older one.
+
+    Raises:
+        InputError: no such file, or neither form.
+    """
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == MAGIC
+        found = _from_gguf(path) if is_gguf else _from_legacy(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, struct.error, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path}: not an importance matrix of llama-imatrix ({error})") from None
+    if not found:
+        raise InputError(f"{path}: the importance matrix is empty")
+    return found
+
+
+def _from_gguf(path: Path) -> Importance:
+    """Tensors `NAME.in_sum2` [experts, columns] and `NAME.counts` [experts, 1]; experts never seen get ones."""
+    found = {}
+    with GgufFile(path) as file:
+        for name in file.tensors:
+            if not name.endswith(".in_sum2"):
+                continue
+            base = name.removesuffix(".in_sum2")
+            if f"{base}.counts" not in file.tensors:
+                raise InputError(f"{path}: importance of {base} without its counts")
+            counts = file.floats(f"{base}.counts").reshape(-1, 1)
+            sums = file.floats(name).reshape(len(counts), -1)
+            means = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1))
+            found[base] = np.ascontiguousarray(means.ravel(), dtype=np.float32)
+    return found
+
+
+def _from_legacy(data: bytes) -> Importance:
+    """int32 entries, each: length and bytes of the name, number of calls, number of values, float32 values."""
+    (count,), at, found = struct.unpack_from("<i", data), 4, {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<i", data, at)
+        name = data[at + 4 : at + 4 + length].decode("utf-8")
+        calls, size = struct.unpack_from("<ii", data, at + 4 + length)
+        at += 12 + length
+        values = np.frombuffer(data, "<f4", size, at) / max(calls, 1)
+        found[name] = np.ascontiguousarray(values, dtype=np.float32)
+        at += 4 * size
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,6 @@ def command(
     from longrope_export.console import ConsoleProgress
     from longrope_export.conversion import ConvertRequest, convert, parse_pairs
 
-    gc.set_threshold(
-        100_000
-    )  # a vocabulary is that many objects and no cycle: looking for some costs a tenth of the time
     progress = ConsoleProgress()
     given = {name: value for name, value in own.items() if value}
     request = ConvertRequest(

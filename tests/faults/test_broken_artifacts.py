@@ -19,7 +19,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.progress import Silent
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
-from tests.integration.test_gguf_faults import drop, reorder_heads, rewrite, set_key
+from tests.gguf_files import drop, reorder_heads, rewrite, set_key
 from tests.onnx_faults import FAULTS as ONNX_CATALOGUE
 
 # llama.cpp rounds contexts up to 256 tokens: only from there on is there a short regime to measure.

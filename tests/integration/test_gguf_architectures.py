@@ -13,48 +13,8 @@ from converters.gguf import GgufConverter
 from longrope.architectures import ARCHITECTURES, architecture_of
 from longrope.checkpoint import open_checkpoint
 from longrope.errors import UnsupportedError
-from tests.integration.test_gguf_export import checkpoint, export, factors_for, refused, scores
-from tests.integration.test_gguf_faults import rewrite
+from tests.gguf_files import CASES, checkpoint, export, factors_for, refused, rewrite, scores
 
-GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mistral": ("mistral", {"sliding_window": None}),
-    "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
-    "ministral3": (
-        "ministral3",
-        {"head_dim": 16, "rope_parameters": {"rope_theta": 1e5, "llama_4_scaling_beta": 0.1, "rope_type": "default"}},
-    ),
-    "granite": ("granite", {**GRANITE, "attention_bias": True, "mlp_bias": True}),
-    "granite-tied": ("granite", {**GRANITE, "tie_word_embeddings": True}),
-    "granitemoe": ("granitemoe", {**GRANITE, "num_local_experts": 4}),
-    "granitemoeshared": ("granitemoeshared", {**GRANITE, "num_local_experts": 4, "shared_intermediate_size": 96}),
-    "minicpm3": (
-        "minicpm3",
-        {
-            "num_key_value_heads": 4,
-            "q_lora_rank": 48,
-            "kv_lora_rank": 32,
-            "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 16,
-            "head_dim": 16,
-            "v_head_dim": 16,
-        },
-    ),
-    "phi3": ("phi3", {"pad_token_id": 0, "original_max_position_embeddings": 256}),
-    "phi3-partial": (
-        "phi3",
-        {
-            "pad_token_id": 0,
-            "original_max_position_embeddings": 256,
-            "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
-        },
-    ),
-    "apertus": ("apertus", {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}),
-    "arcee": ("arcee", {}),
-    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
-    "qwen2": ("qwen2", {}),
-    "seed_oss": ("seed_oss", {"head_dim": 16}),
-}
 SINGLE = {"arcee", "exaone4"}
 AS_LLAMA = {"qwen2", "seed_oss"}
 

@@ -13,47 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile
 from converters.gguf.runtime import context_size
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors
-from longrope.modeling import TorchSource, build_model
-from longrope.progress import Silent
-from longrope.scoring import WindowScore, compare_windows
+from longrope.modeling import build_model
 from tests import common
-
-WINDOW, TARGET = 256, 1024
-
-
-def checkpoint(path: Path, model_type: str = "llama", **changes: Any) -> Checkpoint:
-    return common.pico_checkpoint(path, model_type, **{"max_position_embeddings": WINDOW, **changes})
-
-
-def factors_for(model: Checkpoint, **changes: Any) -> RescaleFactors:
-    values = {"target": TARGET, "original_max_position_embeddings": WINDOW, **changes}
-    return model.bind(common.pico_factors(model.rotary_dim, **values))
-
-
-def export(model: Checkpoint, factors: RescaleFactors, outtype: str, path: Path, **options: Any) -> Path:
-    checks = GgufConverter().convert(Export(model, factors, outtype, options), path, Silent())
-    assert {check.status for check in checks} <= {"pass", "skip"}
-    return path
-
-
-def scores(model: Checkpoint, factors: RescaleFactors, path: Path) -> dict[str, WindowScore]:
-    """One window in each regime, against transformers."""
-    reference = TorchSource(build_model(model, factors), factors)
-    source = GgufConverter().open_source(path, factors, max_length=TARGET, threads=1)
-    ids = np.random.default_rng(0).integers(0, model.vocab_size, TARGET - 100)
-    found = {}
-    for factor_set, length in (("short", WINDOW), ("long", len(ids))):
-        score = compare_windows(reference, {"gguf": source}, [ids[:length]], factor_set=factor_set)  # type: ignore[arg-type]
-        found[factor_set] = score["gguf"]
-    source.close()
-    return found
+from tests.gguf_files import TARGET, WINDOW, checkpoint, export, factors_for, refused, scores
 
 
 @pytest.mark.parametrize(
@@ -155,11 +122,6 @@ def test_single_set_runs_in_any_context(tmp_path: Path) -> None:
 # -- refusals
 
 
-def refused(error: type[Exception], match: str, model: Checkpoint, factors: RescaleFactors, **changes: Any) -> None:
-    with pytest.raises(error, match=match):
-        GgufConverter().plan(Export(model, factors, **{"outtype": "f32", **changes}))
-
-
 def test_start_tokens_are_refused(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m")
     refused(UnsupportedError, "n_hat = 4", model, dataclasses.replace(factors_for(model), n_hat=4))
@@ -212,7 +174,7 @@ def test_a_weight_too_large_for_f16_leaves_nothing(tmp_path: Path) -> None:
     weights = load_file(file)
     weights["lm_head.weight"][0, 0] = 1e6
     save_file(weights, file)
-    with pytest.raises(UnsupportedError, match="not finite in f16"):
+    with pytest.raises(UnsupportedError, match="non-finite in f16"):
         export(open_checkpoint(tmp_path / "m"), factors_for(model), "f16", tmp_path / "out" / "a.gguf")
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -9,11 +9,11 @@ from typing import Any
 import gguf
 import pytest
 
-from converters.gguf.target import FACTORS_KEY
+from converters.gguf.factors import FACTORS_KEY
 from longrope.checkpoint import open_checkpoint
 from longrope.factors import RescaleFactors
 from tests.common import run_cli
-from tests.integration.test_gguf_export import checkpoint, export, factors_for
+from tests.gguf_files import checkpoint, export, factors_for
 
 CARD = """---
 model_name: Tiny Poet

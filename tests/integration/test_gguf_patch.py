@@ -13,13 +13,12 @@ import pytest
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile, f32, text
-from converters.gguf.output import copy_range
 from converters.gguf.patch import patch_gguf
+from converters.gguf.writing import copy_range
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.progress import Silent
-from tests.integration.test_gguf_export import checkpoint, factors_for, scores
-from tests.integration.test_gguf_faults import rewrite
+from tests.gguf_files import checkpoint, factors_for, rewrite, scores
 
 
 def stock(model: Checkpoint, path: Path, outtype: str = "q8_0", **options: Any) -> Path:

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import TokenType
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile
 from converters.gguf.sentencepiece import SPACE
-from converters.gguf.tokenizer_parity import awkward_texts, difference
-from converters.gguf.vocabulary import TokenType
+from converters.gguf.tokenizer import awkward_texts, difference
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import UnsupportedError
 from longrope.progress import Silent
 from tests import common
-from tests.integration.test_gguf_export import factors_for, refused
+from tests.gguf_files import factors_for, refused
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -117,7 +117,7 @@ def test_bpe_agrees_there_and_back(tmp_path: Path) -> None:
         assert file.get("tokenizer.ggml.add_space_prefix") is True
         assert file.get("tokenizer.chat_template") == "{{ messages }}"
         types = file.get("tokenizer.ggml.token_type")
-        assert types[:4] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE]
+        assert types[:4] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
         back = open_checkpoint(path)
         assert difference(back.tokenizer, file.values) is None
     for text in awkward_texts(model.tokenizer):

@@ -14,16 +14,14 @@ from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile, text
 from converters.gguf.source import open_gguf
-from converters.gguf.tokenizer_parity import awkward_texts, difference
+from converters.gguf.tokenizer import awkward_texts, difference
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import compare_windows
 from tests import common
-from tests.integration.test_gguf_architectures import CASES
-from tests.integration.test_gguf_export import checkpoint, factors_for
-from tests.integration.test_gguf_faults import rewrite
+from tests.gguf_files import CASES, checkpoint, factors_for, rewrite
 
 
 def exported(folder: Path, outtype: str, **changes: Any) -> tuple[Checkpoint, Path]:
@@ -103,7 +101,7 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
         ("tokenizer.ggml.pre", "mystery", UnsupportedError, "pre-tokenizer 'mystery'"),
     ],
 )
-def test_what_cannot_be_turned_back(tmp_path: Path, key: str, value: str, error: type[Exception], reason: str) -> None:
+def test_what_has_no_counterpart(tmp_path: Path, key: str, value: str, error: type[Exception], reason: str) -> None:
     _, path = exported(tmp_path, "f16")
     odd = rewrite(path, tmp_path / "odd.gguf", lambda values, tensors: values.update({key: text(value)}))
     with pytest.raises(error, match=reason):
@@ -192,7 +190,7 @@ def test_other_architectures_come_back(tmp_path: Path, model_type: str, changes:
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "minicpm3", "apertus"])
-def test_architectures_that_cannot_be_turned_back(tmp_path: Path, model_type: str) -> None:
+def test_architectures_that_cannot_be_opened(tmp_path: Path, model_type: str) -> None:
     model_type, changes = CASES[model_type]
     model = checkpoint(tmp_path / "m", model_type, **changes)
     GgufConverter().convert(Export(model, factors_for(model), "f32"), tmp_path / "a.gguf", Silent())

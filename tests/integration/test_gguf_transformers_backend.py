@@ -12,7 +12,7 @@ from transformers.exporters import AutoExportConfig, AutoHfExporter, ExportedMod
 from converters.gguf.transformers_backend import GgufConfig, register
 from longrope.errors import InputError, UnsupportedError
 from longrope.modeling import build_model
-from tests.integration.test_gguf_export import checkpoint, factors_for
+from tests.gguf_files import checkpoint, factors_for
 
 
 @pytest.fixture(autouse=True)

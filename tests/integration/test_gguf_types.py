@@ -13,12 +13,11 @@ import pytest
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile, part_path, type_name
-from converters.gguf.outtypes import OUTTYPES
-from converters.gguf.quantize import read_importance
+from converters.gguf.weights import OUTTYPES, read_importance
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.progress import Silent
-from tests.integration.test_gguf_export import checkpoint, factors_for, refused, scores
+from tests.gguf_files import checkpoint, factors_for, refused, scores
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
 

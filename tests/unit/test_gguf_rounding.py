@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from converters.gguf.rounding import encode
+from converters.gguf.weights import encode
 
 TYPES = [gguf.GGMLQuantizationType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "F32")]
 EDGES = np.array(

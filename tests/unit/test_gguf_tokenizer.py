@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import TokenType
 from tokenizers import Tokenizer
 
-from converters.gguf.pretokenizers import (
+from converters.gguf.tokenizer import rebuilt_tokenizer, vocabulary_of
+from converters.gguf.vocabulary import (
     GPT2,
     LLAMA3,
     PRE_TOKENIZERS,
     QWEN2,
+    Vocabulary,
     canonical,
     find_pre_tokenizer,
     split_steps,
 )
-from converters.gguf.tokenizer import rebuilt_tokenizer, vocabulary_of
-from converters.gguf.vocabulary import TokenType, Vocabulary
 from longrope.errors import InputError, UnsupportedError
 from tests import common
 

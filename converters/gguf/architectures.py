@@ -1,0 +1,401 @@
+"""What each model is written as in llama.cpp: the architecture, its hyperparameters, and where each weight goes.
+
+    config.json ──architecture table──► Target (llama.cpp's architecture, and which factor tensors it reads)
+    model.layers.3.self_attn.q_proj.weight ──Layout──► blk.3.attn_q.weight, rows interleaved by head
+    …experts.0.w1, experts.1.w1, …         ──Layout──► ffn_gate_exps, stacked
+    …input_linear (gate above up)          ──Layout──► ffn_gate_exps and ffn_up_exps, halves
+
+Layouts are data. Names of hyperparameters stand as in the file, without the architecture, for the ids of checks hold them;
+a test compares them with `gguf.Keys`. What llama.cpp would compute otherwise than transformers is refused here.
+
+Source: llama.cpp as vendored by llama-cpp-python 0.3.36 (src/llama-arch.cpp, src/models/*.cpp).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from converters.gguf.container import TensorInfo, Value, block_size, f32, u32
+from converters.gguf.factors import require_expressible
+from converters.gguf.native import gguf
+from converters.gguf.weights import Piece, Planned, SafetensorsSource, Stored
+from longrope.architectures import ARCHITECTURES, GgufRope
+from longrope.checkpoint import DERIVED, Checkpoint
+from longrope.errors import UnsupportedError
+from longrope.factors import BoundFactors
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A source tensor whose rows are two tensors: the upper half and the lower one, in each expert where it has some."""
+
+    upper: str
+    lower: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """One hyperparameter: `{architecture}.{name}` from a field of config.json.
+
+    Args:
+        name: in the file, without the architecture.
+        field: of config.json.
+        make: Python value → typed value.
+        default: when config.json is silent; None leaves the key out.
+    """
+
+    name: str
+    field: str
+    make: Callable[[Any], Value] = u32
+    default: Any = None
+
+
+# Names outside the layers: transformers' module → GGUF's.
+_OUTER = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+_ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+}
+_QK_NORM = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_UNGATED_MLP = {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_GATED_MLP = {"mlp.gate_proj": "ffn_gate", **_UNGATED_MLP}
+# `*` stands for the number of an expert; its tensors are stacked.
+_MIXTRAL_EXPERTS = {
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.*.w2": "ffn_down_exps",
+    "block_sparse_moe.experts.*.w3": "ffn_up_exps",
+}
+_GRANITE_EXPERTS: Mapping[str, str | Halves] = {
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.input_linear": Halves("ffn_gate_exps", "ffn_up_exps"),
+    "block_sparse_moe.output_linear": "ffn_down_exps",
+    "shared_mlp.input_linear": Halves("ffn_gate_shexp", "ffn_up_shexp"),
+    "shared_mlp.output_linear": "ffn_down_shexp",
+}
+_LATENT_ATTENTION = {
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
+}
+
+# What every architecture here has. Lengths and rotary facts come from the factors, head sizes from the checkpoint.
+COMMON_KEYS = (
+    Key("block_count", "num_hidden_layers"),
+    Key("embedding_length", "hidden_size"),
+    Key("feed_forward_length", "intermediate_size"),
+    Key("attention.head_count", "num_attention_heads"),
+    Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", f32, 1e-6),
+    Key("vocab_size", "vocab_size"),
+)
+_EXPERT_KEYS = (Key("expert_count", "num_local_experts"), Key("expert_used_count", "num_experts_per_tok"))
+_GRANITE_KEYS = (
+    Key("attention.scale", "attention_multiplier", f32),
+    Key("embedding_scale", "embedding_multiplier", f32),
+    Key("residual_scale", "residual_multiplier", f32),
+    Key("logit_scale", "logits_scaling", f32),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One llama.cpp architecture.
+
+    Args:
+        layer: module names within `model.layers.N.` → within `blk.N.`.
+        outer: module names outside the layers, transformers' → GGUF's.
+        keys: hyperparameters beside the common ones.
+        scalars: numbers that transformers keep as tensors of each layer → metadata arrays over the layers.
+        model_class: transformers' class, for the config.json that is rebuilt from a file; "" where none is.
+        needs: fields of config.json with the only value llama.cpp computes; None for absent or null.
+    """
+
+    layer: Mapping[str, str | Halves]
+    outer: Mapping[str, str] = field(default_factory=lambda: _OUTER)
+    keys: tuple[Key, ...] = ()
+    scalars: Mapping[str, str] = field(default_factory=dict)
+    model_class: str = ""
+    needs: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "llama": Layout(
+        {**_NORMS, **_ATTENTION, **_GATED_MLP, **_MIXTRAL_EXPERTS}, keys=_EXPERT_KEYS, model_class="LlamaForCausalLM"
+    ),
+    "mistral3": Layout(
+        {**_NORMS, **_ATTENTION, **_GATED_MLP},
+        keys=(Key("attention.temperature_scale", "llama_4_scaling_beta", f32),),
+    ),
+    "granite": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP}, keys=_GRANITE_KEYS, model_class="GraniteForCausalLM"),
+    "granitemoe": Layout(
+        {**_NORMS, **_ATTENTION, **_GRANITE_EXPERTS},
+        keys=(*_GRANITE_KEYS, *_EXPERT_KEYS, Key("expert_shared_feed_forward_length", "shared_intermediate_size")),
+    ),
+    "minicpm3": Layout(
+        {**_NORMS, **_LATENT_ATTENTION, "self_attn.o_proj": "attn_output", **_GATED_MLP},
+        keys=(Key("attention.q_lora_rank", "q_lora_rank"), Key("attention.kv_lora_rank", "kv_lora_rank")),
+        needs={"hidden_act": "silu", "dim_model_base": 256, "scale_emb": 12, "scale_depth": 1.4},
+    ),
+    "phi3": Layout(
+        {
+            **_NORMS,
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        },
+        model_class="Phi3ForCausalLM",
+    ),
+    "apertus": Layout(
+        {
+            **_ATTENTION,
+            **_QK_NORM,
+            **_UNGATED_MLP,
+            "attention_layernorm": "attn_norm",
+            "feedforward_layernorm": "ffn_norm",
+        },
+        scalars={f"mlp.act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")},
+        needs={"hidden_act": "xielu"},
+    ),
+    "arcee": Layout(
+        {**_NORMS, **_ATTENTION, **_UNGATED_MLP}, model_class="ArceeForCausalLM", needs={"hidden_act": "relu2"}
+    ),
+    "exaone4": Layout(
+        {
+            **_ATTENTION,
+            **_QK_NORM,
+            **_GATED_MLP,
+            "post_attention_layernorm": "post_attention_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+        needs={"hidden_act": "silu", "sliding_window": None},
+        model_class="Exaone4ForCausalLM",
+    ),
+}
+
+# What llama.cpp uses, whether transformers has such a type or not: files of these can be patched.
+LOADS_SETS = frozenset({"llama", "mistral3", "deci", "granite", "granitemoe", "minicpm", "minicpm3", "phi3", "apertus"})
+LOADS_FREQS = frozenset({"arcee", "exaone", "exaone4"})
+
+
+# -- the architecture of a checkpoint
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a checkpoint is written as.
+
+    Args:
+        architecture: llama.cpp's name.
+        rope: "sets" for both factor tensors, "freqs" for the one that serves every context.
+        permute_qk: the rows of q and k are interleaved.
+    """
+
+    architecture: str
+    rope: GgufRope
+    permute_qk: bool
+
+
+def target_of(checkpoint: Checkpoint, factors: BoundFactors, *, as_llama: bool = False) -> Target:
+    """What a checkpoint with these factors is written as.
+
+    Args:
+        as_llama: write a network that is Llama's under another name as architecture llama.
+
+    Raises:
+        UnsupportedError: llama.cpp has no architecture that computes this network with these factors.
+    """
+    target = _by_table(checkpoint, as_llama=as_llama)
+    _refuse_other_networks(checkpoint, target)
+    refuse_factors(checkpoint, target, factors)
+    return target
+
+
+def refuse_factors(checkpoint: Checkpoint, target: Target, factors: BoundFactors) -> None:
+    """Raise UnsupportedError for factors with which llama.cpp would compute something else than transformers."""
+    _refuse_sliding_window(checkpoint, factors)
+    require_expressible(factors, target.architecture, target.rope)
+
+
+def _by_table(checkpoint: Checkpoint, *, as_llama: bool) -> Target:
+    row = checkpoint.architecture
+    if as_llama and row.gguf_as_llama:
+        return Target("llama", "sets", permute_qk=True)
+    if as_llama and row.gguf != "llama":
+        possible = sorted(row.model_type for row in ARCHITECTURES.values() if row.gguf_as_llama)
+        raise UnsupportedError(
+            f"a {row.model_type} network is not Llama's; as_llama works for {' and '.join(possible)}"
+        )
+    if row.gguf is None or row.gguf_rope is None:
+        way_out = "write it as llama (option as_llama)" if row.gguf_as_llama else "export to HF or ONNX instead"
+        reason = row.note or "llama.cpp has no such architecture"
+        raise UnsupportedError(f"GGUF cannot hold rope factors for {row.model_type}: {reason}; {way_out}")
+    return Target(row.gguf, row.gguf_rope, row.permute_qk)
+
+
+def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
+    """Fields of config.json for which llama.cpp computes one value only."""
+    config = {"sliding_window": checkpoint.architecture.default_window, **checkpoint.config}
+    for name, needed in LAYOUTS[target.architecture].needs.items():
+        given = config.get(name, needed)
+        if given != needed:
+            raise UnsupportedError(
+                f"{checkpoint.name}: llama.cpp computes {name} = {needed!r} for this architecture, the model has "
+                f"{given!r}; export to HF or ONNX instead"
+            )
+
+
+def _refuse_sliding_window(checkpoint: Checkpoint, factors: BoundFactors) -> None:
+    """llama.cpp attends to the whole context where transformers would look back fewer tokens than the target."""
+    config, row = checkpoint.config, checkpoint.architecture
+    window = config.get("sliding_window", row.default_window) if row.sliding_window else None
+    used = window and config.get("use_sliding_window", True)
+    if used and window is not None and window < factors.target:
+        raise UnsupportedError(
+            f"{checkpoint.name}: transformers attends to the last {window} tokens (sliding_window), llama.cpp to all "
+            f"{factors.target}; set sliding_window to null in config.json, or use a target of at most {window}"
+        )
+    alike = {"full_attention", "sliding_attention"} if used else {"full_attention"}
+    others = sorted(set(config.get("layer_types") or ()) - alike)
+    if others:
+        raise UnsupportedError(
+            f"{checkpoint.name}: some layers have {' and '.join(others)} (layer_types in config.json), llama.cpp gives "
+            "all of them full attention; export to HF or ONNX instead"
+        )
+
+
+# -- where each weight goes
+
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+# Routers decide between experts by small differences; llama.cpp keeps them in float32.
+_ALWAYS_F32 = ("ffn_gate_inp",)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where (a part of) a source tensor goes.
+
+    Args:
+        name: of the tensor in the file.
+        expert: its place in a stack of experts; None for a tensor that is no expert's.
+        half: 0 or 1 for the upper or lower rows; None for all.
+    """
+
+    name: str
+    expert: int | None = None
+    half: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorPlanner:
+    """Plans the tensors of one checkpoint.
+
+    Args:
+        architecture: llama.cpp's name, for messages.
+        layout: of that architecture.
+        matrix_type: ggml type of matrices.
+        heads: number of heads of the tensors whose rows are interleaved, by module name within a layer.
+        tied: the output matrix is the embedding's; a copy in the checkpoint is left out.
+    """
+
+    architecture: str
+    layout: Layout
+    matrix_type: int
+    heads: Mapping[str, int]
+    tied: bool
+
+    def plan(self, source: SafetensorsSource) -> tuple[Planned, ...]:
+        """A plan for every weight, in the file's order. Raises UnsupportedError for one that has no place."""
+        parts: dict[str, list[tuple[Place, str]]] = {}
+        for name in sorted(filter(self._kept, source.tensors), key=_file_order):
+            for place in self._places(name):
+                parts.setdefault(place.name, []).append((place, name))
+        return tuple(self._planned(name, members, source) for name, members in parts.items())
+
+    def scalars(self, source: SafetensorsSource) -> dict[str, list[float]]:
+        """Metadata arrays over the layers that transformers keep as tensors."""
+        found: dict[str, list[float]] = {}
+        for name in sorted(source.tensors, key=_file_order):
+            layer = LAYER.fullmatch(name)
+            if layer and layer[2] in self.layout.scalars:
+                found.setdefault(self.layout.scalars[layer[2]], []).append(source[name].scalar)
+        return found
+
+    def _kept(self, name: str) -> bool:
+        layer = LAYER.fullmatch(name)
+        scalar = layer is not None and layer[2] in self.layout.scalars
+        return not (scalar or (self.tied and name == "lm_head.weight") or DERIVED.fullmatch(name))
+
+    def _places(self, name: str) -> Iterator[Place]:
+        module, _, suffix = name.rpartition(".")
+        layer, expert = LAYER.fullmatch(module), _EXPERT.search(module)
+        inner = _EXPERT.sub(".experts.*.", layer[2]) if layer else ""
+        target = self.layout.layer.get(inner) if layer else self.layout.outer.get(module)
+        if target is None or suffix not in ("weight", "bias"):
+            raise UnsupportedError(
+                f"llama.cpp's {self.architecture} has no place for the weight {name}; export to HF or ONNX instead"
+            )
+        prefix = f"blk.{layer[1]}." if layer else ""
+        if isinstance(target, Halves):
+            yield Place(f"{prefix}{target.upper}.{suffix}", half=0)
+            yield Place(f"{prefix}{target.lower}.{suffix}", half=1)
+        else:
+            yield Place(f"{prefix}{target}.{suffix}", int(expert[1]) if expert else None)
+
+    def _planned(self, name: str, members: list[tuple[Place, str]], source: SafetensorsSource) -> Planned:
+        members = sorted(members, key=lambda member: member[0].expert or 0)
+        place, first = members[0]
+        shape = _shape(source[first], place, len(members))
+        pieces = tuple(piece for place, origin in members for piece in self._pieces(place, origin, source[origin]))
+        return Planned(TensorInfo(name, shape, self._type_for(name, shape)), pieces, source)
+
+    def _pieces(self, place: Place, origin: str, stored: Stored) -> Iterator[Piece]:
+        if place.half is None:
+            yield Piece(origin, heads=self.heads.get(_module(place.name), 0))
+            return
+        rows = stored.shape[-2] // 2
+        for expert in range(stored.shape[0] if len(stored.shape) == 3 else 1):
+            yield Piece(origin, first=(2 * expert + place.half) * rows, count=rows)
+
+    def _type_for(self, name: str, shape: tuple[int, ...]) -> int:
+        """Matrices get the wanted type; vectors stay float32, and rows that do not fit its blocks become float16."""
+        types = gguf.GGMLQuantizationType
+        if len(shape) < 2 or _module(name) in _ALWAYS_F32:
+            return int(types.F32)
+        fits = shape[-1] % block_size(self.matrix_type)[0] == 0
+        return self.matrix_type if fits else int(types.F16)
+
+
+def _shape(stored: Stored, place: Place, count: int) -> tuple[int, ...]:
+    if place.expert is not None:
+        return (count, *stored.shape)
+    if place.half is not None:
+        return (*stored.shape[:-2], stored.shape[-2] // 2, stored.shape[-1])
+    return stored.shape
+
+
+def _module(name: str) -> str:
+    """`blk.3.attn_q.weight` → `attn_q`."""
+    return name.split(".")[-2]
+
+
+def _file_order(name: str) -> tuple[int, str]:
+    """Embedding first, then layer by layer, then what follows the layers."""
+    layer = LAYER.fullmatch(name)
+    if layer:
+        return int(layer[1]) + 1, name
+    return (0, name) if "embed" in name else (1 << 30, name)

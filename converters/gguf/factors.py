@@ -1,0 +1,173 @@
+"""Rescale factors ⇄ GGUF: the tensors, the keys and our own record of them, written and read here and nowhere else.
+
+    RescaleFactors ──factor_arrays──► rope_factors_long.weight, rope_factors_short.weight   or rope_freqs.weight
+                   ──scaling_values─► {arch}.rope.scaling.*
+                   ──own_record─────► longrope_export.factors, which no runtime reads
+    the file       ──factors_of, recorded_factors──► RescaleFactors
+
+llama.cpp divides the angle of each pair of dimensions by its factor. It takes the long tensor in contexts above
+`rope.scaling.original_context_length`, the short one in others; an architecture without the two takes rope_freqs always.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import longrope
+from converters.gguf.container import GgufFile, TensorInfo, Value, f32, text, u32
+from converters.gguf.native import gguf
+from longrope.architectures import ARCHITECTURES, GgufRope
+from longrope.errors import InputError, UnsupportedError
+from longrope.factors import BoundFactors, FactorSet, RescaleFactors
+
+LONG = "rope_factors_long.weight"
+SHORT = "rope_factors_short.weight"
+FREQS = "rope_freqs.weight"
+OWN_PREFIX = "longrope_export."
+FACTORS_KEY = OWN_PREFIX + "factors"
+
+# What each key does to a model when it is wrong; the words of the checks.
+MEANINGS = {
+    "context_length": "runtimes take the window a user gets from it",
+    "rope.scaling.type": "without longrope llama.cpp does not load the factors",
+    "rope.scaling.original_context_length": "llama.cpp chooses the set by it; without it the long set is never used",
+    "rope.scaling.attn_factor": "attention is too sharp or too flat at every length; perplexity may even fall",
+    "rope.scaling.factor": "must be absent: llama.cpp applies it on top of the factors",
+    "rope.freq_base": "every rotary frequency is wrong",
+}
+
+
+# -- into a file
+
+
+def bound_to_file(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
+    """The factors with the file's lengths, theta and rotary dimension filled in. Raises InputError on a contradiction."""
+    row = ARCHITECTURES.get(factors.model_type or "")
+    fits = row is None or file.architecture == row.gguf or (row.gguf_as_llama and file.architecture == "llama")
+    if factors.model_type and not fits:
+        raise InputError(f"the factors are for {factors.model_type}, the file holds a model of {file.architecture}")
+    theta = float(file.model_key("rope.freq_base", 10_000.0))
+    if factors.rope_theta is not None and f32(factors.rope_theta).data == theta:
+        theta = factors.rope_theta  # the file has it rounded to float32
+    return factors.bound_to(
+        original=int(file.model_key("rope.scaling.original_context_length") or file.required_key("context_length")),
+        rope_theta=theta,
+        rotary_dim=rotary_dim(file),
+        model_type=factors.model_type or file.architecture,
+    )
+
+
+def rotary_dim(file: GgufFile) -> int:
+    """Dimensions of a head that are rotated, as llama.cpp derives them."""
+    given = file.model_key("rope.dimension_count") or file.model_key("attention.key_length")
+    return int(given or file.required_key("embedding_length") // file.required_key("attention.head_count"))
+
+
+def require_expressible(factors: BoundFactors, architecture: str, rope: GgufRope) -> None:
+    """Raise UnsupportedError for factors that llama.cpp cannot apply in this architecture."""
+    if factors.n_hat:
+        raise UnsupportedError(
+            f"GGUF cannot hold n_hat = {factors.n_hat} start tokens: llama.cpp rescales every position; "
+            "export to ONNX, which can, or search with --n-hat 0"
+        )
+    if rope == "freqs" and factors.factor_sets == "dual":
+        raise UnsupportedError(
+            f"llama.cpp's {architecture} takes one factor set for every context; "
+            "use --factor-sets single, or export to HF or ONNX"
+        )
+
+
+def factor_tensors(rope: GgufRope) -> Mapping[str, FactorSet]:
+    """Tensor name → the set it holds: both, or the one that serves every context."""
+    return {LONG: "long", SHORT: "short"} if rope == "sets" else {FREQS: "long"}
+
+
+def factor_arrays(factors: BoundFactors, rope: GgufRope) -> dict[str, NDArray[np.float32]]:
+    """The factor tensors by name, [rotary_dim / 2] each."""
+    return {name: np.array(factors.set(held), dtype=np.float32) for name, held in factor_tensors(rope).items()}
+
+
+def factor_info(name: str, data: NDArray[np.float32]) -> TensorInfo:
+    """The info of a factor tensor; llama.cpp reads them as float32 only."""
+    return TensorInfo(name, data.shape, int(gguf.GGMLQuantizationType.F32))
+
+
+def scaling_values(factors: BoundFactors, rope: GgufRope) -> dict[str, Value]:
+    """The keys `rope.scaling.*`, without the architecture.
+
+    `rope.scaling.factor` is left out on purpose: llama.cpp would apply it on top.
+    """
+    kind = {"rope.scaling.type": text(gguf.RopeScalingType.LONGROPE.value)} if rope == "sets" else {}
+    return {
+        **kind,
+        "rope.scaling.original_context_length": u32(factors.original),
+        "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
+    }
+
+
+def own_record(factors: BoundFactors) -> dict[str, Value]:
+    """Keys of our own: the whole factors.json, with where the factors come from, and what wrote the file."""
+    return {
+        OWN_PREFIX + "version": text(longrope.__version__),
+        FACTORS_KEY: text(json.dumps(factors.to_json(), default=str)),
+    }
+
+
+# -- out of a file
+
+
+def read_factors(path: Path) -> RescaleFactors | None:
+    """The factors in a file, as the float32 numbers that are stored; None when it has none.
+
+    Raises:
+        InputError: not a sound GGUF file, or only one of the two sets.
+    """
+    with GgufFile(path) as file:
+        return factors_of(file)
+
+
+def factors_of(file: GgufFile) -> RescaleFactors | None:
+    """The factors of an opened file; see `read_factors`."""
+    present = [name for name in (LONG, SHORT) if name in file.tensors]
+    if not present and FREQS not in file.tensors:
+        return None
+    if len(present) == 1:
+        raise InputError(f"{file.path}: has {present[0]} only; expected both rope_factors_long and rope_factors_short")
+    short, long = (SHORT, LONG) if present else (FREQS, FREQS)
+    return RescaleFactors(
+        short_factor=tuple(file.floats(short).ravel().tolist()),
+        long_factor=tuple(file.floats(long).ravel().tolist()),
+        original_max_position_embeddings=file.model_key("rope.scaling.original_context_length"),
+        target_length=file.model_key("context_length"),
+        attention_factor=file.model_key("rope.scaling.attn_factor"),
+        rope_theta=file.model_key("rope.freq_base"),
+        rotary_dim=file.model_key("rope.dimension_count"),
+        method="gguf",
+    )
+
+
+def recorded_factors(path: Path) -> RescaleFactors | None:
+    """The factors.json that our exporter put into a file; None in files of other tools.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    with GgufFile(path) as file:
+        return record_of(file)
+
+
+def record_of(file: GgufFile) -> RescaleFactors | None:
+    """The record of an opened file; see `recorded_factors`."""
+    record = file.get(FACTORS_KEY)
+    if record is None:
+        return None
+    try:
+        data = json.loads(record)
+    except json.JSONDecodeError:
+        raise InputError(f"{file.path}: {FACTORS_KEY} is not valid JSON") from None
+    return RescaleFactors.from_json(data, f"{file.path}: {FACTORS_KEY}")
