@@ -10,7 +10,7 @@ LLAMA  := llama-cpp-python==0.3.36
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo demo-smollm2 default-model test test-slow quality style clean
+.PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style clean
 .PHONY: bench-search bench-gguf bench-onnx bench-train bench-progressive
 
 setup: $(STAMP)
@@ -57,10 +57,18 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
 
+# Branches of the three packages that the tests take, those of subprocesses too; fails below what pyproject.toml asks for.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
 quality: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 style: setup
 	$(BIN)/ruff check --fix .

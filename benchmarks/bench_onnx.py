@@ -35,14 +35,14 @@ from converters.onnx.rope_graph import INV_FREQ, LONG, SHORT
 from converters.onnx.runtime import OnnxSource
 from converters.onnx.simulate import round_weights
 from longrope import rope
+from longrope.architectures import ARCHITECTURES
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.modeling import RescaledRotary, TorchSource, build_model, replace_rotary
 from longrope.progress import Silent
 from longrope.scoring import LogitSource, WindowScore, compare_windows
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
-from tests.integration.test_onnx_faults import FAULTS, initializer, node, on_graph
-from tests.integration.test_onnx_parity import CHANGES, TESTED
+from tests.common import FEATURES, TARGET, WINDOW, pico_checkpoint, pico_factors
+from tests.onnx_faults import FAULTS, initializer, node, on_graph
 
 ROOM = Path("runs") / "bench" / "onnx"
 TEXT = Path("longrope_export/default_model/texts/test/moby_dick.txt")
@@ -433,7 +433,7 @@ def agreeing(tokens: Sequence[int], expected: Sequence[int]) -> int:
 def architectures(bench: Bench) -> None:
     """Each model type of the table on a pico model, both sets and both attentions; also written as a page."""
     lines = []
-    for model_type in TESTED:
+    for model_type in sorted(name for name, row in ARCHITECTURES.items() if row.onnx):
         with tempfile.TemporaryDirectory() as room:
             worst = [worst_of(Path(room), model_type, outtype, bench) for outtype in ("f32", "f16", "int8", "int4")]
         lines.append(f"| {model_type} | " + " | ".join(worst) + " |")
@@ -442,7 +442,7 @@ def architectures(bench: Bench) -> None:
 
 def worst_of(room: Path, model_type: str, outtype: str, bench: Bench) -> str:
     """The worst KL and logit difference of a type over both sets, both attentions and both regimes."""
-    checkpoint = pico_checkpoint(room / outtype, model_type, **CHANGES.get(model_type, {}))
+    checkpoint = pico_checkpoint(room / outtype, model_type, **FEATURES.get(model_type, {}))
     scores = []
     for dual in (True, False):
         factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=dual))

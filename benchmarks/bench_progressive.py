@@ -171,7 +171,7 @@ class Bench:
             options=SearchOptions(max_evals=DEFAULT_EVALS, threads=torch.get_num_threads()),
             journal_dir=journal,
             resume=journal.exists(),
-            stages=self.progression.trained_with,
+            stages={done.name: done.factors for done in self.progression.stages if done.training is not None},
             held_out=load_corpus([default_model.TEST_TEXTS], checkpoint.encode),
         )
 

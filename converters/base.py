@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -40,6 +40,21 @@ class Check:
         """Passes when both are equal; `message` says what it means when they are not."""
         ok = expected == actual
         return cls(id, "pass" if ok else "fail", expected, actual, "" if ok else message)
+
+    @classmethod
+    def equal_factors(cls, id: str, expected: Sequence[float], actual: Sequence[float] | None) -> Check:
+        """Exact comparison of one factor set, None when it is missing; the message names the first pair that differs."""
+        wanted = f"{len(expected)} factors"
+        if actual is None:
+            return cls(id, "fail", wanted, None, "the factors are not there")
+        if len(actual) != len(expected):
+            return cls(id, "fail", wanted, f"{len(actual)} factors", "they belong to another model")
+        different = [pair for pair, (a, b) in enumerate(zip(expected, actual, strict=True)) if a != b]
+        if not different:
+            return cls(id, "pass", wanted, wanted)
+        first = different[0]
+        message = f"{len(different)} of {wanted} differ, the first at pair {first}"
+        return cls(id, "fail", expected[first], actual[first], message)
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,29 @@ class PlannedExport(ABC):
         return checks
 
 
+class UnreadableArtifact(PlannedExport):
+    """Stands for the plan of an artifact that is too damaged to say which plan it follows: its one check fails.
+
+    Args:
+        export: the reference with the factors that the artifact must carry.
+        format_name: of the artifact.
+        error: what is wrong with it.
+    """
+
+    def __init__(self, export: Export, format_name: str, error: InputError) -> None:
+        super().__init__(export)
+        self.format_name, self.error = format_name, error
+
+    def with_factors(self, factors: BoundFactors) -> UnreadableArtifact:
+        return UnreadableArtifact(replace(self.export, factors=factors), self.format_name, self.error)
+
+    def write(self, path: Path, progress: Progress) -> None:
+        raise self.error
+
+    def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
+        return [Check(f"{self.format_name}.readable", "fail", "a sound artifact", "a broken one", str(self.error))]
+
+
 class Converter(ABC):
     """One output format. Stateless; a subclass is registered by entry point `longrope_export.formats`.
 
@@ -178,13 +216,16 @@ class Converter(ABC):
         """The factors.json that our exporter recorded in the artifact beside the runtime's own fields; None without."""
         return None
 
+    def plan_of(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> PlannedExport:
+        """`plan_like`, or for an artifact that is too damaged for it an `UnreadableArtifact`."""
+        try:
+            return self.plan_like(path, expected, reference)
+        except InputError as error:
+            return UnreadableArtifact(Export(reference, expected), self.name, error)
+
     def static_checks(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> list[Check]:
         """Compare an artifact with what it must be (`PlannedExport.check`); one failed check when it cannot be read."""
-        try:
-            planned = self.plan_like(path, expected, reference)
-        except InputError as error:
-            return [Check(f"{self.name}.readable", "fail", "a sound artifact", "a broken one", str(error))]
-        return planned.check(path)
+        return self.plan_of(path, expected, reference).check(path)
 
     @abstractmethod
     def open_source(

@@ -9,6 +9,7 @@ A row says how transformers builds the rotary embedding, and what each format ca
   sliding_window  config.sliding_window limits attention, in every layer where layer_types says nothing else
   default_window  transformers' sliding_window where config.json is silent
   hybrid      layers that slide beside layers that see everything share one rotary embedding, and are extended together
+  drops_cache_at_crossing  transformers' generate empties the cache where the factor sets change
   onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -103,7 +102,10 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, are on the disk; a rename is not safe from a power cut before."""
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"
+    if windows and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -132,12 +134,6 @@ def is_disk_full(error: OSError) -> bool:
     """Whether the system refused to write more; numpy's `tofile`, which other libraries call, says so without a code."""
     said_by_numpy = error.errno is None and " requested and " in str(error)
     return said_by_numpy or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_tree(path: Path) -> None:

@@ -4,20 +4,22 @@
     {…record…}                                   one line each, flushed to disk before the work goes on
     {…reco                                       a line cut by a crash: dropped on the next opening
 
-Floats are written by `repr`, so they come back as the same bits. One process at a time may hold a journal. One that is
-closed without a single record is removed: what failed before it measured anything leaves nothing to resume.
+Floats are written by `repr`, so they come back as the same bits. One process at a time may hold a journal: while it does,
+it locks `NAME.lock` beside it, in which its process id and host stand; the system frees the lock of a process that dies. A
+journal that is closed without a single record is removed: what failed before it measured anything leaves nothing to resume.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from longrope.errors import InputError, MissingRequirementError
 
@@ -51,7 +53,7 @@ class Journal:
         Raises:
             InputError: it exists and neither `resume` nor `overwrite` is given, it is no journal, its header differs, or
                 another process holds it.
-            MissingRequirementError: the place is not writable.
+            MissingRequirementError: the place is not writable, or its file system knows no locks.
         """
         self.path = path
         self.records: list[dict[str, Any]] = []
@@ -65,17 +67,15 @@ class Journal:
         self._empty = True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            with contextlib.ExitStack() as held:
+                held.enter_context(_locked(path))
+                self._file = held.enter_context(path.open("a+b"))
+                if overwrite and not resume:
+                    self._file.truncate(0)
+                self._start(json.loads(json.dumps(header)))
+                self._held = held.pop_all()
         except OSError as error:
             raise MissingRequirementError(f"{path}: the journal is not writable ({error.strerror})") from error
-        try:
-            self._lock()
-            if overwrite and not resume:
-                self._file.truncate(0)
-            self._start(json.loads(json.dumps(header)))
-        except BaseException:
-            self._file.close()
-            raise
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on the disk."""
@@ -89,26 +89,21 @@ class Journal:
 
     def close(self) -> None:
         """Close the file, and remove it when it holds no record."""
-        if self._empty and not self._file.closed:
-            self.path.unlink(missing_ok=True)
-            if self._made_folder:
-                with contextlib.suppress(OSError):  # somebody else has put something there
-                    self.path.parent.rmdir()
-        self._file.close()
+        if self._file.closed:
+            return
+        with self._held:
+            self._file.close()
+            if self._empty:
+                self.path.unlink(missing_ok=True)
+        if self._empty and self._made_folder:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                self.path.parent.rmdir()
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path}: another run is writing this journal; wait for it or stop it") from None
 
     def _start(self, header: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -136,6 +131,41 @@ class Journal:
         if not isinstance(record, dict):
             raise InputError(f"{self.path}, line {number}: expected a JSON object; this journal is damaged")
         return record
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """`path` as this process's own, by a lock file beside it that is removed at the end."""
+    file = path.with_name(f"{path.name}.lock")
+    lock = FileLock(file, thread_local=False, on_acquired=_sign)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"{path}: another run is writing this journal ({_holder(file)}); wait for it or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file; there the library does on release
+            file.unlink()
+        lock.release()
+
+
+def _sign(descriptor: int) -> None:
+    """Write who holds the lock, behind the one byte that Windows lets nobody else read."""
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, f"\nprocess {os.getpid()} on {platform.node()}".encode())
+
+
+def _holder(lock_file: Path) -> str:
+    try:
+        with lock_file.open("rb") as file:
+            file.seek(1)
+            return file.read().decode() or "not named yet"
+    except OSError:
+        return "which has just ended"
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

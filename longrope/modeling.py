@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -446,14 +446,3 @@ class _Held:
     ids: TokenIds
     factor_set: FactorSet
     cache: Any
-
-
-@contextmanager
-def searching_rotary(model: nn.Module, checkpoint: Checkpoint) -> Iterator[RescaledRotary]:
-    """A model whose factors can be set at will, for as long as the block runs."""
-    ours = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
-    old = replace_rotary(model, ours)
-    try:
-        yield ours
-    finally:
-        replace_rotary(model, old)

@@ -19,6 +19,7 @@ PACKAGES = (
     "gguf",
     "llama-cpp-python",
     "onnx",
+    "onnx-ir",
     "onnxruntime",
     "peft",
 )

@@ -1,4 +1,4 @@
-"""Retrieval prompts: something told in the middle of real text, and asked for at the end.
+"""Retrieval prompts: something stated in the middle of real text, and asked for at the end.
 
     ├──── filler ────┤ statement ├──────── filler ────────┤ question answer │
     0            depth · room                                        length
@@ -19,11 +19,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from longrope.errors import InputError
 from longrope.metrics import perplexity
-from longrope.scoring import LogitSource, greedy, tail_logits
+from longrope.scoring import LogitSource, greedy, score_answer
 from longrope.text import TokenIds
 
 Encode = Callable[[str], Sequence[int]]
@@ -116,7 +115,7 @@ def hide(
 
 
 def with_distractors(encode: Encode, filler_ids: TokenIds, count: int, rng: np.random.Generator) -> TokenIds:
-    """Filler in which `count` other numbers of one to five digits are told at random places, cut to its old length.
+    """Filler in which `count` other numbers of one to five digits stand at random places, cut to its old length.
 
     A copying head that looks for what followed the last digit finds it after every such digit of the text. How many there
     are grows with the text, so they stand for one that is much longer. Numbers are spread evenly in their logarithm, as in
@@ -125,8 +124,8 @@ def with_distractors(encode: Encode, filler_ids: TokenIds, count: int, rng: np.r
     pieces = np.split(filler_ids, np.sort(rng.integers(0, filler_ids.size + 1, count)))
     numbers = [int(10**exponent) for exponent in rng.uniform(0, 5, count)]
     texts = [str(rng.choice(DISTRACTORS)).format(number=number) for number in numbers]
-    told = [np.array(encode(text), dtype=np.int64) for text in texts]
-    mixed = [part for pair in zip(pieces, [*told, np.empty(0, np.int64)], strict=True) for part in pair]
+    inserted = [np.array(encode(text), dtype=np.int64) for text in texts]
+    mixed = [part for pair in zip(pieces, [*inserted, np.empty(0, np.int64)], strict=True) for part in pair]
     return np.concatenate(mixed)[: filler_ids.size]
 
 
@@ -140,7 +139,7 @@ def passkey_sample(
     num_digits: int = 5,
     start_ids: Sequence[int] = (),
 ) -> RetrievalSample:
-    """A random passkey told at `depth` in `length` tokens of filler and asked for at the end (LongRoPE's passkey task).
+    """A random passkey stated at `depth` in `length` tokens of filler and asked for at the end (LongRoPE's passkey task).
 
     encode: text → ids, adding no special tokens; filler_ids: ids of real text, at least `length` of them.
     depth: relative place of the statement in the filler, 0 to 1. The same `rng` state gives the same sample.
@@ -160,7 +159,7 @@ def needle_sample(
     *,
     start_ids: Sequence[int] = (),
 ) -> RetrievalSample:
-    """A sentence of who keeps what where, told at `depth` and asked for at the end; arguments as `passkey_sample`."""
+    """A sentence of who keeps what where, stated at `depth` and asked for at the end; arguments as `passkey_sample`."""
     words = {
         "owner": rng.choice(NEEDLE_OWNERS),
         "thing": rng.choice(NEEDLE_THINGS),
@@ -248,14 +247,13 @@ def measure(
     found = written = 0
     nll, tokens = 0.0, 0
     for sample in samples:
-        used = source.set_for(len(sample.token_ids))
-        answer = torch.as_tensor(sample.answer_ids)
-        logits_AV = tail_logits(source, sample.token_ids[:-1], used, sample.answer_start - 1)
-        found += torch.equal(logits_AV.argmax(-1), answer)
-        nll += float(torch.nn.functional.cross_entropy(logits_AV.double(), answer, reduction="sum"))
-        tokens += len(answer)
+        used, count = source.set_for(len(sample.token_ids)), len(sample.answer_ids)
+        answer_nll, recalled = score_answer(source, sample.token_ids, sample.answer_start, used)
+        found += recalled
+        nll += answer_nll
+        tokens += count
         if generate:
-            written += np.array_equal(greedy(source, sample.prompt_ids, len(answer), used), sample.answer_ids)
+            written += np.array_equal(greedy(source, sample.prompt_ids, count, used), sample.answer_ids)
         on_sample()
     first, count = samples[0], len(samples)
     ppl = perplexity(nll / tokens)

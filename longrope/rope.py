@@ -143,11 +143,3 @@ def yarn_attention_factor(length_scale: float) -> float:
 def theoretical_critical_dim(rotary_dim: int, rope_theta: float, original: int) -> int:
     """LongRoPE2's d_tcd = 2 ceil(d/2 log_b(L / 2 pi)): dimensions from here on never complete a rotation within L."""
     return 2 * math.ceil(rotary_dim / 2 * math.log(original / (2 * math.pi)) / math.log(rope_theta))
-
-
-def worst_angle_error(frequencies: Float64, target_length: int) -> float:
-    """Largest error, in radians, of float32 angles `float32(n) * float32(freq)` at the last position, against float64."""
-    last = target_length - 1
-    exact = last * frequencies
-    rounded = (np.float32(last) * frequencies.astype(np.float32)).astype(np.float64)
-    return float(np.max(np.abs(rounded - exact)))

@@ -228,6 +228,17 @@ def tail_logits(source: LogitSource, ids: TokenIds, factor_set: FactorSet, first
     return _rows_from(source.logits(ids, factor_set, CHUNK_TOKENS), first)
 
 
+def score_answer(source: LogitSource, ids: TokenIds, start: int, factor_set: FactorSet) -> tuple[float, bool]:
+    """How a source takes an answer, ids[start:], after all tokens before it (teacher-forced).
+
+    Returns:
+        Its summed negative log-likelihood in nats, and whether each of its tokens is the likeliest.
+    """
+    logits_AV, answer_A = tail_logits(source, ids[:-1], factor_set, start - 1), torch.as_tensor(ids[start:])
+    summed = torch.nn.functional.cross_entropy(logits_AV.double(), answer_A, reduction="sum")
+    return float(summed), torch.equal(logits_AV.argmax(-1), answer_A)
+
+
 def greedy(source: LogitSource, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
     """At most `count` tokens after a prompt, each the likeliest; a source without a way of its own reads it anew for each.
 

@@ -16,7 +16,7 @@ State = Literal["ok", "missing", "broken"]
 GIB = 2**30
 EXTRAS = {
     "gguf": ("gguf", "llama_cpp"),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx": ("onnx", "onnx_ir", "onnxruntime"),
     "report": ("matplotlib",),
     "train": ("peft",),
     "ray": ("ray",),
@@ -86,7 +86,7 @@ def _extra(name: str, modules: tuple[str, ...]) -> Finding:
 
 
 def _package(module: str) -> str:
-    return {"llama_cpp": "llama-cpp-python"}.get(module, module)
+    return {"llama_cpp": "llama-cpp-python", "onnx_ir": "onnx-ir"}.get(module, module)
 
 
 def _devices() -> Finding:

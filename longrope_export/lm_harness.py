@@ -1,6 +1,6 @@
 """EleutherAI's lm-evaluation-harness over any artifact: its tasks (RULER, LongBench, …) in the artifact's own runtime.
 
-    lm_eval tasks ──requests──► HarnessModel ──tail_logits, greedy──► LogitSource (transformers, llama.cpp, onnxruntime)
+    lm_eval tasks ──requests──► HarnessModel ──score_answer, greedy──► LogitSource (transformers, llama.cpp, onnxruntime)
 
 The harness is not a dependency: `pip install lm_eval` brings it. An exported Hugging Face folder also loads in it without
 us (`lm_eval --model hf --model_args pretrained=DIR`); this is for what does not, and for one command over all formats.
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError
 from longrope.progress import Progress
-from longrope.scoring import LogitSource, greedy, tail_logits
+from longrope.scoring import LogitSource, greedy, score_answer
 
 INSTALL = "pip install lm_eval"
 DEFAULT_NEW_TOKENS = 256
@@ -102,7 +101,7 @@ def harness_model(checkpoint: Checkpoint, source: LogitSource, window: int) -> A
             ids: list[int] = checkpoint.tokenizer.encode(string, add_special_tokens=add_special_tokens is not False).ids
             return ids
 
-        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
             from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
             sums = []
@@ -116,7 +115,7 @@ def harness_model(checkpoint: Checkpoint, source: LogitSource, window: int) -> A
                 sums.append(sum(self._score(*make_disjoint_window(part))[0] for part in windows))
             return sums
 
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
             return [self._generate(context, settings) for context, settings in (request.args for request in requests)]
 
         def _loglikelihood_tokens(
@@ -127,11 +126,8 @@ def harness_model(checkpoint: Checkpoint, source: LogitSource, window: int) -> A
         def _score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
             """Summed log-probability of a continuation, and whether it is what greedy decoding writes."""
             ids = self._fitting([*context, *continuation], window)
-            first = len(ids) - len(continuation) - 1
-            logits_AV = tail_logits(source, ids[:-1], source.set_for(len(ids)), first)
-            answer = torch.as_tensor(ids[first + 1 :])
-            scores = torch.log_softmax(logits_AV.double(), dim=-1).gather(1, answer[:, None])
-            return float(scores.sum()), bool(torch.equal(logits_AV.argmax(-1), answer))
+            nll, likeliest = score_answer(source, ids, len(ids) - len(continuation), source.set_for(len(ids)))
+            return -nll, likeliest
 
         def _generate(self, context: str, settings: dict[str, Any]) -> str:
             if settings.get("do_sample") or settings.get("temperature"):

@@ -253,7 +253,7 @@ def _export(
         }
     )
     run.save()
-    return Artifact(output.path, output.converter, chosen, name=output.label, planned=planned)
+    return Artifact(output.path, output.converter, planned, name=output.label)
 
 
 def _sound(path: Path, planned: PlannedExport) -> list[Check] | None:

@@ -265,7 +265,6 @@ def validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> Validate
         crossing=request.crossing,
         threads=request.options.search.threads,
         device=request.options.search.device,
-        seed=request.options.search.seed,
     )
 
 

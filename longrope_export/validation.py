@@ -35,7 +35,6 @@ class ValidateRequest:
     crossing: bool = True
     threads: int | None = None
     device: str = "cpu"
-    seed: int = 0
 
 
 def validate_artifact(request: ValidateRequest, progress: Progress) -> Validation:
@@ -53,9 +52,9 @@ def validate_artifact(request: ValidateRequest, progress: Progress) -> Validatio
         crossing=request.crossing,
         threads=request.threads,
         device=request.device,
-        seed=request.seed,
     )
-    artifact = Artifact(request.artifact, converter, expectation.factors)
+    planned = converter.plan_of(request.artifact, expectation.factors, reference)
+    artifact = Artifact(request.artifact, converter, planned)
     (result,) = validate([artifact], reference, expectation.reference, corpus, options, progress)
     result.checks = [*expectation.notes, *result.checks]
     return result

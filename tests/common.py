@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors, RescaleFactors, read_authors_csv
+from longrope.text import Corpus, Document
 
 WINDOW = 64
 TARGET = 256
@@ -49,6 +50,12 @@ def pico_text(num_sentences: int, seed: int = 0) -> str:
     """Prose of so many sentences, in an order that depends on the seed."""
     rng = np.random.default_rng(seed)
     return " ".join(SENTENCES[i] for i in rng.integers(len(SENTENCES), size=num_sentences))
+
+
+def pico_corpus(checkpoint: Checkpoint, documents: int = 3) -> Corpus:
+    """Documents of 60 sentences in a checkpoint's tokens."""
+    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(documents)]
+    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
 
 
 def pico_tokenizer(vocab_size: int = 384) -> Tokenizer:
@@ -107,6 +114,29 @@ PICO_CHANGES: dict[str, dict[str, Any]] = {
     },
     "apertus": {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}},
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+}
+
+# What makes a model type that ONNX can express use the features that set it apart.
+FEATURES: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 16},
+    # Scores near the cap, a window shorter than the text: both kinds of layers and both caps matter.
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 4,
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "phi3": {"partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "qwen2": {"tie_word_embeddings": True},
+    "smollm3": {"num_hidden_layers": 4},
 }
 
 

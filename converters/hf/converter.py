@@ -7,19 +7,18 @@ config.json. transformers' `save_pretrained` is not used: it writes only the v5 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
+from converters.folder import COMPANIONS, config_checks, copy_files
 from converters.hf import weights
+from longrope.architectures import ARCHITECTURES
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import BoundFactors, RescaleFactors, attention_factor_formula
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
@@ -27,17 +26,6 @@ from longrope.progress import Progress
 if TYPE_CHECKING:
     from longrope.scoring import LogitSource
 
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 PROVENANCE_FILE = "longrope.json"
 
 
@@ -64,9 +52,7 @@ class HuggingFaceExport(PlannedExport):
             for file in source.weight_files:
                 weights.copy(file, path / file.name, self.export.outtype or "auto")
                 task.advance()
-        for name in ("model.safetensors.index.json", *COMPANIONS):
-            if (source.path / name).is_file():
-                shutil.copyfile(source.path / name, path / name)
+        copy_files(source, path, ("model.safetensors.index.json", *COMPANIONS))
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / PROVENANCE_FILE, factors.to_json())
         _limit_tokenizer(path / "tokenizer_config.json", factors.target)
@@ -79,7 +65,7 @@ class HuggingFaceExport(PlannedExport):
             return [Check("hf.readable", "fail", "a sound Hugging Face folder", "a broken one", str(error))]
         return [
             Check("hf.readable", "pass"),
-            *config_checks(artifact.config, self.export.factors),
+            *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf"),
             weights.check(artifact, self.export.checkpoint),
             _tokenizer_check(artifact, self.export.checkpoint),
         ]
@@ -148,7 +134,8 @@ class HuggingFaceConverter(Converter):
             return [RuntimeUse(name, everywhere, True) for name in ("transformers", "vLLM", "SGLang", "TGI", "mlx-lm")]
         original = window_words(factors)
         cache = f"generate from a fresh cache once a sequence passes {original} tokens, or export --factor-sets single"
-        drops = factors.model_type in ("phi3", "phimoe", "phi4_multimodal")
+        row = ARCHITECTURES.get(factors.model_type or "")
+        drops = row is not None and row.drops_cache_at_crossing
         return [
             RuntimeUse(
                 "transformers",
@@ -177,85 +164,6 @@ class HuggingFaceConverter(Converter):
         }
 
 
-def config_checks(config: dict[str, Any] | Any, expected: BoundFactors) -> list[Check]:
-    """Compare every spelling of the rope parameters in a config.json with the factors; also for ONNX folders."""
-    checks = [
-        Check.equal(
-            "hf.config.max_position_embeddings",
-            expected.target,
-            config.get("max_position_embeddings"),
-            "runtimes would cut sequences at another length",
-        ),
-        Check.equal(
-            "hf.config.original_max_position_embeddings",
-            expected.original,
-            config.get("original_max_position_embeddings"),
-            "without it the long set is never used, or used from another length on",
-        ),
-        Check.equal(
-            "hf.config.rope_theta",
-            expected.rope_theta,
-            config.get("rope_theta"),
-            "engines that read the v4 spelling fall back to 10000",
-        ),
-    ]
-    for spelling in ("rope_parameters", "rope_scaling"):
-        checks += _spelling_checks(spelling, config.get(spelling) or {}, config, expected)
-    return checks
-
-
-def _spelling_checks(
-    spelling: str, rope: dict[str, Any], config: dict[str, Any], expected: BoundFactors
-) -> list[Check]:
-    prefix = f"hf.{spelling}"
-    if not rope:
-        message = f"config.json has no {spelling}: engines that read only this spelling run plain RoPE, silently"
-        return [Check(prefix, "fail", "longrope", None, message)]
-    attention = rope.get("attention_factor")
-    if attention is None:
-        attention = attention_factor_formula(rope.get("factor") or expected.length_scale, expected.original)
-    checks = [
-        Check.equal(f"{prefix}.rope_type", "longrope", rope.get("rope_type"), "the factors are ignored"),
-        Check.equal(
-            f"{prefix}.original",
-            expected.original,
-            rope.get("original_max_position_embeddings"),
-            "the switch between the sets sits at another length",
-        ),
-        _close(f"{prefix}.factor", expected.length_scale, rope.get("factor"), "the attention factor follows from it"),
-        _close(
-            f"{prefix}.attention_factor",
-            expected.effective_attention_factor,
-            attention,
-            "cos and sin are scaled by another number: perplexity may even fall, the model is another one",
-        ),
-    ]
-    for name, values in (("short", expected.short_factor), ("long", expected.long_factor)):
-        checks.append(factor_check(f"{prefix}.{name}_factor", values, rope.get(f"{name}_factor")))
-    if any(key in rope for key in ("short_mscale", "long_mscale", "mscale")):
-        checks.append(Check(f"{prefix}.mscale", "fail", None, "present", "some engines would apply mscale on top"))
-    return checks
-
-
-def factor_check(id: str, expected: Sequence[float], actual: Sequence[float] | None) -> Check:
-    """Exact comparison of one factor set, with the first difference in the message."""
-    if actual is None:
-        return Check(id, "fail", f"{len(expected)} factors", None, "the factors are not there")
-    if len(actual) != len(expected):
-        return Check(id, "fail", f"{len(expected)} factors", f"{len(actual)} factors", "they belong to another model")
-    different = np.flatnonzero(np.asarray(expected) != np.asarray(actual))
-    if different.size:
-        first = int(different[0])
-        message = f"{different.size} of {len(expected)} factors differ, the first at pair {first}"
-        return Check(id, "fail", expected[first], actual[first], message)
-    return Check(id, "pass", f"{len(expected)} factors", f"{len(actual)} factors")
-
-
-def _close(id: str, expected: float, actual: float | None, message: str) -> Check:
-    ok = actual is not None and abs(actual - expected) <= 1e-6 * abs(expected)
-    return Check(id, "pass" if ok else "fail", expected, actual, "" if ok else message)
-
-
 def _tokenizer_check(artifact: Checkpoint, reference: Checkpoint) -> Check:
     """Same ids on text with digits, white space, several scripts and every special token."""
     text = "In 1847,  36 houses\n\n\tstood – naïve, 日本語, 🙂; x_i != 0x1F." + "".join(
@@ -274,6 +182,3 @@ def _limit_tokenizer(path: Path, target: int) -> None:
     if "model_max_length" in data:
         data["model_max_length"] = target
         write_json(path, data, keep_non_finite=True)
-
-
-__all__ = ["PROVENANCE_FILE", "HuggingFaceConverter", "config_checks", "factor_check"]

@@ -11,7 +11,6 @@ from longrope.checkpoint import Checkpoint, safetensors_header
 from longrope.errors import UnsupportedError
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-FLOATS = {"F32", "F16", "BF16"}
 
 
 def copy(source: Path, target: Path, outtype: str) -> None:
@@ -28,7 +27,10 @@ def copy(source: Path, target: Path, outtype: str) -> None:
         cast = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  not a dict
     if outtype == "f16" and not all(bool(torch.isfinite(tensor).all()) for tensor in cast.values()):
         raise UnsupportedError(f"{source.name}: weights beyond 65504 do not fit f16; use --outtype bf16 or f32")
+    target.touch()
+    mode = target.stat().st_mode & 0o777  # by the umask; save_file's own file is readable by its owner alone
     save_file(cast, target, metadata={"format": "pt"})
+    target.chmod(mode)
 
 
 def dtypes(checkpoint: Checkpoint) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from converters.base import Check
-from converters.hf.converter import config_checks, factor_check
+from converters.folder import config_checks
 from converters.onnx import rope_graph
 from converters.onnx.export import PRODUCER
 from converters.onnx.readback import External, OnnxFile
@@ -37,14 +36,15 @@ def static_checks(path: Path, expected: BoundFactors, model: ir.Model) -> list[C
 
 
 def _checks(file: OnnxFile, path: Path, expected: BoundFactors, model: ir.Model) -> list[Check]:
+    graph = onnx_graph(model)
     return [
         _opset(file),
-        *_interface(file, model),
+        *_interface(file, graph),
         _external_data(file),
         *_factors(file, expected),
         *_rope(file, expected),
         _metadata(file, expected),
-        _structure(file, model),
+        _structure(file, graph),
         _weights(file, model),
         *_config(path if path.is_dir() else path.parent, expected),
     ]
@@ -59,8 +59,7 @@ def _opset(file: OnnxFile) -> Check:
 # -- the names a runtime looks for
 
 
-def _interface(file: OnnxFile, model: ir.Model) -> Iterator[Check]:
-    graph = onnx_graph(model)
+def _interface(file: OnnxFile, graph: onnx.GraphProto) -> Iterator[Check]:
     for id, actual, wanted in (
         ("onnx.inputs", file.proto.graph.input, graph.input),
         ("onnx.outputs", file.proto.graph.output, graph.output),
@@ -121,8 +120,8 @@ def _fault(file: OnnxFile, place: External) -> str | None:
 
 
 def _factors(file: OnnxFile, expected: BoundFactors) -> Iterator[Check]:
-    yield factor_check("onnx.factors.long", expected.long_factor, _numbers(file, rope_graph.LONG))
-    yield factor_check("onnx.factors.short", expected.short_factor, _numbers(file, rope_graph.SHORT))
+    yield Check.equal_factors("onnx.factors.long", expected.long_factor, _numbers(file, rope_graph.LONG))
+    yield Check.equal_factors("onnx.factors.short", expected.short_factor, _numbers(file, rope_graph.SHORT))
     scalars = {
         "onnx.attention_factor": (rope_graph.ATTENTION_FACTOR, expected.effective_attention_factor),
         "onnx.n_hat": (rope_graph.N_HAT, float(expected.n_hat) if expected.n_hat else None),
@@ -132,7 +131,7 @@ def _factors(file: OnnxFile, expected: BoundFactors) -> Iterator[Check]:
         numbers = _numbers(file, name)
         yield Check.equal(id, wanted, numbers[0] if numbers else None, f"initializer {name} is not the factors'")
     unscaled = rope.inv_freq(expected.rope_theta, expected.rotary_dim)
-    yield factor_check("onnx.inv_freq", tuple(unscaled.tolist()), _numbers(file, rope_graph.INV_FREQ))
+    yield Check.equal_factors("onnx.inv_freq", tuple(unscaled.tolist()), _numbers(file, rope_graph.INV_FREQ))
 
 
 def _numbers(file: OnnxFile, name: str) -> list[float] | None:
@@ -141,7 +140,7 @@ def _numbers(file: OnnxFile, name: str) -> list[float] | None:
 
 
 def _metadata(file: OnnxFile, expected: BoundFactors) -> Check:
-    message = "the metadata tell of other factors than the graph holds; inspect and importers would be misled"
+    message = "the metadata hold other factors than the graph; inspect and importers would be misled"
     try:
         stored = file.stored_factors
     except InputError as error:
@@ -173,7 +172,7 @@ def _angles(part: RopePart, expected: BoundFactors) -> Check:
     positions = np.unique(np.clip(np.concatenate((spread, near)), 0, last))
     error = _error(part, positions, expected, expected.set_for_length(expected.target))
     ok = error <= ANGLE_TOLERANCE
-    message = "" if ok else "positions turn by other angles than the factors say: another set, scale or n_hat is in use"
+    message = "" if ok else "positions are rotated by other angles than the factors say: another set, scale or n_hat"
     return Check("onnx.rope.chain", "pass" if ok else "fail", f"≤ {ANGLE_TOLERANCE:g}", f"{error:.2g}", message)
 
 
@@ -187,7 +186,7 @@ def _switch(part: RopePart, expected: BoundFactors) -> Check:
         wanted[str(length)] = expected.set_for_length(length) if expected.factor_sets == "dual" else "long"
         actual[str(length)] = _set_in_use(part, whole, expected)
         if expected.factor_sets == "dual":
-            first_chunk = np.arange(min(16, length))
+            first_chunk = np.arange(min(expected.n_hat + 16, length))  # the first n_hat are the same under both sets
             wanted[f"chunk of {length}"] = wanted[str(length)]
             actual[f"chunk of {length}"] = _set_in_use(part, first_chunk, expected, total_length=length)
     return Check.equal(
@@ -212,18 +211,18 @@ def _error(part: RopePart, positions: Any, expected: BoundFactors, name: FactorS
     )
     actual = part.run(positions.tolist(), total_length)
     scale = expected.effective_attention_factor
-    return max(float(np.abs(a / scale - e).max()) for a, e in zip(actual, exact, strict=True))
+    return float(np.max([np.abs(a / scale - e).max() for a, e in zip(actual, exact, strict=True)]))  # keeps a NaN
 
 
 # -- against the graph that this exporter writes
 
 
-def _structure(file: OnnxFile, model: ir.Model) -> Check:
+def _structure(file: OnnxFile, planned: onnx.GraphProto) -> Check:
     """Node by node the graph that an export of the reference gives."""
     id = "onnx.graph"
     if file.proto.producer_name != PRODUCER:
         return Check(id, "skip", PRODUCER, file.proto.producer_name, "written by another tool")
-    wanted, actual = ([_node(node) for node in graph.node] for graph in (onnx_graph(model), file.proto.graph))
+    wanted, actual = ([_node(node) for node in graph.node] for graph in (planned, file.proto.graph))
     different = [pair for pair in zip(wanted, actual, strict=False) if pair[0] != pair[1]]
     if different:
         return Check(id, "fail", *different[0], f"{len(different)} nodes are not those of this model's graph")
@@ -265,17 +264,13 @@ def _config(folder: Path, expected: BoundFactors) -> Iterator[Check]:
     except (OSError, ValueError) as error:
         yield Check("onnx.config", "fail", "config.json", None, f"tools that load the folder need it ({error})")
         return
-    for check in config_checks(config, expected):
-        yield dataclasses.replace(
-            check, id=check.id.replace("hf.", "onnx.config.", 1).replace(".config.config.", ".config.")
-        )
+    yield from config_checks(config, expected, keys="onnx.config", rope="onnx.config")
 
 
 def onnx_graph(model: ir.Model) -> onnx.GraphProto:
     """The graph of a built model, its weights left out."""
     proto = onnx.GraphProto()
-    nodes = [ir.to_proto(node) for node in model.graph]
-    proto.node.extend(nodes)
+    proto.node.extend(ir.to_proto(node) for node in model.graph)
     proto.input.extend(ir.to_proto(value) for value in model.graph.inputs)
     proto.output.extend(ir.to_proto(value) for value in model.graph.outputs)
     return proto

@@ -48,7 +48,7 @@ class OnnxConverter(Converter):
         from converters.onnx.export import OnnxExport
 
         _ = export.checkpoint.tokenizer
-        return OnnxExport(export)
+        return OnnxExport.of(export)
 
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> OnnxExport:
         self.check_requirements()
@@ -56,7 +56,7 @@ class OnnxConverter(Converter):
         from converters.onnx.readback import OnnxFile
 
         file = OnnxFile(path)
-        return OnnxExport(Export(reference, expected, file.outtype, dataclasses.asdict(file.options)))
+        return OnnxExport.of(Export(reference, expected, file.outtype, dataclasses.asdict(file.options)))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         self.check_requirements()

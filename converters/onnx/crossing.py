@@ -4,7 +4,7 @@
     token  L + 1       cache dropped, the whole sequence goes in again under the long set
     tokens L + 2 …     long set, cache grows
 
-A cached key keeps the set it was turned by, and deeper keys and values came from states computed under it, so no
+A cached key keeps the set it was rotated under, and deeper keys and values came from states computed under it, so no
 rotation of the cache can repair it; only a new prefill does. It happens once in the life of a sequence.
 """
 

@@ -25,7 +25,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: how far its attention looks back (None: to the start), and whether it turns q and k."""
+    """One decoder layer: how far its attention looks back (None: to the start), and whether it rotates q and k."""
 
     window: int | None
     rotary: bool

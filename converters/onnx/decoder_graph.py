@@ -154,7 +154,7 @@ class DecoderGraph:
         return self.graph.op("Add", hidden, value, name=name)
 
     def _heads(self, layer: Layer, hidden: ir.Value, table: Table) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries, keys and values, normalized and turned where the model does so."""
+        """Queries, keys and values, normalized and rotated where the model does so."""
         query, key, value = self._projections(hidden)
         query, key = self._qk_norm("q_norm", query), self._qk_norm("k_norm", key)
         if layer.rotary:
@@ -181,7 +181,7 @@ class DecoderGraph:
         return g.op("Reshape", normed, g.ints(0, 0, -1), name=f"{name}.flat")
 
     def _rotate(self, name: str, value: ir.Value, table: Table, num_heads: int) -> ir.Value:
-        """[B,T,heads × head_dim] turned by its position; the part beyond rotary_dim is left alone."""
+        """[B,T,heads × head_dim] rotated by its position; the part beyond rotary_dim is left alone."""
         partial = self.decoder.rotary_dim if self.decoder.rotary_dim < self.decoder.head_dim else 0
         return self.graph.op(
             "RotaryEmbedding",

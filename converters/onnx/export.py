@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Any
 import onnx_ir as ir
 
 from converters.base import Check, Export, PlannedExport
-from converters.hf.converter import COMPANIONS
+from converters.folder import copy_files
 from converters.onnx.decoder import Decoder
 from converters.onnx.decoder_graph import DecoderGraph
 from converters.onnx.genai import GENAI_FILE, genai_config
 from converters.onnx.options import PRECISIONS, OnnxOptions
-from converters.onnx.rope_graph import TOTAL_LENGTH
+from converters.onnx.rope_graph import TOTAL_LENGTH, factor_tensors, structure
 from converters.onnx.weights import Weights
 from longrope import __version__
-from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
 from longrope.files import write_json
 from longrope.hf_config import extended_config
@@ -40,48 +38,40 @@ METADATA_OPTIONS = "longrope.options"
 INLINE_BYTES = 8192
 
 
-def build(
-    checkpoint: Checkpoint, factors: BoundFactors, outtype: str = "f32", options: OnnxOptions | None = None
-) -> ir.Model:
-    """The model that an export writes, with its weights unread; see `DecoderGraph.build` for what it raises."""
-    options = options or OnnxOptions()
-    decoder, weights = Decoder.of(checkpoint), Weights(checkpoint)
-    graph = DecoderGraph(decoder, weights, factors, PRECISIONS[outtype], options).build()
-    return graph.model(
-        checkpoint.model_type,
-        producer_name=PRODUCER,
-        producer_version=__version__,
-        doc_string=f"{checkpoint.model_type}, extended with LongRoPE from {factors.original} to {factors.target} tokens",
-        metadata_props={
-            METADATA_FACTORS: json.dumps(factors.to_json()),
-            METADATA_SETS: factors.factor_sets,
-            METADATA_CROSSING: crossing_advice(factors),
-            METADATA_SOURCE: checkpoint.fingerprint,
-            METADATA_OUTTYPE: outtype,
-            METADATA_OPTIONS: json.dumps(dataclasses.asdict(options)),
-        },
-    )
-
-
 class OnnxExport(PlannedExport):
     """A folder that is planned: the graph is built, its weights are unread.
 
-    Raises:
-        UnsupportedError: the graph cannot express the model.
+    Args:
+        export: what is written.
+        decoder: the structure of its model.
+        model: its graph, with the factors in it.
     """
 
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: Export, decoder: Decoder, model: ir.Model) -> None:
         super().__init__(export)
-        self.outtype, self.options = export.outtype or "f32", OnnxOptions.of(export.options)
-        self.config = folder_config(export.checkpoint, export.factors, self.outtype)
-        self.model = build(export.checkpoint, export.factors, self.outtype, self.options)
+        self.decoder, self.model = decoder, model
+        self.config = folder_config(export)
+        self.genai_config = genai_config(export.checkpoint, decoder, export.factors, options_of(export), MODEL_FILE)
+
+    @classmethod
+    def of(cls, export: Export) -> OnnxExport:
+        """Build the graph.
+
+        Raises:
+            InputError: an unknown option, or a weight is missing or has another shape than the configuration says.
+            UnsupportedError: the graph cannot express the model.
+        """
+        decoder = Decoder.of(export.checkpoint)
+        return cls(export, decoder, _built(export, decoder))
 
     def with_factors(self, factors: BoundFactors) -> OnnxExport:
-        return OnnxExport(dataclasses.replace(self.export, factors=factors))
+        export = dataclasses.replace(self.export, factors=factors)
+        same = structure(factors) == structure(self.export.factors)
+        model = _refilled(self.model, export) if same else _built(export, self.decoder)
+        return OnnxExport(export, self.decoder, model)
 
     def write(self, path: Path, progress: Progress) -> None:
         path.mkdir()
-        checkpoint, factors = self.export.checkpoint, self.export.factors
         total = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
         with progress.task("write onnx", total) as task, _own_errors():
             ir.save(
@@ -91,15 +81,60 @@ class OnnxExport(PlannedExport):
                 size_threshold_bytes=INLINE_BYTES,
                 callback=lambda tensor, _: task.advance(tensor.nbytes),
             )
-        _write_companions(checkpoint, path)
+        copy_files(self.export.checkpoint, path)
         write_json(path / "config.json", self.config, keep_non_finite=True)
-        config = genai_config(checkpoint, Decoder.of(checkpoint), factors, self.options, MODEL_FILE)
-        write_json(path / GENAI_FILE, config)
+        write_json(path / GENAI_FILE, self.genai_config)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         from converters.onnx.checks import static_checks
 
         return static_checks(path, self.export.factors, self.model)
+
+
+def outtype_of(export: Export) -> str:
+    """The weight type; float32 unless another is asked for."""
+    return export.outtype or "f32"
+
+
+def options_of(export: Export) -> OnnxOptions:
+    """The format's options. Raises InputError for an unknown option or value."""
+    return OnnxOptions.of(export.options)
+
+
+def _built(export: Export, decoder: Decoder) -> ir.Model:
+    """The model that is written, with its weights unread; see `DecoderGraph.build` for what it raises."""
+    precision = PRECISIONS[outtype_of(export)]
+    graph = DecoderGraph(decoder, Weights(export.checkpoint), export.factors, precision, options_of(export)).build()
+    model = graph.model(decoder.model_type, producer_name=PRODUCER, producer_version=__version__)
+    _annotate(model, export)
+    return model
+
+
+def _refilled(model: ir.Model, export: Export) -> ir.Model:
+    """A copy of a built model with the export's factors in it; nodes are copied, unread weights are shared."""
+    copy = model.clone()
+    for name, tensor in factor_tensors(export.factors).items():
+        copy.graph.initializers[name].const_value = tensor
+    _annotate(copy, export)
+    return copy
+
+
+def _annotate(model: ir.Model, export: Export) -> None:
+    """Set what a model says of its factors outside the graph."""
+    factors = export.factors
+    model.doc_string = (
+        f"{export.checkpoint.model_type}, extended with LongRoPE from {factors.original} to {factors.target} tokens"
+    )
+    model.metadata_props.update(
+        {
+            METADATA_FACTORS: json.dumps(factors.to_json()),
+            METADATA_SETS: factors.factor_sets,
+            METADATA_CROSSING: crossing_advice(factors),
+            METADATA_SOURCE: export.checkpoint.fingerprint,
+            METADATA_OUTTYPE: outtype_of(export),
+            METADATA_OPTIONS: json.dumps(dataclasses.asdict(options_of(export))),
+        }
+    )
 
 
 @contextmanager
@@ -114,21 +149,15 @@ def _own_errors() -> Iterator[None]:
         raise cause from None
 
 
-def folder_config(checkpoint: Checkpoint, factors: BoundFactors, outtype: str = "f32") -> dict[str, Any]:
+def folder_config(export: Export) -> dict[str, Any]:
     """config.json of the folder, with what transformers.js looks for.
 
     It has no place for n_hat; the graph holds it, and no ONNX runtime asks config.json about positions.
     """
-    config = extended_config(checkpoint.config, dataclasses.replace(factors, n_hat=0))
-    cache = "float16" if PRECISIONS[outtype].dtype == "FLOAT16" else "float32"
+    config = extended_config(export.checkpoint.config, dataclasses.replace(export.factors, n_hat=0))
+    cache = "float16" if PRECISIONS[outtype_of(export)].dtype == "FLOAT16" else "float32"
     config["transformers.js_config"] = {"dtype": "fp32", "use_external_data_format": 1, "kv_cache_dtype": cache}
     return config
-
-
-def _write_companions(checkpoint: Checkpoint, path: Path) -> None:
-    for name in COMPANIONS:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, path / name)
 
 
 def crossing_advice(factors: BoundFactors) -> str:

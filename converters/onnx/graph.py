@@ -91,8 +91,12 @@ class GraphBuilder:
 
     def constant(self, name: str, array: Any, doc: str = "") -> ir.Value:
         """A small initializer; the same name always means the same array."""
+        return self.tensor(ir.tensor(np.asarray(array), name=name, doc_string=doc or None))
+
+    def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """An initializer, called as its tensor is; the first tensor of a name stays."""
+        name = str(tensor.name)
         if name not in self.initializers:
-            tensor = ir.tensor(np.asarray(array), name=name, doc_string=doc or None)
             self.initializers[name] = ir.Value(name=name, const_value=tensor)
         return self.initializers[name]
 
@@ -113,12 +117,11 @@ class GraphBuilder:
         doc: str = "",
     ) -> ir.Value:
         """An initializer that is read only while it is written to disk, and not kept."""
-        if name not in self.initializers:
-            tensor = ir.LazyTensor(
+        return self.tensor(
+            ir.LazyTensor(
                 lambda: ir.tensor(read(), dtype=dtype, name=name), dtype, ir.Shape(shape), name=name, doc_string=doc
             )
-            self.initializers[name] = ir.Value(name=name, const_value=tensor)
-        return self.initializers[name]
+        )
 
     def model(self, name: str, **facts: Any) -> ir.Model:
         """The finished model; `facts` go to onnx_ir.Model."""

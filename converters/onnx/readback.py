@@ -116,7 +116,7 @@ class OnnxFile:
 
     @property
     def outtype(self) -> str:
-        """The weight type it was written with; f32 when the metadata do not tell. Raises InputError for an unknown one."""
+        """The weight type it was written with; f32 when the metadata do not say. Raises InputError for an unknown one."""
         name = self.metadata.get(METADATA_OUTTYPE, "f32")
         if name not in PRECISIONS:
             raise InputError(
@@ -132,7 +132,7 @@ class OnnxFile:
 
     @cached_property
     def stored_factors(self) -> RescaleFactors | None:
-        """The factors as the metadata tell them; None when they tell none."""
+        """The factors that the metadata hold; None without."""
         data = self._json(METADATA_FACTORS)
         return None if data is None else RescaleFactors.from_json(data, source=f"{self.path}: {METADATA_FACTORS}")
 

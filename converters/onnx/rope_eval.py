@@ -34,7 +34,7 @@ class RopePart:
         if len(tables) != 1:
             what = "no rotary operators" if not tables else f"rotary operators with {len(tables)} different tables"
             raise InputError(
-                f"{file.path}: expected every layer to turn by one pair of cos and sin tables, found {what}"
+                f"{file.path}: expected every layer to rotate by one pair of cos and sin tables, found {what}"
             )
         self.outputs = [_before_rounding(file, name) for name in next(iter(tables))]
         nodes, roots = _ancestors(file, self.outputs)

@@ -18,6 +18,8 @@ logits alone and beside a long one.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -32,7 +34,28 @@ ATTENTION_FACTOR = "rope.attention_factor"
 ORIGINAL = "rope.original_max_position_embeddings"
 N_HAT = "rope.n_hat"
 USE_LONG = "rope.use_long"
-COS, SIN = "rope.cos", "rope.sin"
+Tensors = Mapping[str, ir.TensorProtocol]
+
+
+def factor_tensors(factors: BoundFactors) -> dict[str, ir.TensorProtocol]:
+    """The initializers that hold the factors, by name: all of the graph's numbers that depend on them."""
+    inv_freq = rope.inv_freq(factors.rope_theta, factors.rotary_dim)
+    arrays = {
+        INV_FREQ: (inv_freq, "radians per position before rescaling"),
+        SHORT: (np.array(factors.short_factor), "rescale factors up to the original window"),
+        LONG: (np.array(factors.long_factor), "rescale factors beyond the original window"),
+        ATTENTION_FACTOR: (np.array(factors.effective_attention_factor), "multiplies cos and sin"),
+    }
+    if factors.factor_sets == "dual":
+        arrays[ORIGINAL] = (np.array(factors.original), "tokens of the window before extension")
+    if factors.n_hat:
+        arrays[N_HAT] = (np.array(float(factors.n_hat)), "start tokens that are not rescaled")
+    return {name: ir.tensor(array, name=name, doc_string=doc) for name, (array, doc) in arrays.items()}
+
+
+def structure(factors: BoundFactors) -> Hashable:
+    """Equal for factors whose graphs have the same nodes and differ in the tensors of `factor_tensors` alone."""
+    return factors.factor_sets, factors.original, factors.n_hat > 0
 
 
 def rotary_tables(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFactors) -> tuple[ir.Value, ir.Value]:
@@ -46,43 +69,40 @@ def rotary_tables(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFac
     Returns:
         cos and sin, [B, T, d/2] in the graph's type.
     """
-    unscaled = rope.inv_freq(factors.rope_theta, factors.rotary_dim)
-    inv_freq = graph.constant(INV_FREQ, unscaled, "radians per position before rescaling")
+    tensors = factor_tensors(factors)
+    inv_freq = graph.tensor(tensors[INV_FREQ])
     with graph.scope("rope"):
         position = graph.op("Cast", position_ids, name="position_float64", to=ir.DataType.DOUBLE)
         position = graph.op("Unsqueeze", position, graph.ints(-1), name="position")
-        angle = graph.op("Mul", position, _frequency(graph, inv_freq, position_ids, factors), name="scaled_angle")
+        angle = graph.op("Mul", position, _frequency(graph, tensors, position_ids, factors), name="scaled_angle")
         if factors.n_hat:
-            angle = _keep_start_tokens(graph, position, angle, inv_freq, factors.n_hat)
+            angle = _keep_start_tokens(graph, position, angle, inv_freq, graph.tensor(tensors[N_HAT]))
         reduced = _reduce(graph, angle)
-        attention_factor = graph.constant(
-            ATTENTION_FACTOR, np.float64(factors.effective_attention_factor), "multiplies cos and sin"
-        )
+        attention_factor = graph.tensor(tensors[ATTENTION_FACTOR])
         scale = graph.op("Cast", attention_factor, name="attention_factor_float32", to=ir.DataType.FLOAT)
         return _scaled(graph, "Cos", reduced, scale), _scaled(graph, "Sin", reduced, scale)
 
 
-def _frequency(graph: GraphBuilder, inv_freq: ir.Value, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:
+def _frequency(graph: GraphBuilder, tensors: Tensors, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:
     """Radians per position, [B or 1, 1, d/2]."""
-    short = graph.constant(SHORT, np.array(factors.short_factor), "rescale factors up to the original window")
-    long = graph.constant(LONG, np.array(factors.long_factor), "rescale factors beyond the original window")
+    short, long = graph.tensor(tensors[SHORT]), graph.tensor(tensors[LONG])
     factor = graph.op(
         "Where",
-        _use_long(graph, position_ids, factors),
+        _use_long(graph, tensors, position_ids, factors),
         long,
         short,
         name="factor",
         doc=f"{factors.factor_sets} factor sets, original window {factors.original} tokens",
     )
-    frequency = graph.op("Div", inv_freq, factor, name="row_frequency")
+    frequency = graph.op("Div", graph.tensor(tensors[INV_FREQ]), factor, name="row_frequency")
     return graph.op("Unsqueeze", frequency, graph.ints(1), name="frequency")
 
 
-def _use_long(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:
+def _use_long(graph: GraphBuilder, tensors: Tensors, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:
     """Whether a row's sequence is longer than the original window, [B or 1, 1] bool; constant for a single set."""
     if factors.factor_sets == "single":
         return graph.constant(USE_LONG, np.array([[True]]), "one set at every length")
-    original = graph.constant(ORIGINAL, np.int64(factors.original), "tokens of the window before extension")
+    original = graph.tensor(tensors[ORIGINAL])
     total = graph.input(TOTAL_LENGTH, ir.DataType.INT64, [1], default=np.zeros(1, dtype=np.int64))
     last = graph.op("ReduceMax", position_ids, graph.ints(-1), name="last_position", keepdims=1)
     seen = graph.op("Add", last, graph.ints(1), name="length_seen")
@@ -92,11 +112,10 @@ def _use_long(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFactors
 
 
 def _keep_start_tokens(
-    graph: GraphBuilder, position: ir.Value, angle: ir.Value, inv_freq: ir.Value, n_hat: int
+    graph: GraphBuilder, position: ir.Value, angle: ir.Value, inv_freq: ir.Value, n_hat: ir.Value
 ) -> ir.Value:
-    """The first n_hat positions turn at the original speed."""
-    limit = graph.constant(N_HAT, np.float64(n_hat), "start tokens that are not rescaled")
-    starts = graph.op("Less", position, limit, name="is_start_token")
+    """The first n_hat positions are rotated at the original speed."""
+    starts = graph.op("Less", position, n_hat, name="is_start_token")
     unscaled = graph.op("Mul", position, inv_freq, name="unscaled_angle")
     return graph.op("Where", starts, unscaled, angle, name="angle")
 

@@ -4,8 +4,8 @@
                           ▲  │ present
                           └──┘ (stays in onnxruntime's memory)
 
-With `dual` sets, each chunk is told the length of the whole window (the input `rope_total_length`), or the first chunks
-would be turned by the short set.
+With `dual` sets, each chunk is given the length of the whole window (the input `rope_total_length`), or the first
+chunks would be rotated under the short set.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OnnxSource:
         self.vocab_size = self.session.vocab_size
 
     def set_for(self, length: int) -> FactorSet:
-        """The set of a fresh window whose length the graph is told."""
+        """The set of a fresh window whose length the graph is given."""
         return self.factors.set_for_length(length) if self.factors else "short"
 
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
@@ -61,7 +61,7 @@ class OnnxSource:
     def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
         """Logits as a generating user gets them: a prompt of `prefill` tokens, then one by one through the cache.
 
-        The prompt is told its own length, which gives what one pass over it gives; decoding is told nothing.
+        The prompt goes in with its own length, which gives what one pass over it gives; decoding goes without.
 
         Returns:
             [T - prefill + 1, V] float32: the rows of positions prefill - 1 … T - 1.
@@ -89,7 +89,7 @@ class OnnxSource:
         return np.asarray(written, dtype=np.int64)
 
     def _passes(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Iterator[tuple[Tensor, Cache, int]]:
-        """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length told."""
+        """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length given."""
         total, cache = self._pinned_length(len(ids), factor_set), self.session.empty_cache()
         for start in range(0, len(ids), PREFILL_TOKENS):
             chunk = ids[start : start + PREFILL_TOKENS]

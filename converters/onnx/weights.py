@@ -6,43 +6,36 @@ memory of an export is that of its largest tensor, whatever the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
 from longrope.errors import InputError, UnsupportedError
 
 Array = NDArray[Any]
-DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: file, type, shape and its byte range in the file."""
+    """Where a tensor lies, its safetensors type and its shape."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    length: int
 
     def read(self) -> Array:
-        """The tensor in its own type."""
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(self.length)
-        return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
+        """The tensor in float32."""
+        with safe_open(self.file, "pt") as file:  # numpy has no bfloat16
+            array: Array = file.get_tensor(self.name).float().numpy()
+        return array
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class Weights:
             raise InputError(f"{self.name}: weight {name} is missing")
         if shape is not None and found.shape != shape:
             raise InputError(f"{self.name}: {name}: expected shape {list(shape)}, got {list(found.shape)}")
-        if found.dtype not in DTYPES:
+        if found.dtype not in FLOATS:
             raise UnsupportedError(f"{self.name}: {name}: expected a float type, got {found.dtype} (quantized weights)")
         self._used.add(name)
         return found
@@ -97,7 +90,7 @@ class Weights:
         entries = [self.entry(name) for name in names]
 
         def read() -> Array:
-            parts = [entry.read().astype(np.float32, copy=False) for entry in entries]
+            parts = [entry.read() for entry in entries]
             wide = np.ascontiguousarray(change(parts[0] if len(parts) == 1 else np.concatenate(parts)))
             with np.errstate(over="ignore"):
                 found = wide.astype(dtype, copy=False)
@@ -122,11 +115,6 @@ class Weights:
             )
 
 
-def _entries(file: Path) -> list[tuple[str, Entry]]:
-    with file.open("rb") as handle:
-        base = 8 + int.from_bytes(handle.read(8), "little")
-    return [
-        (name, Entry(file, item["dtype"], tuple(item["shape"]), base + start, end - start))
-        for name, item in safetensors_header(file).items()
-        for start, end in [item["data_offsets"]]
-    ]
+def _entries(file: Path) -> Iterator[tuple[str, Entry]]:
+    for name, item in safetensors_header(file).items():
+        yield name, Entry(file, name, item["dtype"], tuple(item["shape"]))

@@ -37,7 +37,7 @@ def attend(
     """Causal attention of every document to itself.
 
     Args:
-        query_BHTd: [B, H, T, d] queries, already turned.
+        query_BHTd: [B, H, T, d] queries, already rotated.
         key_BKTd, value_BKTd: [B, K, T, d] keys and values; H is a multiple of K.
         cu_seqlens: where documents start, and T: 0, n0, n0 + n1, …, T. The same for all B rows.
         scaling: of the scores; None for 1/√d.
@@ -47,9 +47,9 @@ def attend(
         [B, H, T, d].
     """
     compute = _compute_dtype(query_BHTd)
-    if _flash_attention_serves(query_BHTd, compute, cu_seqlens):
+    if flash_attention_serves(query_BHTd, compute, cu_seqlens):
         query, key, value = (tensor.to(compute) for tensor in (query_BHTd, key_BKTd, value_BKTd))
-        return _flash(query, key, value, cu_seqlens, scaling, dropout)
+        return flash_attention(query, key, value, cu_seqlens, scaling, dropout)
     grouped = query_BHTd.shape[1] != key_BKTd.shape[1]
 
     def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -110,12 +110,13 @@ def check_layer(cu_seqlens: Sequence[int], sliding_window: int | None, softcap: 
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What torch's own attention would compute in: under autocast turned queries are float32 still."""
+    """What torch's own attention would compute in: under autocast rotated queries are float32 still."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-def _flash_attention_serves(query_BHTd: Tensor, compute: torch.dtype, cu_seqlens: Sequence[int]) -> bool:
+def flash_attention_serves(query_BHTd: Tensor, compute: torch.dtype, cu_seqlens: Sequence[int]) -> bool:
+    """Whether flash-attention is installed and takes several documents of this type on this device."""
     return (
         query_BHTd.is_cuda
         and query_BHTd.shape[0] == 1
@@ -125,7 +126,7 @@ def _flash_attention_serves(query_BHTd: Tensor, compute: torch.dtype, cu_seqlens
     )
 
 
-def _flash(
+def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Sequence[int], scaling: float | None, dropout: float
 ) -> Tensor:
     """flash-attention's variable-length kernel: all documents in one launch."""

@@ -4,7 +4,7 @@ sequence     │ <bos> a b c <eos> │ <bos> d e <eos> │
 ids          │   0   5 6 7   0   │   0   8 9   0   │
 labels       │   5   6 7 0  -100 │   8   9 0  -100 │      the next token of the same sequence
 positions    │   0   1 2 3   4   │   0   1 2   3   │
-sets         │   long            │   short         │      told for every sequence, by its own length
+sets         │   long            │   short         │      given for every sequence, by its own length
 taught       │   no              │   yes           │      the next token's distribution is a teacher's
 cu_seqlens   0                   5                 9
 """
@@ -70,10 +70,6 @@ class PackedBatch:
     cu_seqlens: tuple[int, ...]
 
     @property
-    def num_tokens(self) -> int:
-        return self.cu_seqlens[-1]
-
-    @property
     def weight(self) -> float:
         """Sum of the weights of all predicted tokens: what the summed loss is divided by."""
         return float(self.weights.double().sum())
@@ -134,7 +130,7 @@ def _labels(sequence: TrainingSequence) -> TokenIds:
 
 
 def _weights(sequence: TrainingSequence) -> NDArray[np.float32]:
-    """[n] at each token the weight of the next one: told where a token is, used where it is predicted. 0 at the end."""
+    """[n] at each token the weight of the next one: kept where a token is, used where it is predicted. 0 at the end."""
     if sequence.weights is None:
         weights = np.ones(len(sequence), dtype=np.float32)
         weights[-1] = 0

@@ -139,7 +139,7 @@ class TrainingRows:
 
     def row(self, number: int) -> PackedBatch:
         """The row of this number, counted from 0 over the whole stage; always the same one."""
-        kind, rank = self._place(number)
+        kind, rank = self.place(number)
         if kind == "retrieval":
             return pack(self._retrieval(number), self.mixture.row_length)
         epoch = 0
@@ -149,7 +149,7 @@ class TrainingRows:
         make = self._taught if kind == "short" and self.mixture.distil_short else self._sequence
         return pack([make(piece) for piece in self._plan(kind, epoch)[rank]], self.mixture.row_length)
 
-    def _place(self, number: int) -> tuple[Kind, int]:
+    def place(self, number: int) -> tuple[Kind, int]:
         """What kind row `number` is, and how many of its kind come before it."""
         bounds = np.cumsum([self.mixture.short_share, self.mixture.retrieval_share])
         spread = (0.5 + GOLDEN * np.arange(number + 1)) % 1.0

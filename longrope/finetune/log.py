@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from longrope.errors import InputError
@@ -66,9 +65,7 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -78,7 +75,7 @@ def read_log(path: Path) -> list[StepRecord]:
     """The steps of a log; none where there is no file. A last line that a kill cut is dropped.
 
     Raises:
-        InputError: another line is no step.
+        InputError: another line is not a step.
     """
     if not path.is_file():
         return []

@@ -7,6 +7,7 @@ folder: config.json and tokenizer as they were, weights in their own types â—„â”
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -153,9 +154,9 @@ def require_trainable(config: Mapping[str, Any], options: TrainOptions) -> None:
 
 
 def _with_lora(model: Any, options: TrainOptions) -> Any:
-    """Adapters on all linear layers but the head, or on the last ones'; norms and embeddings in full.
+    """PEFT's adapters on all linear layers but the head, or on the last ones'; norms and embeddings in full.
 
-    None: everything is trained.
+    PEFT's `modules_to_save` would train copies of these and leave tied embeddings apart. None: everything is trained.
     """
     model.requires_grad_(options.lora_rank is None)
     if options.lora_rank is None:
@@ -165,17 +166,18 @@ def _with_lora(model: Any, options: TrainOptions) -> Any:
     torch.manual_seed(options.seed)
     alpha = options.lora_alpha or 2 * options.lora_rank
     frozen = _frozen_below(model, options.lora_layers)
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings() and not name.startswith(frozen)
-    ]
     in_full = [
         parameter
         for name, parameter in model.named_parameters()
         if any(part in name for part in TRAINED_IN_FULL) and not name.startswith(frozen)
     ]
-    config = LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=alpha,
+        target_modules="all-linear",
+        exclude_modules="|".join(f"{re.escape(prefix)}.*" for prefix in frozen) or None,
+        task_type="CAUSAL_LM",
+    )
     adapter = get_peft_model(model, config)
     for parameter in in_full:
         parameter.requires_grad_(True)

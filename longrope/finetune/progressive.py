@@ -15,7 +15,7 @@ Source: LongRoPE (arXiv 2402.13753), sections 3.3 and 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,11 +81,6 @@ class Progression:
     def factors(self) -> BoundFactors:
         """For the plan's last length."""
         return self.stages[-1].factors
-
-    @property
-    def trained_with(self) -> Mapping[str, BoundFactors]:
-        """Name → factors of the stages that were trained, where a short set can come from."""
-        return {result.name: result.factors for result in self.stages if result.training is not None}
 
 
 def run_stages(

@@ -6,9 +6,9 @@
     a part of the sequence                             the whole sequence attention                     a part again
 
 Everything but attention works on single positions and never knows. Attention itself is any function that is registered with
-transformers; it is given whole sequences, so documents packed in a row are told to it by what the caller passes for the
+transformers; it is given whole sequences, so it learns of documents packed in a row by what the caller passes for the
 *whole* row (`cu_seqlens` and the like), never by this process's position ids. The factor set is no business of this module
-either: queries and keys arrive turned. Source: DeepSpeed-Ulysses (arXiv 2309.14509).
+either: queries and keys arrive rotated. Source: DeepSpeed-Ulysses (arXiv 2309.14509).
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class WorkerPool(Protocol):
 
 
 class PoolEvaluator:
-    """Hands jobs to a workers, replaces the dead, retries their jobs.
+    """Hands jobs to workers, replaces the dead, retries their jobs.
 
     Args:
         workers: the workers.
@@ -238,7 +238,7 @@ class ProcessWorkerPool:
 
     Args:
         recipes: one a worker.
-        serve: what a process runs; tests put a clumsy one here.
+        serve: what a process runs.
     """
 
     def __init__(self, recipes: Sequence[Recipe], serve: Callable[[Recipe, Connection], None] | None = None) -> None:
@@ -259,10 +259,9 @@ class ProcessWorkerPool:
             self._running[worker].connection.send(job)
 
     def reports(self, busy: Sequence[int], timeout: float) -> list[Report]:
-        by_connection = {self._running[worker].connection: worker for worker in busy}
-        return [
-            self._received(by_connection[c]) for c in wait(list(by_connection), timeout) if isinstance(c, Connection)
-        ]
+        connections = {worker: self._running[worker].connection for worker in busy}
+        ready = wait(list(connections.values()), timeout)
+        return [self._received(worker) for worker, connection in connections.items() if connection in ready]
 
     def stop(self, worker: int) -> None:
         running = self._running.pop(worker, None)

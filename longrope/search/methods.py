@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,16 +43,6 @@ class MethodScore:
     @property
     def perplexity(self) -> float:
         return perplexity(self.loss)
-
-    def gain_over(self, other: MethodScore) -> tuple[float, float]:
-        """Mean paired difference other − self in nats per token, and its standard error over windows.
-
-        The error is nan for a single window.
-        """
-        differences = np.subtract(other.losses, self.losses)
-        count = len(differences)
-        error = float(differences.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
-        return float(np.average(differences, weights=self.weights)), error
 
 
 def known_candidates(checkpoint: Checkpoint, target: int) -> dict[str, Candidate]:

@@ -121,11 +121,6 @@ class SearchResult:
         """At the target."""
         return perplexity(self.target_loss)
 
-    @property
-    def best_starting_point(self) -> Scored | None:
-        """The best of the known methods."""
-        return min(self.starting_points, key=lambda start: start.loss, default=None)
-
 
 def search(
     checkpoint: Checkpoint,

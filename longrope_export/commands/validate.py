@@ -42,7 +42,7 @@ def command(
 
     path = artifact_path(artifact)
     request = ValidateRequest(
-        path, reference, texts, windows, windows_per_length, factors, factor_sets, crossing, threads, device, seed
+        path, reference, texts, windows, windows_per_length, factors, factor_sets, crossing, threads, device
     )
     result = validate_artifact(request, ConsoleProgress())
     print_parity([result], err=json_path == "-")

@@ -20,7 +20,7 @@ from longrope.factors import RescaleFactors
 from longrope.progress import Silent
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
 from tests.integration.test_gguf_faults import drop, reorder_heads, rewrite, set_key
-from tests.integration.test_onnx_faults import FAULTS as ONNX_CATALOGUE
+from tests.onnx_faults import FAULTS as ONNX_CATALOGUE
 
 # llama.cpp rounds contexts up to 256 tokens: only from there on is there a short regime to measure.
 ORIGINAL, TARGET = 256, 512

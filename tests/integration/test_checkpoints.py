@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.parallel import Parallel
 from tests.common import pico_folder
-from tests.processes import Run, run_processes, start_process, train
+from tests.processes import Run, file_size_limit, run_processes, start_process, train
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +232,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path: Path) -> None:
 
 
 def save_on_a_full_disk(folder: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    with pytest.raises(MissingRequirementError, match=r"step-00000002: no room left on the disk \(File too large\)"):
+    full = pytest.raises(MissingRequirementError, match=r"step-00000002: no room left on the disk \(File too large\)")
+    with file_size_limit(1000), full:
         save(folder, 2)
 
 
@@ -246,9 +246,8 @@ def test_a_full_disk_of_one_process_stops_all(tmp_path: Path) -> None:
 
 def save_where_only_the_second_disk_is_full(folder: Path) -> str:
     with Parallel.from_environment(device="cpu") as parallel:
-        if parallel.rank == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.raises(MissingRequirementError) as error:
+        disk = file_size_limit(1000) if parallel.rank == 1 else nullcontext()
+        with disk, pytest.raises(MissingRequirementError) as error:
             save(folder, 2)
     return str(error.value)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,17 @@ def test_weights_are_rounded_once_to_the_asked_type(
     assert rotary_module(found).inv_freq.dtype == torch.float32
 
 
+def test_the_modes_of_all_files_follow_the_umask(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
+    before = os.umask(0o026)
+    try:
+        path = convert(pico, dual, tmp_path / "out", "bf16")
+    finally:
+        os.umask(before)
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {
+        file.name: 0o640 for file in path.iterdir()
+    }
+
+
 def test_auto_copies_the_weights_byte_for_byte(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     path = convert(pico, dual, tmp_path / "out")
     assert (path / "model.safetensors").read_bytes() == (pico.path / "model.safetensors").read_bytes()
@@ -187,6 +201,15 @@ def test_an_extended_folder_converts_to_the_same_folder(pico: Checkpoint, dual: 
 def test_a_given_attention_factor_reaches_the_loaded_model(pico: Checkpoint, tmp_path: Path) -> None:
     factors = pico.bind(pico_factors(attention_factor=1.0))
     assert rotary_module(reloaded(convert(pico, factors, tmp_path / "out"))).attention_scaling == 1.0
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_who_drops_its_cache_where_the_sets_change(dual: RescaleFactors, model_type: str) -> None:
+    """transformers' generate does so for Phi-3 alone; every other type keeps keys of the short set."""
+    uses = {use.runtime: use for use in CONVERTER.runtime_uses(replace(dual, model_type=model_type))}
+    assert uses["transformers"].safe == (model_type == "phi3")
+    assert ("drops the cache" in uses["transformers"].uses) == (model_type == "phi3")
+    assert bool(uses["transformers"].advice) == (model_type != "phi3")
 
 
 # -- refusals, before anything is written

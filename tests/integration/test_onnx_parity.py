@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,31 +21,9 @@ from longrope.factors import RescaleFactors
 from longrope.modeling import RescaledRotary, TorchSource, build_model, replace_rotary
 from longrope.progress import Silent
 from longrope.scoring import compare_windows
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_folder, said
+from tests.common import FEATURES, TARGET, WINDOW, pico_checkpoint, pico_factors, pico_folder, said
 
 TESTED = sorted(name for name, row in ARCHITECTURES.items() if row.onnx)
-# What makes each type use the features that set it apart.
-CHANGES: dict[str, dict[str, Any]] = {
-    "gemma": {"head_dim": 16},
-    # Scores near the cap, a window shorter than the text: both kinds of layers and both caps matter.
-    "gemma2": {
-        "head_dim": 16,
-        "sliding_window": 24,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 5.0,
-        "query_pre_attn_scalar": 4,
-    },
-    "granite": {
-        "embedding_multiplier": 3.0,
-        "residual_multiplier": 0.5,
-        "attention_multiplier": 0.2,
-        "logits_scaling": 2.0,
-    },
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "phi3": {"partial_rotary_factor": 0.5, "pad_token_id": 0},
-    "qwen2": {"tie_word_embeddings": True},
-    "smollm3": {"num_hidden_layers": 4},
-}
 
 
 def export(
@@ -63,7 +40,7 @@ def tokens(length: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("dual", [True, False], ids=["dual", "single"])
 @pytest.mark.parametrize("model_type", TESTED)
 def test_logits_equal_transformers_in_both_regimes(tmp_path: Path, model_type: str, dual: bool) -> None:
-    checkpoint = pico_checkpoint(tmp_path / "model", model_type, **CHANGES.get(model_type, {}))
+    checkpoint = pico_checkpoint(tmp_path / "model", model_type, **FEATURES.get(model_type, {}))
     factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=dual))
     path = export(tmp_path / "onnx", checkpoint, factors)
     reference = TorchSource(build_model(checkpoint, factors), factors)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from longrope.errors import InputError, MissingRequirementError, UnsupportedErro
 from longrope.estimates.memory import FREE_SHARE, free_for_each, require_memory, spread
 from longrope.estimates.search import MIN_PASS, MIN_ROWS, search_estimate, search_memory
 from longrope.progress import Silent
-from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, run, search
+from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, measure, run, search
 from longrope.search.evaluation_cache import EvaluationCache
 from longrope.search.measure import smaller
 from longrope.search.objective import PENALTY, Objective, Window
@@ -19,7 +20,7 @@ from longrope.search.strategies.evolution import keep
 from longrope.search.trial import Job, Measurement, Trial
 from longrope.search.windows import build_objective, needle_windows, oddities
 from longrope.text import Corpus, Document
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors, pico_text
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_corpus, pico_factors
 
 OPTIONS = SearchOptions(strategy="evolution", max_evals=12, num_documents=2, threads=1)
 CANDIDATE = Candidate(pico_factors().long_factor, n_hat=2, attention_factor=1.1)
@@ -39,8 +40,7 @@ def between(plan, checkpoint):
 
 @pytest.fixture(scope="module")
 def corpus(checkpoint):
-    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
-    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+    return pico_corpus(checkpoint)
 
 
 # -- needles and mixtures
@@ -152,27 +152,26 @@ def test_checkpointing_changes_nothing(checkpoint, corpus):
     again = model.nll_and_gradient(CANDIDATE, window)
     assert again[0] == pytest.approx(plain[0], rel=1e-6)
     np.testing.assert_allclose(again[1], plain[1], rtol=1e-4, atol=1e-6)
-    model._recompute_activations(False)
-    assert model.nll_and_gradient(CANDIDATE, window)[0] == pytest.approx(plain[0], rel=1e-6)
+    assert model.nll(CANDIDATE, window) == pytest.approx(plain[0], rel=1e-6)
 
 
 def test_running_out_of_memory_halves_the_passes(checkpoint, corpus, monkeypatch):
     window = Window(np.tile(corpus.documents[0].ids[:512], 4))
     model = WindowModel(checkpoint, Machine())
-    expected, inner, tried = model.nll(CANDIDATE, window), model._nll, []
+    expected, inner, tried = model.nll(CANDIDATE, window), measure.hidden_blocks, []
 
-    def short_of_memory(candidate, window, plan):
-        tried.append(plan.pass_tokens)
-        if plan.pass_tokens > 600:
+    def short_of_memory(network, ids, pass_tokens):
+        tried.append(pass_tokens)
+        if pass_tokens > 600:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return inner(candidate, window, plan)
+        return inner(network, ids, pass_tokens)
 
-    monkeypatch.setattr(model, "_nll", short_of_memory)
+    monkeypatch.setattr(measure, "hidden_blocks", short_of_memory)
     assert model.measure(Job(CANDIDATE, 0), window).nll == pytest.approx(expected, rel=1e-5)
     assert tried == [2048, 1024, 512]
     model.nll(CANDIDATE, window)
     assert tried[3:] == [512]
-    monkeypatch.setattr(model, "_nll", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    monkeypatch.setattr(measure, "hidden_blocks", Mock(side_effect=RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
         model.nll(CANDIDATE, window)
 
@@ -276,13 +275,13 @@ def test_a_resumed_search_keeps_its_passes(checkpoint, corpus, tmp_path, monkeyp
     assert [recipe.machine.available for recipe in used] == [plenty, tight, tight]
 
 
-def test_what_is_no_number_counts_as_failed(checkpoint, corpus, monkeypatch):
-    plain = WindowModel._nll
+def test_a_non_finite_loss_counts_as_failed(checkpoint, corpus, monkeypatch):
+    plain = WindowModel.nll
 
-    def overflowing(model, candidate, window, plan):
-        return math.nan if candidate.factors[1] > 3 else plain(model, candidate, window, plan)
+    def overflowing(model, candidate, window):
+        return math.nan if candidate.factors[1] > 3 else plain(model, candidate, window)
 
-    monkeypatch.setattr(WindowModel, "_nll", overflowing)
+    monkeypatch.setattr(WindowModel, "nll", overflowing)
     result = search(checkpoint, corpus, TARGET, options=OPTIONS)
     assert next(seed for seed in result.starting_points if seed.name == "PI").loss == math.inf
     assert math.isfinite(result.loss)

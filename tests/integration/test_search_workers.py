@@ -1,5 +1,6 @@
 """Worker pools: the same results whatever their number, deaths survived, nothing hangs."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,8 +25,7 @@ from longrope.search.evaluators import (
 )
 from longrope.search.objective import Objective, Window
 from longrope.search.trial import Candidate, Job, Measurement
-from longrope.text import Corpus, Document
-from tests.common import TARGET, pico_checkpoint, pico_text
+from tests.common import TARGET, pico_checkpoint, pico_corpus
 
 GOOD = [Candidate(tuple(1.0 + 0.1 * k * np.arange(8))) for k in range(4)]
 CURSED = Candidate((6.66,) * 8)
@@ -38,8 +38,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(checkpoint):
-    texts = [checkpoint.encode(pico_text(60, seed)) for seed in range(3)]
-    return Corpus(tuple(Document(f"d{i}", np.array(ids)) for i, ids in enumerate(texts)))
+    return pico_corpus(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +112,13 @@ def test_workers_that_never_work_are_an_error(recipe):
 
 
 def test_a_worker_killed_while_idle_is_replaced(recipe):
-    workers = ProcessWorkerPool([recipe])
-    pool = PoolEvaluator(workers)
+    others = set(multiprocessing.active_children())
+    pool = PoolEvaluator(ProcessWorkerPool([recipe]))
     try:
         list(pool.measure([Job(GOOD[0], 0)]))
-        os.kill(workers._running[0].process.pid, signal.SIGKILL)
-        workers._running[0].process.join()
+        (worker,) = set(multiprocessing.active_children()) - others
+        worker.kill()
+        worker.join()
         measured = dict(pool.measure([Job(GOOD[1], 0)]))
     finally:
         pool.close()

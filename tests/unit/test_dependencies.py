@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +23,17 @@ FORBIDDEN = {
     "converters": {"longrope_export", "click", "rich"},
     "longrope_export": FORMAT_LIBRARIES - {"onnx"} | {"tests"},
 }
+# Used where they are installed; what needs them says how to install them.
+UNDECLARED = {"bitsandbytes", "flash_attn", "lm_eval"}
+# Distributions whose modules have other names.
+MODULES = {"llama-cpp-python": "llama_cpp"}
+# Imported by a name that is put together, or by the libraries that are.
+IMPORTED_BY_NAME = {"llama_cpp", "gguf"}
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 # The only packages that may import a format's library.
 HOMES = {
     "converters/gguf": {"gguf", "llama_cpp"},
-    "converters/onnx": {"onnx", "onnxruntime", "onnxscript", "onnx_ir"},
+    "converters/onnx": {"onnx", "onnxruntime", "onnx_ir"},
 }
 
 
@@ -72,6 +81,31 @@ def test_no_relative_imports_blur_the_picture() -> None:
                 if isinstance(node, ast.ImportFrom) and node.level
             ]
             assert not relative, path.relative_to(REPOSITORY)
+
+
+def declared(*extras: str) -> set[str]:
+    """Modules that the core of pyproject.toml and these extras bring by name."""
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    names = [re.split(r"[<>=\[]", line)[0] for line in lines]
+    return {MODULES.get(name, name.replace("-", "_").lower()) for name in names}
+
+
+def test_what_is_imported_is_declared_and_nothing_else() -> None:
+    """Much is installed beside us by chance; a clean installation has only what is declared."""
+    found = {name for package in FORBIDDEN for path in sources(package) for name in imports_of(path)}
+    foreign = found - sys.stdlib_module_names - FORBIDDEN.keys() - UNDECLARED
+    brought = declared("gguf", "onnx", "ray", "train", "report")
+    assert foreign - brought == set()
+    assert brought - foreign - IMPORTED_BY_NAME == set()
+
+
+def test_types_are_shipped() -> None:
+    """A marker in each package, which the wheel takes along."""
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    for package in FORBIDDEN:
+        assert (REPOSITORY / package / "py.typed").is_file()
+        assert "py.typed" in data[package]
 
 
 # -- laziness, by running

@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from longrope.errors import InputError, MissingRequirementError
-from longrope.files import PARTIAL, errors_of_writing, remove_partial, sha256_of, staged, write_atomically
+from longrope.files import PARTIAL, errors_of_writing, remove_partial, staged, write_atomically
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -210,11 +210,6 @@ def test_other_errors_of_safetensors_stay_its_own(tmp_path: Path) -> None:
 def test_other_errors_are_not_dressed_up(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output error"), half_written(tmp_path / "out"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def test_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

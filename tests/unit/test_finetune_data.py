@@ -13,7 +13,7 @@ import torch
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.finetune.batch import IGNORED
-from longrope.finetune.data import Bookends, Kind, Mixture, Piece, TrainingRows, training_rows
+from longrope.finetune.data import Bookends, Mixture, TrainingRows, training_rows
 from longrope.finetune.presets import PRESETS, default_plan, read_plan
 from longrope.finetune.progressive import describe
 from longrope.finetune.rotary import LONG, SHORT
@@ -54,22 +54,24 @@ def test_long_documents_are_cut_to_bookended_rows() -> None:
 
 def test_one_pass_reads_every_window_once_then_cuts_elsewhere() -> None:
     made = rows(200, 125)
-    firsts = [made.row(number).ids[0, 1].item() for number in range(8)]
-    assert len(set(firsts)) == 8 or len(set(firsts[:4])) == 4
-    assert sorted(first // 10_000 for first in firsts[:4]) == [1, 1, 1, 2]
-    assert firsts[:4] != firsts[4:]
+    firsts = [made.row(number).ids[0, 1].item() for number in range(10)]
+    for one_pass in (firsts[:5], firsts[5:]):
+        assert len(set(one_pass)) == 5
+        assert sorted(first // 10_000 for first in one_pass) == [1, 1, 1, 2, 2]
+    assert set(firsts[:5]) != set(firsts[5:])
 
 
 def test_rows_of_late_passes_do_not_plan_the_early_ones_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass is planned by a generator of its own, whose seed ends in the number of the pass."""
     planned: list[int] = []
-    make = TrainingRows._make_plan
+    make = np.random.default_rng
 
-    def counted(self: TrainingRows, kind: Kind, epoch: int) -> list[list[Piece]]:
-        planned.append(epoch)
-        return make(self, kind, epoch)
+    def counted(seed: list[int]) -> np.random.Generator:
+        planned.append(seed[-1])
+        return make(seed)
 
-    monkeypatch.setattr(TrainingRows, "_make_plan", counted)
     made = rows(300)
+    monkeypatch.setattr(np.random, "default_rng", counted)
     for number in range(100):
         made.row(number)
     assert planned == sorted(set(planned))
@@ -100,7 +102,7 @@ def test_an_end_counts_only_where_the_document_ends() -> None:
 
 def test_kinds_have_their_shares_and_their_sets() -> None:
     made = rows(400, 300, short_share=0.25, row_length=256, short_length=32, retrieval_share=0.2)
-    kinds = [made._place(number)[0] for number in range(400)]
+    kinds = [made.place(number)[0] for number in range(400)]
     assert kinds.count("short") == pytest.approx(100, abs=3)
     assert kinds.count("retrieval") == pytest.approx(80, abs=3)
     for number in range(24):

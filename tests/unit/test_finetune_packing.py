@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -61,7 +64,7 @@ def test_a_batch_says_where_sequences_start_and_what_follows() -> None:
     assert batch.labels.tolist() == [[2, IGNORED, IGNORED, 9, IGNORED, IGNORED]]
     assert batch.weights.tolist() == [[1, 0, 0, 4, 0, 0]]
     assert batch.sets.tolist() == [[LONG, LONG, SHORT, SHORT, SHORT, SHORT]]
-    assert (batch.weight, batch.num_tokens, batch.lengths) == (5.0, 6, [2, 3, 1])
+    assert (batch.weight, batch.lengths) == (5.0, [2, 3, 1])
 
 
 def test_rows_joined_are_rows_packed() -> None:
@@ -180,15 +183,40 @@ def test_memory_of_attention_is_linear_in_the_row() -> None:
 
 
 def test_the_flash_kernel_is_asked_in_what_autocast_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turned queries are float32 under autocast, which that kernel does not take."""
+    """Rotated queries are float32 under autocast, which that kernel does not take."""
     asked: list[torch.dtype] = []
-    monkeypatch.setattr(attention, "_flash_attention_serves", lambda *_: True)
-    monkeypatch.setattr(attention, "_flash", lambda query, *_: asked.append(query.dtype) or query)
+    monkeypatch.setattr(attention, "flash_attention_serves", lambda *_: True)
+    monkeypatch.setattr(attention, "flash_attention", lambda query, *_: asked.append(query.dtype) or query)
     heads = torch.zeros(1, 2, 8, 4)
     with torch.autocast("cpu", torch.bfloat16):
         attend(heads, heads, heads, (0, 4, 8))
     attend(heads, heads, heads, (0, 4, 8))
     assert asked == [torch.bfloat16, torch.float32]
+
+
+def test_the_flash_kernel_gets_documents_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attention's form is [T, H, d] with bounds in int32; a stand-in of that form gives what torch gives."""
+
+    def varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert options["causal"]
+        assert options["cu_seqlens_q"].dtype == options["cu_seqlens_k"].dtype == torch.int32
+        assert options["max_seqlen_q"] == options["max_seqlen_k"] == 5
+        done = []
+        for start, stop in pairwise(options["cu_seqlens_q"].tolist()):
+            heads = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
+            done.append(attend(*heads, (0, stop - start), scaling=options["softmax_scale"])[0].transpose(0, 1))
+        return torch.cat(done)
+
+    module = ModuleType("flash_attn")
+    module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 12, 8, generator=generator) for heads in (4, 2, 2))
+    for scaling in (None, 0.7):
+        torch.testing.assert_close(
+            attention.flash_attention(query, key, value, (0, 5, 8, 12), scaling, 0.0),
+            attend(query, key, value, (0, 5, 8, 12), scaling=scaling),
+        )
 
 
 def test_bfloat16_losses_are_summed_in_float32(pico: Checkpoint, dual: BoundFactors) -> None:

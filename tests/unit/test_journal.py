@@ -1,6 +1,9 @@
 import json
 import math
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,13 +87,49 @@ def test_other_files_are_refused(tmp_path, content):
         Journal(path, HEADER, resume=True)
 
 
-def test_a_second_process_is_refused(tmp_path):
+def test_a_second_run_is_refused_by_name(tmp_path):
     path = tmp_path / "j.jsonl"
     with (
         Journal(path, HEADER, resume=False),
-        pytest.raises(InputError, match="another run"),
+        pytest.raises(InputError, match=rf"another run is writing .*process {os.getpid()} on {platform.node()}"),
     ):
         Journal(path, HEADER, resume=True)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from longrope.journal import Journal
+journal = Journal(Path(sys.argv[1]), {"model": "a"}, resume=False)
+journal.append({"n": 1})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_of_another_process_holds_until_that_process_is_killed(tmp_path):
+    path = tmp_path / "j.jsonl"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {holder.pid} on"):
+            Journal(path, {"model": "a"}, resume=True)
+    finally:
+        holder.kill()
+        holder.communicate()
+    with Journal(path, {"model": "a"}, resume=True) as journal:
+        assert journal.records == [{"n": 1}]
+        with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+            Journal(path, {"model": "a"}, resume=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["j.jsonl"]
+
+
+def test_a_journal_that_is_not_opened_is_free_again(tmp_path):
+    path = written(tmp_path / "j.jsonl", {"n": 1})
+    with pytest.raises(InputError, match="the run has changed"):
+        Journal(path, {"model": "b"}, resume=True)
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.records == [{"n": 1}]
 
 
 def test_an_unwritable_place(tmp_path):

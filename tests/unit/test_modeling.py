@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,7 +32,6 @@ from longrope.modeling import (
     hidden_states,
     replace_rotary,
     rotary_module,
-    searching_rotary,
     use_fastest_attention,
 )
 from tests.common import TARGET, WINDOW, pico_checkpoint
@@ -49,6 +49,10 @@ def ids(length: int, seed: int = 0) -> np.ndarray:
 
 def whole(source: TorchSource, tokens: np.ndarray, name: FactorSet, chunk: int = 64) -> Tensor:
     return torch.cat(list(source.logits(tokens, name, chunk)))
+
+
+def original_rotary(checkpoint: Checkpoint) -> RescaledRotary:
+    return RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
 
 
 # -- the engine's rotary module
@@ -90,11 +94,12 @@ def test_angles_are_float64_even_for_bfloat16_states(dual: BoundFactors) -> None
 
 def test_gradients_reach_factors_and_attention_factor(pico: Checkpoint, dual: BoundFactors) -> None:
     model = build_model(pico)
-    with searching_rotary(model, pico) as rotary:
-        factors = torch.tensor(dual.long_factor, dtype=torch.float64, requires_grad=True)
-        attention_factor = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
-        rotary.set(factors, attention_factor, n_hat=4)
-        head_logits(model, hidden_states(model, torch.from_numpy(ids(40))[None])).logsumexp(-1).sum().backward()
+    rotary = original_rotary(pico)
+    replace_rotary(model, rotary)
+    factors = torch.tensor(dual.long_factor, dtype=torch.float64, requires_grad=True)
+    attention_factor = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    rotary.set(factors, attention_factor, n_hat=4)
+    head_logits(model, hidden_states(model, torch.from_numpy(ids(40))[None])).logsumexp(-1).sum().backward()
     assert factors.grad is not None
     assert attention_factor.grad is not None
     assert (factors.grad != 0).all()
@@ -273,26 +278,23 @@ def test_head_logits_are_the_models_own(tmp_path: Path, model_type: str) -> None
 # -- putting modules in and taking them out
 
 
-def test_searching_rotary_restores_the_models_own(pico: Checkpoint) -> None:
-    model = build_model(pico)
+def test_a_rotary_module_is_replaced_and_put_back(pico: Checkpoint) -> None:
+    model, rotary = build_model(pico), original_rotary(pico)
     before, tokens = rotary_module(model), ids(20)
     expected = whole(TorchSource(model, None), tokens, "long")
-    with searching_rotary(model, pico) as rotary:
-        assert rotary_module(model) is rotary
-        rotary.set([4.0] * 8)
-        assert not torch.equal(whole(TorchSource(model, None), tokens, "long"), expected)
-    assert rotary_module(model) is before
-    with pytest.raises(ZeroDivisionError), searching_rotary(model, pico):
-        raise ZeroDivisionError
-    assert rotary_module(model) is before
+    assert replace_rotary(model, rotary) is before
+    assert rotary_module(model) is rotary
+    rotary.set([4.0] * 8)
+    assert not torch.equal(whole(TorchSource(model, None), tokens, "long"), expected)
+    assert replace_rotary(model, before) is rotary
     assert torch.equal(whole(TorchSource(model, None), tokens, "long"), expected)
 
 
-def test_a_fresh_searching_rotary_is_the_original_rope(pico: Checkpoint) -> None:
+def test_a_fresh_rescaled_rotary_is_the_original_rope(pico: Checkpoint) -> None:
     model, tokens = build_model(pico), ids(60)
     expected = whole(TorchSource(model, None), tokens, "long")
-    with searching_rotary(model, pico):
-        torch.testing.assert_close(whole(TorchSource(model, None), tokens, "long"), expected, rtol=0, atol=1e-4)
+    replace_rotary(model, original_rotary(pico))
+    torch.testing.assert_close(whole(TorchSource(model, None), tokens, "long"), expected, rtol=0, atol=1e-4)
 
 
 def test_replace_rotary_returns_what_was_there(pico: Checkpoint, dual: BoundFactors) -> None:
@@ -337,8 +339,7 @@ def test_flash_attention_serves_on_a_gpu_in_16_bits(
 def test_a_model_or_a_gpu_without_flash_attention_keeps_its_own(
     monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
-    def refuse(name: str) -> None:
-        raise refusal
-
+    refusing = Mock(side_effect=refusal)
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
-    use_fastest_attention(SimpleNamespace(set_attn_implementation=refuse), "cuda", "float16")
+    use_fastest_attention(SimpleNamespace(set_attn_implementation=refusing), "cuda", "float16")
+    refusing.assert_called_once_with("flash_attention_2")

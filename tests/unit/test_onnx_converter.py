@@ -11,11 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from converters.base import Export
 from converters.onnx import OnnxConverter
+from converters.onnx.decoder_graph import DecoderGraph
+from converters.onnx.graph import GraphBuilder
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors
 from longrope.progress import Silent
-from tests.common import pico_checkpoint, pico_factors, said
+from tests.common import WINDOW, pico_checkpoint, pico_factors, said
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +26,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def factors(checkpoint: Checkpoint) -> RescaleFactors:
+def factors(checkpoint: Checkpoint) -> BoundFactors:
     return checkpoint.bind(pico_factors(checkpoint.rotary_dim))
 
 
 @pytest.fixture(scope="module")
-def artifact(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(checkpoint: Checkpoint, factors: BoundFactors, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("out") / "onnx"
     OnnxConverter().convert(Export(checkpoint, factors), path, Silent())
     return path
@@ -41,7 +43,7 @@ def test_the_folder_holds_what_tools_look_for(artifact: Path) -> None:
     assert OnnxConverter().recognizes(artifact)
 
 
-def test_initializers_are_named_and_hold_every_digit(artifact: Path, factors: RescaleFactors) -> None:
+def test_initializers_are_named_and_hold_every_digit(artifact: Path, factors: BoundFactors) -> None:
     found = {item.name: item for item in onnx.load(artifact / "model.onnx", load_external_data=False).graph.initializer}
     assert onnx.numpy_helper.to_array(found["rope.long_factor"]).tolist() == list(factors.long_factor)
     assert onnx.numpy_helper.to_array(found["rope.short_factor"]).tolist() == list(factors.short_factor)
@@ -59,20 +61,77 @@ def test_factors_are_read_back_as_written(
     assert said(OnnxConverter().read_factors(tmp_path / "onnx")) == said(written)
 
 
+@pytest.mark.parametrize("outtype", ["f32", "int4"])
+@pytest.mark.parametrize("n_hat", [0, 4])
+@pytest.mark.parametrize("dual", [True, False], ids=["dual", "single"])
+def test_other_factors_give_the_bytes_of_a_plan_of_their_own(
+    checkpoint: Checkpoint, tmp_path: Path, dual: bool, n_hat: int, outtype: str
+) -> None:
+    first, other = (
+        checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=dual, n_hat=n_hat, **changes))
+        for changes in ({}, {"target": 4 * WINDOW - 8, "attention_factor": 1.25, "provenance": {"seed": 1}})
+    )
+    planned = OnnxConverter().plan(Export(checkpoint, first, outtype))
+    changed = planned.with_factors(other)
+    for name, plan in {"first": planned, "other": changed}.items():
+        plan.write(tmp_path / name, Silent())
+    for name, factors in {"first": first, "other": other}.items():
+        OnnxConverter().plan(Export(checkpoint, factors, outtype)).write(tmp_path / f"fresh_{name}", Silent())
+        assert contents(tmp_path / name) == contents(tmp_path / f"fresh_{name}")
+    assert contents(tmp_path / "first")["model.onnx"] != contents(tmp_path / "other")["model.onnx"]
+
+
+@pytest.mark.parametrize(("n_hat", "dual"), [(0, False), (4, True), (4, False), (0, True)])
+def test_factors_of_another_structure_give_another_graph(
+    checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path, n_hat: int, dual: bool
+) -> None:
+    other = checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=dual, n_hat=n_hat))
+    OnnxConverter().plan(Export(checkpoint, factors)).with_factors(other).save(tmp_path / "changed", Silent())
+    OnnxConverter().plan(Export(checkpoint, other)).save(tmp_path / "fresh", Silent())
+    assert contents(tmp_path / "changed") == contents(tmp_path / "fresh")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_the_graph_is_built_once(
+    checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[DecoderGraph] = []
+    build = DecoderGraph.build
+
+    def counted(graph: DecoderGraph) -> GraphBuilder:
+        built.append(graph)
+        return build(graph)
+
+    monkeypatch.setattr(DecoderGraph, "build", counted)
+    other = checkpoint.bind(pico_factors(checkpoint.rotary_dim, attention_factor=1.25))
+    planned = OnnxConverter().plan(Export(checkpoint, factors)).with_factors(other)
+    planned.save(tmp_path / "onnx", Silent())
+    assert {check.status for check in planned.check(tmp_path / "onnx")} == {"pass"}
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize("n_hat", [16, WINDOW // 2])
+def test_both_sets_are_told_apart_beyond_many_start_tokens(checkpoint: Checkpoint, tmp_path: Path, n_hat: int) -> None:
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, n_hat=n_hat))
+    checks = OnnxConverter().convert(Export(checkpoint, factors), tmp_path / "onnx", Silent())
+    assert {check.id: check.status for check in checks}["onnx.switch"] == "pass"
+
+
 def test_the_graph_passes_the_onnx_checker(artifact: Path) -> None:
     onnx.checker.check_model(str(artifact / "model.onnx"), full_check=True)
 
 
-def test_describe_is_json(artifact: Path, factors: RescaleFactors) -> None:
+def test_describe_is_json(artifact: Path, factors: BoundFactors) -> None:
     facts = json.loads(json.dumps(OnnxConverter().describe(artifact)))
     assert facts["opset"]["ai.onnx"] == 23
     assert "prefill again" in facts["metadata"]["longrope.crossing"]
     assert facts["factors_from"] == {"method": factors.method, **factors.provenance}
 
 
-def test_half_precision_is_cast_at_the_ends_only(
-    checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path
-) -> None:
+def test_half_precision_is_cast_at_the_ends_only(checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path) -> None:
     OnnxConverter().convert(Export(checkpoint, factors, "f16"), tmp_path / "onnx", Silent())
     graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
     casts = {node.name for node in graph.node if node.op_type == "Cast"}
@@ -81,7 +140,7 @@ def test_half_precision_is_cast_at_the_ends_only(
     assert casts == ends | wide
 
 
-def test_an_unknown_weight_type_or_option_is_refused(checkpoint: Checkpoint, factors: RescaleFactors) -> None:
+def test_an_unknown_weight_type_or_option_is_refused(checkpoint: Checkpoint, factors: BoundFactors) -> None:
     with pytest.raises(UnsupportedError, match="expected --outtype"):
         OnnxConverter().plan(Export(checkpoint, factors, outtype="q8_0"))
     with pytest.raises(InputError, match="unknown ONNX option colour; known: attention"):
@@ -102,7 +161,7 @@ def change_weights(checkpoint: Checkpoint, folder: Path, **changes: object) -> C
 
 
 def test_a_weight_without_a_place_in_the_graph_is_refused(
-    checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path
+    checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path
 ) -> None:
     norm = load_file(checkpoint.path / "model.safetensors")["model.norm.weight"]
     odd = change_weights(checkpoint, tmp_path / "odd", **{"model.layers.0.adapter.weight": norm})
@@ -110,13 +169,13 @@ def test_a_weight_without_a_place_in_the_graph_is_refused(
         OnnxConverter().plan(Export(odd, factors))
 
 
-def test_a_missing_weight_is_refused(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path) -> None:
+def test_a_missing_weight_is_refused(checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path) -> None:
     odd = change_weights(checkpoint, tmp_path / "odd", **{"model.norm.weight": None})
     with pytest.raises(InputError, match=r"model\.norm\.weight is missing"):
         OnnxConverter().plan(Export(odd, factors))
 
 
-def test_nothing_is_left_when_an_output_exists(checkpoint: Checkpoint, factors: RescaleFactors, tmp_path: Path) -> None:
+def test_nothing_is_left_when_an_output_exists(checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     with pytest.raises(InputError, match="exists"):
         OnnxConverter().convert(Export(checkpoint, factors), tmp_path / "onnx", Silent())

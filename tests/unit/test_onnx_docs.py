@@ -13,7 +13,6 @@ from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.architectures import ARCHITECTURES
 from longrope.progress import Silent
 from tests.common import pico_checkpoint, pico_factors
-from tests.integration.test_onnx_faults import FAULTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "onnx.md").read_text(encoding="utf-8")
@@ -34,10 +33,6 @@ def test_every_option_is_on_the_page(option: str) -> None:
 
 def test_every_weight_type_is_on_the_page() -> None:
     assert [name for name in PRECISIONS if f"| `{name}` |" not in PAGE] == []
-
-
-def test_the_number_of_faults_is_right() -> None:
-    assert f"the catalogue: {len(FAULTS)} broken exports" in PAGE
 
 
 def test_the_matrix_has_every_model_type() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from decimal import Decimal, localcontext
 from typing import Any
 
 import mpmath
@@ -200,18 +199,6 @@ def test_start_tokens_are_those_before_n_hat() -> None:
 def test_n_hat_without_unscaled_frequencies_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="unscaled"):
         rope.cos_sin(range(8), ours(rope.pi_factors(DIM, SCALE)), n_hat=4)
-
-
-def test_the_worst_float32_angle_at_two_million_tokens() -> None:
-    """formats.md: up to 0.06-0.12 rad. The unscaled fastest pair turns by 1 rad a token, which float32 holds exactly."""
-    frequencies = ours(rope.ntk_factors(DIM, 512.0) * 1.0123)
-    with localcontext() as context:
-        context.prec = 60
-        exact = [Decimal(LAST_POSITION) * Decimal(float(f)) for f in frequencies]
-        rounded = [np.float32(LAST_POSITION) * np.float32(f) for f in frequencies]
-        expected = max(abs(Decimal(float(r)) - e) for r, e in zip(rounded, exact, strict=True))
-    assert rope.worst_angle_error(frequencies, LAST_POSITION + 1) == pytest.approx(float(expected), rel=1e-6)
-    assert 0.01 < float(expected) < 0.15
 
 
 # -- wrong use

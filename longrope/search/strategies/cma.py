@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from longrope.errors import MissingRequirementError
 from longrope.search.strategies.monotone import Monotone
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate, Float64, Outcome, Plan, Trial
@@ -38,11 +36,7 @@ def cma(problem: Problem) -> Plan:
 def polish(
     problem: Problem, start: Candidate, evals: int, sigma: float
 ) -> Generator[Sequence[Trial], Sequence[Outcome], None]:
-    """CMA-ES from one point with so many full evaluations.
-
-    Raises:
-        MissingRequirementError: `cmaes` is not installed.
-    """
+    """CMA-ES from one point with so many full evaluations."""
     knots = Knots(Monotone(problem.space, start.n_hat), start)
     population = min(4 + int(3 * math.log(knots.size)), max(SMALLEST, evals // 3))
     optimizer = make_optimizer(knots.size, sigma, problem.seed, population)
@@ -55,8 +49,6 @@ def polish(
 
 def make_optimizer(size: int, sigma: float, seed: int, population: int) -> Any:
     """A CMA-ES around the origin of `size` numbers."""
-    if find_spec("cmaes") is None:
-        raise MissingRequirementError("strategy cma needs the package `cmaes`: pip install cmaes")
     from cmaes import CMA
 
     return CMA(mean=np.zeros(size), sigma=sigma, seed=seed, population_size=population)

@@ -66,7 +66,10 @@ class Monotone:
 
 
 def rising(values: Float64, weights: Float64 | None = None) -> Float64:
-    """The non-decreasing sequence nearest to `values` in weighted squares (isotonic regression, pool adjacent violators)."""
+    """The non-decreasing sequence nearest to `values` in weighted squares (isotonic regression, pool adjacent violators).
+
+    Why not scipy's: see DESIGN.md.
+    """
     pools: list[tuple[float, float, int]] = []
     for value, weight in zip(values, np.ones_like(values) if weights is None else weights, strict=True):
         pool = (float(value), float(weight), 1)
