@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import RESULTS, ROOT, Figures, say
 from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.estimates.search import search_memory
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_atomically
 from longrope.metrics import perplexity
 from longrope.provenance import provenance
 from longrope.search import Candidate, Machine, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
 from longrope.search.evaluators import Recipe, make_evaluator
-from longrope.search.memory import plan_memory
 from longrope.search.objective import Objective, Window
 from longrope.search.strategies import STRATEGIES
 from longrope.search.trial import GRADIENT_FORWARDS, Job
@@ -471,7 +471,7 @@ def longest(bench: Bench) -> None:
 def one_long(bench: Bench) -> None:
     """The evaluation itself; peak memory is the process's."""
     ids = np.concatenate([document.ids for document in bench.texts.documents])[: bench.size.long]
-    plan = plan_memory(bench.checkpoint, bench.size.long)
+    plan = search_memory(bench.checkpoint, bench.size.long)
     candidate = Candidate((bench.size.long / bench.checkpoint.window,) * (bench.checkpoint.rotary_dim // 2))
     start = time.process_time()
     bench.scorer.nll(candidate, Window(ids))

@@ -28,13 +28,13 @@ import torch
 
 from benchmarks.bench_progressive import Cells
 from benchmarks.figures import ROOT, Figures, say, smollm2
-from benchmarks.paper_tables import write_page
+from benchmarks.paper_tables import PaperSetting, step_flops, write_page
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError
+from longrope.estimates.shape import DecoderShape
 from longrope.factors import BoundFactors
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.options import TrainOptions
-from longrope.finetune.plan import DecoderShape, TrainingSetting, step_flops
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import finetune
 from longrope.modeling import TorchSource, build_model
@@ -204,7 +204,7 @@ def step(bench: Bench) -> None:
     for length, steps in bench.lengths:
         ours, its = (measured(bench, engine, length, steps) for engine in ("ours", "trainer"))
         speed = min(its["seconds"]) / min(ours["seconds"])
-        flops = step_flops(shape, TrainingSetting(length))
+        flops = step_flops(shape, PaperSetting(length))
         got = f"{length / min(ours['seconds']):.0f} against {length / min(its['seconds']):.0f} tokens/s: {speed:.3f}×"
         bench.figures.add("step", f"SmolLM2 {length} tokens: throughput", "≥ 0.95×", got, speed >= 0.95)
         add_memory(bench, "step", f"SmolLM2 {length} tokens: peak memory", ours, its)

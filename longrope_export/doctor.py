@@ -100,7 +100,7 @@ def _devices() -> Finding:
 
 
 def _free_memory() -> str:
-    from longrope.search.memory import free_memory
+    from longrope.estimates.memory import free_memory
 
     torch = import_module("torch")
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -14,17 +14,20 @@ from converters import registry
 from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
+from longrope.estimates.compute import measure_rates
+from longrope.estimates.shape import DecoderShape
+from longrope.estimates.training import stage_estimate
 from longrope.factors import BoundFactors
 from longrope.files import refuse_existing, write_atomically
-from longrope.finetune.cost import measure_rates, stage_cost
+from longrope.finetune.data import training_rows
+from longrope.finetune.model import require_extras, require_trainable
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import processes
-from longrope.finetune.plan import DecoderShape
 from longrope.finetune.stages import Stage
-from longrope.finetune.trainer import Training, finetune, training_factors
+from longrope.finetune.trainer import Training, finetune, mixture_of, training_factors
 from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent
-from longrope.text import load_corpus
+from longrope.text import Corpus, load_corpus
 from longrope_export.conversion import chosen_sets, known_factors
 from longrope_export.models import open_model
 
@@ -60,52 +63,45 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
     """Train and write the folder; returns its read-back checks (empty in processes that do not write).
 
     Raises:
-        LongRopeError: the output exists, the factors do not fit, texts are too short, or the machine lacks something.
+        LongRopeError: the factors do not fit, texts are too short, the machine lacks something, or the output exists.
     """
-    refuse_existing(request.output, overwrite=request.overwrite)
-    if request.teacher and not request.stage.get("distil_short"):
-        raise InputError(f"--teacher {request.teacher}: expected --distil-short beside it, got rows without a teacher")
-    checkpoint, factors = _opened(request)
-    stage = request.stage_for(factors)
-    converter = registry.converter("hf")
-    chosen = _sets(converter, training_factors(factors, stage), stage, request.factor_sets)
-    converter.plan(Export(checkpoint, chosen))
-    corpus = load_corpus(list(request.texts), checkpoint.encode)
+    prepared = _prepare(request)
     with processes(request.options) as parallel:
-        told = progress if parallel.is_main else Silent()
+        shown = progress if parallel.is_main else Silent()
         training = finetune(
-            checkpoint,
-            factors,
-            stage,
-            corpus,
+            prepared.checkpoint,
+            prepared.factors,
+            prepared.stage,
+            prepared.corpus,
             training_folder(request.output),
             options=replace(request.options, device=str(parallel.device)),
             resume=request.resume,
             overwrite=request.overwrite,
             teacher=open_model(request.teacher) if request.teacher else None,
             parallel=parallel,
-            progress=told,
+            progress=shown,
         )
         if not parallel.is_main:
             return []
         draw_training(training, training_folder(request.output) / "loss.svg")
-        checks = converter.convert(
-            Export(training.checkpoint, chosen), request.output, told, overwrite=request.overwrite
-        )
-    told.line(
+        chosen, converter = prepared.chosen, prepared.converter
+        planned = converter.plan(Export(training.checkpoint, chosen))
+        checks = planned.save(request.output, shown, overwrite=request.overwrite)
+    shown.line(
         f"loss {training.records[0].loss:.4f} → {training.records[-1].loss:.4f} in {len(training.records)} steps, "
         f"{training.tokens / 1e6:.2f}M tokens; {request.output} written ({chosen.factor_sets}), {len(checks)} checks passed"
     )
     return checks
 
 
-def plan_lines(request: FinetuneRequest) -> list[str]:
-    """What training would take, for a person; no weights are loaded."""
-    checkpoint, factors = _opened(request)
+def finetune_plan_lines(request: FinetuneRequest) -> list[str]:
+    """What training would take, for a person; no weights are loaded. Raises what a run would refuse."""
+    prepared = _prepare(request)
+    checkpoint, factors, stage = prepared.checkpoint, prepared.factors, prepared.stage
     set_threads(request.options.threads)
-    stage, shape = request.stage_for(factors), DecoderShape.of(checkpoint.config)
+    shape = DecoderShape.of(checkpoint.config)
     rates = measure_rates(shape, request.options.dtype, request.options.device)
-    cost = stage_cost(checkpoint, stage, request.options, rates)
+    cost = stage_estimate(checkpoint, stage, request.options, rates)
     return [
         f"{checkpoint.name}: {shape.parameters / 1e6:.1f}M parameters, window {factors.original} → {factors.target}",
         f"{stage.steps} steps of {stage.batch} rows of {stage.row_length} tokens, {stage.learning_rate:g} {stage.schedule}",
@@ -129,12 +125,40 @@ def draw_training(training: Training, path: Path) -> None:
         return
 
 
-def _opened(request: FinetuneRequest) -> tuple[Checkpoint, BoundFactors]:
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run goes on with; `chosen` are the factors that the converter writes."""
+
+    checkpoint: Checkpoint
+    factors: BoundFactors
+    stage: Stage
+    corpus: Corpus
+    converter: Converter
+    chosen: BoundFactors
+
+
+def _prepare(request: FinetuneRequest) -> _Prepared:
+    """Open, load and check everything before anything is written, in the order of `preflight`.
+
+    Raises:
+        LongRopeError: the first thing in this list that cannot be.
+    """
     checkpoint = open_model(request.model)
     factors = known_factors(checkpoint, request.factors)
     if request.length is not None and request.length > factors.target:
         raise InputError(f"--length {request.length}: expected at most the factors' target of {factors.target} tokens")
-    return checkpoint, factors
+    if request.teacher and not request.stage.get("distil_short"):
+        raise InputError(f"--teacher {request.teacher}: expected --distil-short beside it, got rows without a teacher")
+    stage = request.stage_for(factors)
+    corpus = load_corpus(list(request.texts), checkpoint.encode)
+    converter, trained = registry.converter("hf"), training_factors(factors, stage)
+    chosen = _sets(converter, trained, stage, request.factor_sets)
+    converter.plan(Export(checkpoint, chosen))
+    require_extras(request.options)
+    require_trainable(checkpoint.config, request.options)
+    training_rows(checkpoint, corpus, mixture_of(stage, trained, request.options))
+    refuse_existing(request.output, overwrite=request.overwrite)
+    return _Prepared(checkpoint, factors, stage, corpus, converter, chosen)
 
 
 def _sets(converter: Converter, factors: BoundFactors, stage: Stage, factor_sets: str) -> BoundFactors:

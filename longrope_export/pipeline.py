@@ -12,7 +12,6 @@ RUN_DIR/run.json          configuration, provenance, stage results
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,31 +19,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converters import registry
-from converters.base import Check, Converter, Export, PlannedExport
-from converters.parity import Artifact, ValidateOptions, Validation, validate, windows_by_length
-from longrope.checkpoint import Checkpoint, placeholder_factors
-from longrope.errors import InputError, MissingRequirementError
+from converters.base import Check, PlannedExport
+from converters.parity import Artifact, Validation, validate
+from longrope.checkpoint import Checkpoint
+from longrope.errors import InputError
+from longrope.estimates.compute import duration, forward_seconds, measure_rates
+from longrope.estimates.search import search_estimate
+from longrope.estimates.shape import DecoderShape
 from longrope.extend import ExtendOptions, MethodTable, extend, help_to_train
 from longrope.factors import BoundFactors
-from longrope.files import json_text, refuse_existing, remove_partial, write_json
-from longrope.journal import differences
-from longrope.modeling import require_device, set_threads
+from longrope.files import remove_partial, write_json
+from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
-from longrope.search import check_search, plan_recovery, plan_search
-from longrope.text import Corpus, load_corpus
-from longrope_export import default_model
+from longrope.search import recovery_estimate
 from longrope_export.conversion import chosen_sets
-from longrope_export.models import DEFAULT, load_texts, open_model
+from longrope_export.models import open_model
+from longrope_export.preflight import (
+    WORLD_SIZE,
+    Output,
+    Prepared,
+    check_processes,
+    load_corpora,
+    prepare,
+    validate_options,
+)
 from longrope_export.report import write_report
 
 SCHEMA_VERSION = 1
 STAGES = "stages"
 # This process among those that torchrun started.
-RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-# Room that a run needs on the disk, as a multiple of the weights it writes.
-DISK_MARGIN = 1.2
+RANK = int(os.environ.get("RANK", "0"))
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,6 @@ class ExtendRequest:
     def sets(self) -> str:
         """`factor_sets`; of mixed training, which trains both sets, `auto` exports both."""
         return "dual" if self.factor_sets == "auto" and self.options.mixed else self.factor_sets
-
-
-@dataclass(frozen=True)
-class Output:
-    """One artifact of a run: who writes it, where, in which weight type."""
-
-    label: str
-    converter: Converter
-    outtype: str | None
-    path: Path
 
 
 @dataclass
@@ -128,34 +123,29 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
 
     Of the processes that torchrun started, the first one does it. The others help to train, and return None.
 
-    Everything that can be refused is refused before the run's folder is made: the model, the texts' length, each
-    format's libraries and what it can express, room on the disk.
-
     Raises:
-        LongRopeError: the input cannot be used, the machine lacks something, or a format cannot express the model.
+        LongRopeError: what `preflight.prepare` refuses before the run's folder is made, or the machine fails later.
     """
-    _check_processes(request.options)
-    checkpoint = open_model(request.model)
     if RANK > 0:
-        corpus, _ = _corpora(request, checkpoint, Silent())
+        check_processes(request.options)
+        checkpoint = open_model(request.model)
+        corpus, _ = load_corpora(request, checkpoint, Silent())
         help_to_train(checkpoint, corpus, request.options, stages_dir=request.output / STAGES, resume=request.resume)
         return None
-    corpus, held_out = _corpora(request, checkpoint, progress)
-    outputs = _outputs(request, checkpoint)
-    _check_plan(request, checkpoint, corpus, held_out, outputs)
-    run = _open_run(request, checkpoint, corpus, held_out)
+    prepared = prepare(request, progress)
+    run = _open_run(request, prepared)
     if request.options.stages:
-        for line in _plan_lines(request, checkpoint, outputs):
+        for line in _plan_lines(request, prepared):
             progress.line(line)
     result = extend(
-        checkpoint,
-        corpus,
-        held_out,
+        prepared.checkpoint,
+        prepared.corpus,
+        prepared.held_out,
         request.options,
         journal_dir=run.folder / "journal",
         stages_dir=run.folder / STAGES,
         resume=request.resume,
-        dual=_wants_dual(request, outputs),
+        dual=_wants_dual(request, prepared.outputs),
         progress=progress,
     )
     result.factors.save(run.folder / "factors.json")
@@ -164,8 +154,10 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     run.extension, run.state = result.to_json(), "searched"
     run.save()
     model = result.checkpoint
-    artifacts = [_export(output, model, result.factors, request, run, progress) for output in outputs]
-    validations = validate(artifacts, model, result.factors, held_out, _validate_options(request, model), progress)
+    artifacts = [_export(output, model, result.factors, request, run, progress) for output in prepared.outputs]
+    validations = validate(
+        artifacts, model, result.factors, prepared.held_out, validate_options(request, model), progress
+    )
     outcome = Outcome(result.methods, validations)
     _finish(run, outcome)
     return outcome
@@ -174,24 +166,21 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
 # -- planning
 
 
-def extend_plan_lines(request: ExtendRequest) -> list[str]:
+def extend_plan_lines(request: ExtendRequest, progress: Progress) -> list[str]:
     """What a run would take, for a person; no weights are loaded, nothing is written.
 
     Raises:
-        LongRopeError: what a run would refuse of the model, the target and the search.
+        LongRopeError: what a run would refuse, but for a lack of memory, which the lines report.
     """
-    checkpoint = open_model(request.model)
-    _check_search(request, checkpoint)
-    return _plan_lines(request, checkpoint, _outputs(request, checkpoint))
+    return _plan_lines(request, prepare(request, progress, planning=True))
 
 
-def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[str]:
+def _plan_lines(request: ExtendRequest, prepared: Prepared) -> list[str]:
     """Searches and training, the short set, the table of methods: tokens, memory and time on this device."""
-    from longrope.finetune.cost import duration, forward_seconds, measure_rates
-    from longrope.finetune.plan import DecoderShape
-    from longrope.finetune.progressive import plan_lines, plan_stages
+    from longrope.finetune.progressive import stages_estimate
 
-    options, shape = request.options, DecoderShape.of(checkpoint.config)
+    checkpoint, options = prepared.checkpoint, request.options
+    shape = DecoderShape.of(checkpoint.config)
     set_threads(options.training.threads)
     rates = measure_rates(shape, options.search.dtype, options.search.device)
 
@@ -200,131 +189,21 @@ def _plan_lines(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequenc
 
     if options.stages:
         training = measure_rates(shape, options.training.dtype, options.training.device)
-        planned = plan_stages(
+        lines = stages_estimate(
             checkpoint, options.stages, options.search, options.training, training, world_size=WORLD_SIZE
-        )
-        lines = plan_lines(options.stages, planned)
+        ).lines()
     else:
-        searching = plan_search(checkpoint, request.target_length, options.search)
+        searching = search_estimate(checkpoint, request.target_length, options.search)
         lines = [*searching.lines(), forwards(request.target_length, searching.tokens)]
-    if _wants_dual(request, outputs):
-        short = plan_recovery(checkpoint, options.short_windows, options.short_search)
+    if _wants_dual(request, prepared.outputs):
+        short = recovery_estimate(checkpoint, options.short_windows, options.short_search)
         lines.append(f"short set: {short.lines()[0]}, {forwards(checkpoint.window, short.tokens)}")
     lines += [
         f"table of methods at {length}: up to {tokens / 1e6:.2f}M tokens, {forwards(length, tokens)}"
         for length, tokens in options.table_tokens(checkpoint).items()
     ]
-    names = ", ".join(output.label for output in outputs)
+    names = ", ".join(output.label for output in prepared.outputs)
     return [*lines, f"then {names}: written and validated, on up to {request.windows_per_length} windows a length"]
-
-
-def _corpora(request: ExtendRequest, checkpoint: Checkpoint, progress: Progress) -> tuple[Corpus, Corpus]:
-    """Texts to search on, and held-out ones to measure on."""
-    corpus = load_texts(checkpoint, request.texts, default_model.SEARCH_TEXTS, progress)
-    if request.test_texts or not request.texts:
-        return corpus, load_texts(checkpoint, request.test_texts, default_model.TEST_TEXTS, progress)
-    return corpus.split()
-
-
-def _outputs(request: ExtendRequest, checkpoint: Checkpoint) -> list[Output]:
-    """What `--formats` names, each with its path in the run's folder."""
-    stem = Path(checkpoint.name).stem if request.model != DEFAULT else "longrope-default"
-    outputs: list[Output] = []
-    for text in request.formats:
-        name, _, outtype = text.partition(":")
-        converter = registry.converter(name)
-        folder = request.output / name
-        weights = outtype or converter.outtypes[0]
-        path = folder / f"{stem}-{weights}{converter.suffix}" if converter.suffix else folder
-        if any(path == other.path for other in outputs):
-            raise InputError(f"--formats {','.join(request.formats)}: {text} is there twice")
-        outputs.append(Output(text, converter, outtype or None, path))
-    return outputs
-
-
-def _check_plan(
-    request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus, outputs: Sequence[Output]
-) -> None:
-    _check_search(request, checkpoint)
-    target = request.target_length
-    if request.options.search.executor != "ray":  # its actors run elsewhere
-        require_device(request.options.search.device)
-    corpus.first_windows(target, 1)
-    placeholder = placeholder_factors(checkpoint, target, request.options.planned_n_hat)
-    windows_by_length(held_out, placeholder, _validate_options(request, checkpoint))
-    for output in outputs:
-        output.converter.check_requirements()
-        sets = "single" if request.sets == "auto" else request.sets
-        factors = placeholder if sets == "dual" else placeholder.as_single()
-        output.converter.plan(Export(checkpoint, factors, output.outtype))
-    _check_stages(request.options, checkpoint, corpus)
-    _check_disk(request.output, checkpoint, len(outputs), request.options)
-
-
-def _check_search(request: ExtendRequest, checkpoint: Checkpoint) -> None:
-    """Refuse a model, a target or a search for what they are, before any text is read."""
-    target = request.target_length
-    if target <= checkpoint.window:
-        raise InputError(
-            f"--target-length {target}: expected more than the model's window of {checkpoint.window} tokens"
-        )
-    if checkpoint.factors is not None:
-        raise InputError(
-            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens); "
-            "start from the original model"
-        )
-    for length in request.options.searched_lengths:
-        check_search(checkpoint, length, request.options.search)
-
-
-def _check_processes(options: ExtendOptions) -> None:
-    """Refuse what this many processes could not share."""
-    if WORLD_SIZE > 1 and options.stages is None:
-        raise InputError("several processes share the training of --stages; a search is shared by --workers")
-    size = options.training.sequence_size
-    if WORLD_SIZE % size:
-        raise InputError(
-            f"--sequence-size {size}: expected a divisor of the number of processes ({WORLD_SIZE}); torchrun starts them"
-        )
-    for stage in options.stages.stages if options.stages else ():
-        if stage.steps and (stage.batch % (WORLD_SIZE // size) or stage.row_length % size):
-            raise InputError(
-                f"stage at {stage.length}: expected a batch that {WORLD_SIZE // size} processes share, and rows that {size} "
-                f"share, got {stage.batch} rows of {stage.row_length}"
-            )
-
-
-def _check_stages(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpus) -> None:
-    """Refuse a plan of stages that could not be run to its end."""
-    if options.stages is None:
-        return
-    from longrope.finetune.model import require_extras, require_trainable
-    from longrope.finetune.progressive import check_texts
-
-    require_extras(options.training)
-    require_trainable(checkpoint.config, options.training)
-    check_texts(checkpoint, options.stages, corpus, lambda paths: load_corpus(paths, checkpoint.encode))
-
-
-def _check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, options: ExtendOptions) -> None:
-    """Refuse a run whose artifacts would not fit. Weights of 16 bits may be written with 32.
-
-    A trained stage leaves its weights and two checkpoints; a third is written before the first goes.
-    """
-    weights = sum(file.stat().st_size for file in checkpoint.weight_files)
-    needed = DISK_MARGIN * weights * 2 * num_outputs
-    trained = sum(stage.steps > 0 for stage in options.stages.stages) if options.stages else 0
-    if trained:
-        from longrope.finetune.cost import checkpoint_bytes
-
-        needed += DISK_MARGIN * (trained * weights + (2 * trained + 1) * checkpoint_bytes(checkpoint, options.training))
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise MissingRequirementError(
-            f"{folder}: {num_outputs} artifacts may need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "free some room or ask for fewer --formats"
-        )
 
 
 def _wants_dual(request: ExtendRequest, outputs: Sequence[Output]) -> bool:
@@ -334,63 +213,19 @@ def _wants_dual(request: ExtendRequest, outputs: Sequence[Output]) -> bool:
     return request.sets == "dual"
 
 
-def _validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> ValidateOptions:
-    return ValidateOptions(
-        windows=request.windows or (checkpoint.window, request.target_length),
-        windows_per_length=request.windows_per_length,
-        crossing=request.crossing,
-        threads=request.options.search.threads,
-        device=request.options.search.device,
-    )
-
-
 # -- running
 
 
-def _open_run(request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus) -> Run:
+def _open_run(request: ExtendRequest, prepared: Prepared) -> Run:
     """Make the run's folder, or open the one to go on with."""
-    configuration = {
-        "model": request.model,
-        "model_fingerprint": checkpoint.fingerprint,
-        "text_fingerprint": corpus.fingerprint,
-        "test_fingerprint": held_out.fingerprint,
-        "formats": list(request.formats),
-        "factor_sets": request.factor_sets,
-        "options": request.options.settings(),
-    }
-    file = request.output / "run.json"
     if request.resume:
-        _check_resumable(file, configuration)
         remove_partial(request.output)
-    else:
-        _clear(request.output, overwrite=request.overwrite)
+    elif request.output.exists():
+        shutil.rmtree(request.output)
     request.output.mkdir(parents=True, exist_ok=True)
-    run = Run(request.output, configuration, provenance())
+    run = Run(request.output, prepared.configuration, provenance())
     run.save()
     return run
-
-
-def _clear(folder: Path, *, overwrite: bool) -> None:
-    """Make way for a run. Only a former run is ever removed, never another folder."""
-    refuse_existing(folder, overwrite=overwrite)
-    if not folder.exists():
-        return
-    if not (folder / "run.json").is_file():
-        raise InputError(f"{folder}: expected a run of extend to overwrite, found no run.json; choose another output")
-    shutil.rmtree(folder)
-
-
-def _check_resumable(file: Path, configuration: Mapping[str, Any]) -> None:
-    """Raise InputError unless a run with the same model, texts and options is there."""
-    if not file.is_file():
-        raise InputError(f"{file}: no such run to resume; leave --resume out to start one")
-    stored = json.loads(file.read_text(encoding="utf-8"))["configuration"]
-    now = json.loads(json_text(configuration))
-    decisive = ("model_fingerprint", "text_fingerprint", "options")
-    before, after = ({name: run.get(name) for name in decisive} for run in (stored, now))
-    changed = differences(before, after)
-    if changed:
-        raise InputError(f"{file}: {'; '.join(changed)}; repeat the same options or start anew")
 
 
 def _export(
@@ -403,8 +238,8 @@ def _export(
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
     chosen = chosen_sets(output.converter, factors, request.sets)
-    planned = output.converter.plan(Export(checkpoint, chosen, output.outtype))
-    checks = _sound(output, planned)
+    planned = output.with_factors(checkpoint, chosen)
+    checks = _sound(output.path, planned)
     if checks is None:
         progress.line(f"Writing {output.path} ({chosen.factor_sets} factor set{'s' * (chosen.factor_sets == 'dual')}).")
         checks = planned.save(output.path, progress, overwrite=True)
@@ -421,12 +256,12 @@ def _export(
     return Artifact(output.path, output.converter, planned, name=output.label)
 
 
-def _sound(output: Output, planned: PlannedExport) -> list[Check] | None:
+def _sound(path: Path, planned: PlannedExport) -> list[Check] | None:
     """The static checks of an artifact from before, None when there is none or it fails one."""
-    if not output.path.exists():
+    if not path.exists():
         return None
     try:
-        checks = planned.check(output.path)
+        checks = planned.check(path)
     except InputError:
         return None
     return checks if all(check.status != "fail" for check in checks) else None

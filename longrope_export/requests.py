@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrope.errors import InputError
 from longrope.extend import ExtendOptions
-from longrope.factors import N_HAT_CHOICES, RescaleFactors
+from longrope.factors import RescaleFactors
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.presets import read_plan
-from longrope.journal import differences
 from longrope.search import SearchOptions
 from longrope_export.models import open_model
 from longrope_export.pipeline import ExtendRequest
@@ -90,7 +88,6 @@ def extend_request(
 ) -> ExtendRequest:
     """The request of `extend`."""
     training = train_options(arguments, {name: arguments[name] for name in COMPUTE_ARGUMENTS})
-    _check_training(training, stages_name, arguments["from_factors"])
     stages = read_plan(stages_name, open_model(model).window, target_length) if stages_name else None
     search_names = (*SEARCH_ARGUMENTS, "n_hat", "attention_factor", "from_factors", "start_from")
     search = search_request(**{name: arguments.pop(name) for name in search_names})
@@ -108,18 +105,6 @@ def extend_request(
     if not names:
         raise InputError("--formats: expected at least one of hf, gguf, onnx")
     return ExtendRequest(model=model, output=output, options=options, formats=names, **arguments)
-
-
-def _check_training(training: TrainOptions, stages_name: str | None, from_factors: Path | None) -> None:
-    """Raise InputError for an option of `extend` that would be without effect."""
-    usual = TrainOptions(dtype=training.dtype, device=training.device, threads=training.threads, seed=training.seed)
-    if stages_name is None and training != usual:
-        changed = differences(asdict(usual), asdict(training))
-        raise InputError(f"options of training need --stages PLAN: {'; '.join(changed)}")
-    if stages_name is not None and from_factors is not None:
-        raise InputError(
-            "--from with --stages: every stage searches on top of the one before; name the file in the plan"
-        )
 
 
 def finetune_request(
@@ -150,9 +135,6 @@ def _number_or_word(option: str, text: str, number: type[int] | type[float], wor
     if text in words:
         return text
     try:
-        value = number(text)
+        return number(text)
     except ValueError:
         raise InputError(f"{option} {text}: expected {', '.join(words)} or a number") from None
-    if option == "--n-hat" and value not in N_HAT_CHOICES:
-        raise InputError(f"--n-hat {text}: expected one of {', '.join(map(str, N_HAT_CHOICES))} or search")
-    return value

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
+from longrope.estimates.search import search_estimate
 from longrope.factors import RescaleFactors
-from longrope.files import refuse_existing
 from longrope.progress import Progress
 from longrope.provenance import provenance
-from longrope.search import Recovery, SearchOptions, SearchResult, check_search, plan_search, recover_short, search
-from longrope.search.run import JOURNAL_NAME
+from longrope.search import Recovery, SearchOptions, SearchResult, recover_short, search
 from longrope.text import load_corpus
 from longrope_export.models import open_model
-from longrope_export.plots import check_picture_folder, plot_search
+from longrope_export.plots import plot_search
+from longrope_export.preflight import check_output_file, journal_of, prepare_search
 
 
 def run_search(
@@ -36,19 +35,18 @@ def run_search(
     """Search and save. The journal of all evaluations is kept in `OUTPUT.journal/`, pictures in the folder `plots`.
 
     Raises:
-        LongRopeError: the target is not above the model's window, or anything `search` refuses.
+        LongRopeError: what `preflight.prepare_search` or `search` refuses.
     """
-    _refuse_output(output, resume=resume, overwrite=overwrite)
-    if plots:
-        check_picture_folder(plots, overwrite=overwrite or _goes_on(output, resume=resume))
-    checkpoint = _open_for_search(model, target_length, options)
-    corpus = load_corpus(texts, checkpoint.encode)
+    checkpoint, corpus = prepare_search(
+        model, texts, target_length, options, output, plots=plots, resume=resume, overwrite=overwrite
+    )
+    assert corpus is not None, "a search has texts"
     result = search(
         checkpoint,
         corpus,
         target_length,
         options=options,
-        journal_dir=_journal_of(output),
+        journal_dir=journal_of(output),
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -59,24 +57,34 @@ def run_search(
     return result
 
 
-def _open_for_search(model: str, target_length: int, options: SearchOptions) -> Checkpoint:
-    """The model, after what `search` refuses of it, the target and the options."""
-    checkpoint = open_model(model)
-    window = checkpoint.bind(options.from_factors).target if options.from_factors else checkpoint.window
-    if target_length <= window:
-        raise InputError(f"--target-length {target_length}: expected more than the window of {window} tokens")
-    check_search(checkpoint, target_length, options)
-    return checkpoint
-
-
-def plan_lines(model: str, target_length: int, options: SearchOptions) -> list[str]:
-    """What a search would cost, for a person, and whether it fits; no weights are loaded.
+def search_plan_lines(
+    model: str,
+    texts: Sequence[Path],
+    target_length: int,
+    options: SearchOptions,
+    output: Path | None,
+    *,
+    plots: Path | None = None,
+    resume: bool,
+    overwrite: bool,
+) -> list[str]:
+    """What a search would cost, for a person, and whether it fits; no weights are loaded. Texts and output may be missing.
 
     Raises:
-        LongRopeError: what `check_search` refuses.
+        LongRopeError: what `run_search` refuses before it begins, but for a lack of memory, which the lines report.
     """
-    checkpoint = _open_for_search(model, target_length, options)
-    return plan_search(checkpoint, target_length, options).lines()
+    checkpoint, _ = prepare_search(
+        model,
+        texts,
+        target_length,
+        options,
+        output,
+        plots=plots,
+        resume=resume,
+        overwrite=overwrite,
+        planning=True,
+    )
+    return search_estimate(checkpoint, target_length, options).lines()
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,6 @@ class RecoverRequest:
 
 def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progress) -> Recovery:
     """Search a short set, compare it on held-out text, and save both sets. The journal is kept in `OUTPUT.journal/`."""
-    _refuse_output(request.output, resume=request.resume, overwrite=request.overwrite)
     checkpoint = open_model(request.model)
     known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:
@@ -115,13 +122,14 @@ def run_recover(request: RecoverRequest, options: SearchOptions, progress: Progr
         held_out = load_corpus(request.test_texts, checkpoint.encode)
     else:
         corpus, held_out = corpus.split()
+    check_output_file(request.output, resume=request.resume, overwrite=request.overwrite)
     recovery = recover_short(
         checkpoint,
         corpus,
         known,
         window=request.window,
         options=options,
-        journal_dir=_journal_of(request.output),
+        journal_dir=journal_of(request.output),
         resume=request.resume,
         overwrite=request.overwrite,
         progress=progress,
@@ -148,20 +156,3 @@ def recovery_json(request: RecoverRequest, recovery: Recovery) -> dict[str, Any]
         **recovery.to_json(),
         "provenance": made,
     }
-
-
-def _goes_on(output: Path, *, resume: bool) -> bool:
-    """Whether there is a run to resume, which may replace what it wrote."""
-    return resume and (_journal_of(output) / JOURNAL_NAME).is_file()
-
-
-def _refuse_output(output: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse, before any work is done, a name that cannot be written; what a resumed run wrote before is its own."""
-    refuse_existing(output, overwrite=overwrite or _goes_on(output, resume=resume))
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; expected the name of a file")
-
-
-def _journal_of(output: Path) -> Path:
-    """The folder of a search's journal."""
-    return output.with_name(f"{output.name}.journal")

@@ -21,18 +21,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longrope.checkpoint import Checkpoint, placeholder_factors
+from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
+from longrope.estimates.compute import Rates, duration, forward_seconds
+from longrope.estimates.search import SearchEstimate, search_estimate
+from longrope.estimates.shape import DecoderShape
+from longrope.estimates.training import StageEstimate, stage_estimate
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.finetune.cost import Rates, StageCost, duration, forward_seconds, stage_cost
 from longrope.finetune.data import training_rows
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
-from longrope.finetune.plan import DecoderShape
 from longrope.finetune.stages import RESCALE, SEARCH, Stage, StagePlan
 from longrope.finetune.trainer import Training, finetune, mixture_of
 from longrope.progress import Progress
-from longrope.search import SearchOptions, SearchPlan, SearchResult, plan_search, search
+from longrope.search import SearchOptions, SearchResult, search
 from longrope.text import Corpus
 
 FACTORS = "factors.json"
@@ -196,19 +198,20 @@ def rescaled(factors: BoundFactors, length: int) -> BoundFactors:
 
 
 @dataclass(frozen=True)
-class PlannedStage:
+class StageCost:
     """What a stage takes: its search and its training, each None where there is none."""
 
     stage: Stage
-    search: SearchPlan | None
+    search: SearchEstimate | None
     search_seconds: float
-    training: StageCost | None
+    training: StageEstimate | None
 
     @property
     def seconds(self) -> float:
         return self.search_seconds + (self.training.seconds if self.training else 0.0)
 
     def lines(self) -> list[str]:
+        """For a person."""
         found = [describe(self.stage)]
         if self.search:
             budget, forward, *_ = self.search.lines()
@@ -221,7 +224,24 @@ class PlannedStage:
         return found
 
 
-def plan_stages(
+@dataclass(frozen=True)
+class StagesEstimate:
+    """What all stages of a plan take."""
+
+    plan: StagePlan
+    stages: tuple[StageCost, ...]
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        plan, seconds = self.plan, sum(stage.seconds for stage in self.stages)
+        lines = [f"plan {plan.name}" + (f" ({plan.source})" if plan.source else "")]
+        for number, stage in enumerate(self.stages, start=1):
+            first, *others = stage.lines()
+            lines += [f"{number}. {first}", *others]
+        return [*lines, f"all stages: about {duration(seconds)} on this device"]
+
+
+def stages_estimate(
     checkpoint: Checkpoint,
     plan: StagePlan,
     search_options: SearchOptions,
@@ -229,26 +249,35 @@ def plan_stages(
     rates: Rates,
     *,
     world_size: int = 1,
-) -> list[PlannedStage]:
+) -> StagesEstimate:
     """Tokens, memory and time of every stage; nothing is loaded."""
     shape = DecoderShape.of(checkpoint.config)
-    return [
-        _planned(checkpoint, shape, stage, search_options, train_options, rates, world_size) for stage in plan.stages
-    ]
+
+    def cost(stage: Stage) -> StageCost:
+        searching, seconds, training = None, 0.0, None
+        if stage.factors == SEARCH:
+            options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals)
+            searching = search_estimate(checkpoint, stage.length, options)
+            seconds = forward_seconds(shape, stage.length, searching.tokens, rates)
+        if stage.steps:
+            training = stage_estimate(checkpoint, stage, train_options, rates, world_size=world_size)
+        return StageCost(stage, searching, seconds, training)
+
+    return StagesEstimate(plan, tuple(cost(stage) for stage in plan.stages))
 
 
-def plan_lines(plan: StagePlan, planned: Sequence[PlannedStage]) -> list[str]:
-    """A plan for a person."""
-    lines = [f"plan {plan.name}" + (f" ({plan.source})" if plan.source else "")]
-    for number, stage in enumerate(planned, start=1):
-        first, *others = stage.lines()
-        lines += [f"{number}. {first}", *others]
-    return [*lines, f"all stages: about {duration(sum(stage.seconds for stage in planned))} on this device"]
+def check_stages(
+    checkpoint: Checkpoint, plan: StagePlan, factors: BoundFactors, corpus: Corpus, load_texts: LoadTexts
+) -> None:
+    """Refuse, before anything is started, files of factors that do not fit a stage and texts too short for its rows.
 
+    Args:
+        factors: of any values, for the plan's last length.
+        checkpoint, plan, corpus, load_texts: as in `run_stages`.
 
-def check_texts(checkpoint: Checkpoint, plan: StagePlan, corpus: Corpus, load_texts: LoadTexts) -> None:
-    """Raise InputError where a stage's texts are too short for its rows, before anything is started."""
-    factors = placeholder_factors(checkpoint, plan.stages[-1].length)
+    Raises:
+        InputError: which stage, and what is wrong.
+    """
     for stage in plan.stages:
         if stage.factors not in (SEARCH, RESCALE):
             known_stage_factors(checkpoint, stage, None)
@@ -274,23 +303,3 @@ def describe(stage: Stage) -> str:
         f"{stage.length} tokens, {origin}, {stage.steps} steps of {stage.batch} rows of {stage.row_length}, "
         f"{stage.learning_rate:g} {stage.schedule}{shares}"
     )
-
-
-def _planned(
-    checkpoint: Checkpoint,
-    shape: DecoderShape,
-    stage: Stage,
-    search_options: SearchOptions,
-    train_options: TrainOptions,
-    rates: Rates,
-    world_size: int,
-) -> PlannedStage:
-    searching, seconds = None, 0.0
-    if stage.factors == SEARCH:
-        options = replace(search_options, max_evals=stage.max_evals or search_options.max_evals)
-        searching = plan_search(checkpoint, stage.length, options)
-        seconds = forward_seconds(shape, stage.length, searching.tokens, rates)
-    cost = None
-    if stage.steps:
-        cost = stage_cost(checkpoint, stage, train_options, rates, world_size=world_size)
-    return PlannedStage(stage, searching, seconds, cost)

@@ -26,17 +26,18 @@ import torch
 
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, LongRopeError
+from longrope.estimates.compute import model_flops, peak_flops
+from longrope.estimates.shape import DecoderShape
+from longrope.estimates.training import rows_per_pass, training_memory
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import refuse_existing, remove_partial, write_atomically
 from longrope.finetune.batch import PackedBatch, join
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
-from longrope.finetune.cost import peak_flops, plan_memory, rows_per_pass
 from longrope.finetune.data import Mixture, TrainingRows, training_rows
 from longrope.finetune.log import LOG_NAME, StepRecord, TrainingLog, read_log
 from longrope.finetune.model import TrainedModel, require_extras
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
-from longrope.finetune.plan import DecoderShape, model_flops
 from longrope.finetune.stages import Stage
 from longrope.finetune.teacher import Lesson, Teacher
 from longrope.journal import differences
@@ -189,7 +190,7 @@ class _Run:
 
         self.stage, self.rows, self.folder, self.options = stage, rows, folder, options
         self.parallel, self.progress = parallel, progress
-        memory = plan_memory(checkpoint, stage, options, world_size=parallel.world_size)
+        memory = training_memory(checkpoint, stage, options, world_size=parallel.world_size)
         if not memory.fits:
             progress.warn(f"training may run out of memory: {memory}")
         recompute = parallel.anywhere(memory.checkpointing)  # free memory differs, what processes do together may not
@@ -200,7 +201,8 @@ class _Run:
         self.optimizer = make_optimizer(self.trained, stage, options)
         name = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
         self.scheduler = get_scheduler(name, self.optimizer, stage.warmup, stage.steps)
-        self.shape, self.peak = DecoderShape.of(checkpoint.config), peak_flops(options)
+        self.shape = DecoderShape.of(checkpoint.config)
+        self.peak = options.peak_flops or peak_flops(options.device)
         self.step, self.tokens = 0, 0
 
     def train(self) -> None:

@@ -1,18 +1,17 @@
 """Search for rescale factors.
 
 search(checkpoint, corpus, target_length)      factors for a longer window
-plan_search(checkpoint, target_length)         what that takes: memory, tokens, evaluations
 recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
+
+`longrope.estimates.search` says beforehand what a search takes.
 """
 
 from longrope.search.evaluation_cache import HistoryPoint
 from longrope.search.measure import Machine, WindowModel
-from longrope.search.memory import MemoryPlan, plan_memory
 from longrope.search.methods import MethodScore, evaluate_methods, known_rows
 from longrope.search.options import SearchOptions
-from longrope.search.plan import SearchPlan, plan_search
-from longrope.search.recover import Recovery, plan_recovery, recover_short
+from longrope.search.recover import Recovery, recover_short, recovery_estimate
 from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
 from longrope.search.strategies import STRATEGIES
 from longrope.search.trial import Candidate
@@ -22,21 +21,17 @@ __all__ = [
     "Candidate",
     "HistoryPoint",
     "Machine",
-    "MemoryPlan",
     "MethodScore",
     "ParetoPoint",
     "Recovery",
     "Scored",
     "SearchOptions",
-    "SearchPlan",
     "SearchResult",
     "WindowModel",
     "check_search",
     "evaluate_methods",
     "known_rows",
-    "plan_memory",
-    "plan_recovery",
-    "plan_search",
     "recover_short",
+    "recovery_estimate",
     "search",
 ]

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 from longrope.checkpoint import open_folder
 from longrope.errors import LongRopeError, MissingRequirementError
+from longrope.estimates.memory import spread
 from longrope.search.measure import Machine, WindowModel
-from longrope.search.memory import spread
 from longrope.search.objective import Objective
 from longrope.search.trial import Candidate, Job, Measurement
 

@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError, is_out_of_memory
+from longrope.estimates import memory
+from longrope.estimates.search import MIN_PASS, MIN_ROWS, SearchMemory, search_memory
 from longrope.modeling import (
     DTYPES,
     RescaledRotary,
@@ -34,7 +36,6 @@ from longrope.modeling import (
     replace_rotary,
     use_fastest_attention,
 )
-from longrope.search.memory import MIN_PASS, MIN_ROWS, MemoryPlan, free_memory, plan_memory
 from longrope.search.objective import Window
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
 
@@ -78,14 +79,14 @@ class WindowModel:
     def __init__(self, checkpoint: Checkpoint, machine: Machine, default_attention: float = 1.0) -> None:
         if machine.threads:
             torch.set_num_threads(machine.threads)
-        self._available = free_memory(machine.device) if machine.available is None else machine.available
+        self._available = memory.free_memory(machine.device) if machine.available is None else machine.available
         self.model: Any = build_model(checkpoint, dtype=machine.dtype, device=machine.device)
         use_fastest_attention(self.model, machine.device, machine.dtype)
         self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
         replace_rotary(self.model, self.rotary)
         self.default_attention = default_attention
         self._checkpoint, self._machine = checkpoint, machine
-        self._plans: dict[tuple[int, bool], MemoryPlan] = {}
+        self._plans: dict[tuple[int, bool], SearchMemory] = {}
 
     def measure(self, job: Job, window: Window) -> Measurement:
         """Run one job. A gradient that does not fit is left out; a non-finite loss counts as failed.
@@ -121,12 +122,12 @@ class WindowModel:
         """Mean NLL and its [d/2 + 1] derivative by ln factor[i] and, last, by ln attention_factor."""
         return self._fitting(window, True, lambda plan: self._nll_and_gradient(candidate, window, plan))
 
-    def plan(self, window: Window, gradient: bool = False) -> MemoryPlan:
+    def plan(self, window: Window, gradient: bool = False) -> SearchMemory:
         """How windows of this length are measured."""
         key = (len(window), gradient)
         if key not in self._plans:
             machine = self._machine
-            plan = plan_memory(
+            plan = search_memory(
                 self._checkpoint,
                 len(window),
                 dtype=machine.dtype,
@@ -142,7 +143,7 @@ class WindowModel:
         return self._plans[key]
 
     @torch.inference_mode()
-    def _nll(self, candidate: Candidate, window: Window, plan: MemoryPlan) -> float:
+    def _nll(self, candidate: Candidate, window: Window, plan: SearchMemory) -> float:
         self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
         total, start = 0.0, 0
         for hidden_TD in hidden_blocks(self.model, self._ids(window), plan.pass_tokens):
@@ -152,7 +153,7 @@ class WindowModel:
         return total / window.counted
 
     def _nll_and_gradient(
-        self, candidate: Candidate, window: Window, plan: MemoryPlan
+        self, candidate: Candidate, window: Window, plan: SearchMemory
     ) -> tuple[float, tuple[float, ...]]:
         logs = torch.tensor([*candidate.factors, self._attention(candidate)], dtype=torch.float64).log()
         logs.requires_grad_(True)
@@ -186,7 +187,7 @@ class WindowModel:
             else:
                 vars(layer).pop("forward", None)
 
-    def _fitting(self, window: Window, gradient: bool, run: Callable[[MemoryPlan], Result]) -> Result:
+    def _fitting(self, window: Window, gradient: bool, run: Callable[[SearchMemory], Result]) -> Result:
         """Run with the plan; on out-of-memory halve what can be halved, for this and all later windows of the length."""
         while True:
             plan = self.plan(window, gradient)
@@ -220,7 +221,7 @@ class WindowModel:
         return (losses_T.cpu() if losses_T.device.type == "mps" else losses_T).double().sum()  # no float64 there
 
 
-def smaller(plan: MemoryPlan, gradient: bool) -> MemoryPlan:
+def smaller(plan: SearchMemory, gradient: bool) -> SearchMemory:
     """The next plan to try after one that ran out of memory.
 
     Raises:
@@ -233,5 +234,5 @@ def smaller(plan: MemoryPlan, gradient: bool) -> MemoryPlan:
     if plan.rows > MIN_ROWS:
         return replace(plan, rows=max(MIN_ROWS, plan.rows // 2))
     raise MissingRequirementError(
-        f"out of memory with the smallest passes, too ({plan}); use a smaller --dtype, a shorter target or another machine"
+        f"out of memory with the smallest passes, too ({plan}); use a smaller dtype, a shorter target or another machine"
     )

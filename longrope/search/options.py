@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.search.measure import Machine
+from longrope.search.strategies import NEED_GRADIENTS, TAKE_GRADIENTS, own_budget
 
 ObjectiveName = Literal["perplexity", "needle", "mixed"]
 Executor = Literal["local", "processes", "ray"]
@@ -82,6 +83,25 @@ class SearchOptions:
     @property
     def machine(self) -> Machine:
         return Machine(self.device, self.dtype, self.threads)
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether the strategy takes gradients where they fit into memory."""
+        return self.strategy in TAKE_GRADIENTS
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the strategy cannot do without gradients."""
+        return self.strategy in NEED_GRADIENTS
+
+    def evaluations(self, target_length: int) -> int:
+        """The budget in full evaluations: as given, or the strategy's own."""
+        return self.max_evals or own_budget(self.strategy, target_length)
+
+    def evaluation_tokens(self, original: int, target_length: int) -> int:
+        """Tokens that a full evaluation reads: windows of L' tokens, of other lengths, and of L under a short budget."""
+        tokens = self.num_documents * (target_length + sum(length for length, _ in self.window_shares))
+        return tokens if self.short_budget is None else tokens + self.num_short_windows * original
 
     def settings(self) -> dict[str, Any]:
         """What decides the result, as JSON: for the journal's header and for provenance. The machine does not."""

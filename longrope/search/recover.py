@@ -24,14 +24,14 @@ import numpy as np
 from longrope import rope
 from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError
+from longrope.estimates.search import SearchEstimate, search_estimate
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search.methods import MethodScore, evaluate_methods
 from longrope.search.objective import Objective
 from longrope.search.options import SearchOptions
-from longrope.search.plan import SearchPlan, plan_search
-from longrope.search.run import SearchResult, run_search
+from longrope.search.run import SearchResult, solve
 from longrope.search.space import SearchSpace, StartingPoint
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Candidate
@@ -130,7 +130,7 @@ def recover_short(
     starting_points = tuple(_starting_points(space, long_set, trained))
     problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
     about = {"long_set": long_set.to_json(), "stages": [earlier.to_json() for earlier in trained.values()]}
-    result = run_search(
+    result = solve(
         checkpoint,
         problem,
         options,
@@ -152,12 +152,12 @@ def recover_short(
     return Recovery(both, single, result.loss, result, tuple(comparison))
 
 
-def plan_recovery(
+def recovery_estimate(
     checkpoint: Checkpoint, num_windows: int = SHORT_WINDOWS, options: SearchOptions | None = None
-) -> SearchPlan:
-    """What `recover_short` takes at the original window: tokens and memory, before anything is loaded."""
+) -> SearchEstimate:
+    """What `recover_short` takes at the original window."""
     short = replace(_short_options(options), num_documents=num_windows, window_shares=())
-    return plan_search(checkpoint, checkpoint.window, short)
+    return search_estimate(checkpoint, checkpoint.window, short)
 
 
 def compare_short(

@@ -18,16 +18,18 @@ from typing import Any
 from longrope import __version__
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
+from longrope.estimates.compute import slow_seconds
+from longrope.estimates.memory import FREE_SHARE
+from longrope.estimates.search import SearchEstimate, search_estimate
+from longrope.estimates.shape import DecoderShape
 from longrope.factors import WHO_READS_ATTENTION, BoundFactors, RescaleFactors
 from longrope.journal import Journal
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent, Task
 from longrope.search.evaluation_cache import EvaluationCache, HistoryPoint
 from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
-from longrope.search.memory import SHARE
 from longrope.search.objective import Side
 from longrope.search.options import SearchOptions
-from longrope.search.plan import SearchPlan, plan_search, require_plan, slow_seconds
 from longrope.search.space import SearchSpace, StartingPoint, make_space
 from longrope.search.strategies import check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
@@ -161,7 +163,7 @@ def search(
     mild = space.mild_methods() if options.short_budget is not None else ()
     starting_points = (*given_starting_points(checkpoint, space, options.start_from), *space.known_methods(), *mild)
     problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
-    return run_search(
+    return solve(
         checkpoint,
         problem,
         options,
@@ -191,7 +193,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
     if checkpoint.factors is not None and options.from_factors is None:
         raise InputError(
             f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens): "
-            "search on top of its factors (factors import, then --from FACTORS.json), or start from the original model"
+            "search on top of its factors, or start from the original model"
         )
     for length, _ in options.window_shares:
         if not 2 <= length <= target_length:
@@ -201,7 +203,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
     return space
 
 
-def run_search(
+def solve(
     checkpoint: Checkpoint,
     problem: Problem,
     options: SearchOptions,
@@ -220,14 +222,14 @@ def run_search(
         "text": problem.objective.fingerprint,
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
-    plan = plan_search(checkpoint, problem.space.target, options)
+    plan = search_estimate(checkpoint, problem.space.target, options)
     notes = {"available_memory": plan.forward.available}
     journal = None
     if journal_dir:
         journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume, overwrite=overwrite, notes=notes)
     with journal or nullcontext():
         plan = _as_begun(plan, journal, checkpoint, problem, options, progress)
-        require_plan(plan)
+        plan.require()
         if plan.skips_gradient:
             progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
             problem = replace(problem, gradients=False)
@@ -245,12 +247,12 @@ def run_search(
                 if plan.needs_gradient and cache.lost_gradients:
                     raise MissingRequirementError(
                         f"strategy {options.strategy} needs gradients, and one did not fit into memory ({plan.gradient}); "
-                        "use --strategy auto, a smaller --dtype, or another machine"
+                        "use strategy auto, a smaller dtype, or another machine"
                     )
     measured = {point.label for point in cache.history}
     if left_out := [start.name for start in problem.starting_points if start.name not in measured]:
         progress.warn(
-            f"the budget was too small for these starting points: {', '.join(left_out)}; --max-evals raises it"
+            f"the budget was too small for these starting points: {', '.join(left_out)}; a larger one measures them"
         )
     if cache.lost_gradients:
         progress.warn(f"{cache.lost_gradients} gradients did not fit into memory; the search went on without them")
@@ -258,21 +260,21 @@ def run_search(
 
 
 def _as_begun(
-    plan: SearchPlan,
+    plan: SearchEstimate,
     journal: Journal | None,
     checkpoint: Checkpoint,
     problem: Problem,
     options: SearchOptions,
     progress: Progress,
-) -> SearchPlan:
+) -> SearchEstimate:
     """The plan that a resumed search was begun with: other passes give other last digits, and so other candidates."""
     begun = journal.notes.get("available_memory") if journal else None
     if begun is None or begun == plan.forward.available:
         return plan
-    first = plan_search(checkpoint, problem.space.target, options, available=begun)
+    first = search_estimate(checkpoint, problem.space.target, options, available=begun)
     now = plan.forward.available
     needed = max((memory.total for memory in (first.forward, first.gradient) if memory and memory.fits), default=0)
-    if now is None or needed <= SHARE * now:
+    if now is None or needed <= FREE_SHARE * now:
         return first
     progress.warn(
         f"{now / 2**30:.1f} GiB are free, {begun / 2**30:.1f} GiB were when this search began: it goes on with what "
@@ -282,13 +284,14 @@ def _as_begun(
 
 
 def _evaluator(
-    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, plan: SearchPlan, progress: Progress
+    checkpoint: Checkpoint, problem: Problem, options: SearchOptions, plan: SearchEstimate, progress: Progress
 ) -> Evaluator:
     objective, machine = problem.objective, replace(options.machine, available=plan.forward.available)
+    shape = DecoderShape.of(checkpoint.config)
 
     def cost(job: Job) -> float:
         forwards = GRADIENT_FORWARDS if job.gradient else 1
-        return forwards * slow_seconds(checkpoint, len(objective.windows[job.window]))
+        return forwards * slow_seconds(shape, len(objective.windows[job.window]))
 
     recipe = Recipe(checkpoint.path, checkpoint.name, objective, machine, problem.space.default_attention)
     return make_evaluator(recipe, executor=options.executor, workers=options.workers, warn=progress.warn, cost=cost)
@@ -319,8 +322,8 @@ def _capped(
         if rise > options.short_budget:
             progress.warn(
                 f"the attention factor of {attention:.3f} alone raises perplexity at the original window by "
-                f"{100 * rise:.1f} %, the short budget is {100 * options.short_budget:g} %; --attention-factor search finds "
-                "a smaller one, which some engines ignore, and both factor sets (recover) do without a budget"
+                f"{100 * rise:.1f} %, the short budget is {100 * options.short_budget:g} %; a searched one is "
+                "smaller, which some engines ignore, and two factor sets need no budget"
             )
     return replace(problem, objective=objective)
 
@@ -340,22 +343,23 @@ def _bound(checkpoint: Checkpoint, factors: RescaleFactors, space: SearchSpace) 
 
 def _dropped(checkpoint: Checkpoint, space: SearchSpace, options: SearchOptions) -> Iterator[str]:
     """What given factor files say that this search does not keep."""
-    files = [("--from", options.from_factors)] if options.from_factors else []
-    files += [("--start-from", factors) for factors in options.start_from]
-    for option, factors in files:
+    base, start = "factors to search on top of", "factors to start from"
+    given = [(base, options.from_factors)] if options.from_factors else []
+    given += [(start, factors) for factors in options.start_from]
+    for what, factors in given:
         bound = _bound(checkpoint, factors, space)
-        searched = option == "--start-from" and len(space.n_hats) > 1
+        searched = what == start and len(space.n_hats) > 1
         if bound.n_hat not in space.n_hats and not searched:
             yield (
-                f"{option}: its n_hat of {bound.n_hat} is not kept, candidates have {space.n_hats[0]}; "
-                f"--n-hat {bound.n_hat} keeps it, and --n-hat search searches it"
+                f"{what}: their n_hat of {bound.n_hat} is not kept, candidates have {space.n_hats[0]}; "
+                f"n_hat {bound.n_hat} keeps it{', and so does searching it' if what == start else ''}"
             )
         own = bound.attention_factor
         usual = (space.default_attention, bound.formula_attention_factor)
         if own is not None and not space.search_attention and min(abs(own - value) for value in usual) > 1e-6:
             yield (
-                f"{option}: its attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
-                f"--attention-factor {own:g} keeps it, and --attention-factor search searches it"
+                f"{what}: their attention factor of {own:g} is not kept, candidates have {space.default_attention:g}; "
+                f"attention factor {own:g} keeps it, and a searched one starts from the formula's"
             )
 
 

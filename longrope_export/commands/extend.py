@@ -60,7 +60,7 @@ def command(plan: bool, **arguments: Any) -> int:
     folder: Path = arguments["output"]
     request = extend_request(**arguments)
     if plan:
-        for line in extend_plan_lines(request):
+        for line in extend_plan_lines(request, ConsoleProgress()):
             click.echo(line)
         return 0
     outcome = run_extend(request, ConsoleProgress())

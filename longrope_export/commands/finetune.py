@@ -52,12 +52,12 @@ def command(plan: bool, **arguments: Any) -> int:
     With torchrun, weights are spread over all processes (FSDP2). Interrupted, it goes on with --resume.
     """
     from longrope_export.console import ConsoleProgress
-    from longrope_export.finetuning import plan_lines, run_finetune
+    from longrope_export.finetuning import finetune_plan_lines, run_finetune
     from longrope_export.requests import finetune_request
 
     request = finetune_request(**arguments)
     if plan:
-        for line in plan_lines(request):
+        for line in finetune_plan_lines(request):
             click.echo(line)
         return 0
     run_finetune(request, ConsoleProgress())

@@ -36,12 +36,14 @@ def command(
     from longrope.metrics import perplexity
     from longrope_export.console import ConsoleProgress
     from longrope_export.requests import search_request
-    from longrope_export.searching import plan_lines, run_search
+    from longrope_export.searching import run_search, search_plan_lines
 
     progress, wanted = ConsoleProgress(), search_request(**arguments)
     if plan:
-        for line in plan_lines(model, target_length, wanted):
-            click.echo(line)
+        lines = search_plan_lines(
+            model, texts, target_length, wanted, output, plots=plots, resume=resume, overwrite=overwrite
+        )
+        click.echo("\n".join(lines))
         return 0
     if not texts:
         raise click.MissingParameter(param_type="option", param_hint="'--text'")  # only a plan goes without

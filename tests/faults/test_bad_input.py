@@ -129,7 +129,9 @@ CASES: dict[str, Case] = {
     "target equal to the window": Case(
         EXTEND.replace(str(TARGET), "64"), 2, "expected more than the model's window of 64"
     ),
-    "target below the window": Case(SEARCH.replace(str(TARGET), "32"), 2, "expected more than the window of 64"),
+    "target below the window": Case(
+        SEARCH.replace(str(TARGET), "32"), 2, "expected more than the model's window of 64"
+    ),
     "window beyond the target": Case(f"{EXTEND} --windows 64,512", 2, f"expected 2 to the target length {TARGET}"),
     # factors
     "no such factors": Case(CONVERT.replace("FACTORS", "nowhere.json"), 2, "nowhere.json: no such file"),
@@ -168,7 +170,7 @@ CASES: dict[str, Case] = {
     "unknown format option": Case(f"{CONVERT} --option a=b", 2, "unknown options a"),
     "an option that is no pair": Case(f"{CONVERT} --option ab", 2, "expected KEY=VALUE"),
     "unknown strategy": Case(f"{SEARCH} --strategy evolutoin", 2, "evolution"),
-    "unknown n_hat": Case(f"{SEARCH} --n-hat 3", 2, "--n-hat 3: expected one of 0, 1, 2"),
+    "start tokens beyond the target": Case(f"{SEARCH} --n-hat 300", 2, "start tokens below 256, got 300"),
     "unknown formats to extend": Case(f"{EXTEND} --formats hf,ggfu", 2, "did you mean gguf?"),
     "a format twice": Case(f"{EXTEND} --formats hf,hf", 2, "hf is there twice"),
     "csv with rows that differ": Case(

@@ -364,7 +364,7 @@ def test_a_search_is_planned_without_texts(pico: Checkpoint, tmp_path: Path) -> 
     assert planned.code == 0, planned.err
     assert "budget: 32 evaluations" in planned.out
     for arguments, code, words in (
-        (("--target-length", 1), 2, "more than the window of 64"),
+        (("--target-length", 1), 2, "more than the model's window of 64"),
         (("--target-length", TARGET, "--strategy", "cma", "--n-hat", "search"), 2, "does not search the n_hat"),
         (("--target-length", TARGET, "--window-share", 512, "50%"), 2, "expected 2 to the target's 256"),
         (("--target-length", TARGET, "--window-share", 64, "100%"), 2, "below 1 in all"),

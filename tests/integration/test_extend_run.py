@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from converters import registry
+from converters.base import Converter, PlannedExport
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from tests.common import PICO_BUDGET, TARGET, WINDOW, Outcome, cli_process, pico_checkpoint, run_cli
@@ -158,6 +160,29 @@ def test_what_a_resumed_run_was_started_with_is_said(run: FinishedRun, pico: Che
     done = run_cli(*command(pico.path, texts, run.folder, "--resume", "--seed", "7"))
     assert done.code == 2
     assert "options.search.seed was 0, is 7" in done.err
+
+
+def test_each_export_is_planned_once(
+    pico: Checkpoint, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the search; writing, reading back and validating go on with the same plan."""
+    calls: list[tuple[str, str]] = []
+
+    def counted(owner: type[Converter], method: str) -> None:
+        original = getattr(owner, method)
+
+        def call(self: Converter, *arguments: Any) -> PlannedExport:
+            calls.append((self.name, method))
+            return original(self, *arguments)
+
+        monkeypatch.setattr(owner, method, call)
+
+    for name in ("hf", "gguf", "onnx"):
+        for method in ("plan", "plan_like"):
+            counted(type(registry.converter(name)), method)
+    done = run_cli(*command(pico.path, texts, tmp_path / "run", "--no-crossing"))
+    assert done.code == 0, done.err
+    assert sorted(calls) == [("gguf", "plan"), ("hf", "plan"), ("onnx", "plan")]
 
 
 # -- killed

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from longrope.checkpoint import Checkpoint, open_folder, safetensors_header
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
+from longrope.estimates.training import checkpoint_bytes
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.finetune.batch import IGNORED
 from longrope.finetune.checkpoints import latest_checkpoint
-from longrope.finetune.cost import checkpoint_bytes
 from longrope.finetune.data import training_rows
 from longrope.finetune.log import read_log
 from longrope.finetune.model import TrainedModel

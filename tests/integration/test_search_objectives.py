@@ -9,30 +9,12 @@ import pytest
 import torch
 
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError, is_out_of_memory
+from longrope.estimates.memory import FREE_SHARE, free_for_each, require_memory, spread
+from longrope.estimates.search import MIN_PASS, MIN_ROWS, search_estimate, search_memory
 from longrope.progress import Silent
-from longrope.search import (
-    Candidate,
-    Machine,
-    SearchOptions,
-    WindowModel,
-    check_search,
-    measure,
-    plan_search,
-    run,
-    search,
-)
+from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, measure, run, search
 from longrope.search.evaluation_cache import EvaluationCache
 from longrope.search.measure import smaller
-from longrope.search.memory import (
-    MIN_PASS,
-    MIN_ROWS,
-    SHARE,
-    MemoryPlan,
-    free_for_each,
-    plan_memory,
-    require_memory,
-    spread,
-)
 from longrope.search.objective import PENALTY, Objective, Window
 from longrope.search.strategies.evolution import keep
 from longrope.search.trial import Job, Measurement, Trial
@@ -47,6 +29,13 @@ CANDIDATE = Candidate(pico_factors().long_factor, n_hat=2, attention_factor=1.1)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return pico_checkpoint(tmp_path_factory.mktemp("pico") / "model")
+
+
+def between(plan, checkpoint):
+    """Free bytes in which a forward fits, and a gradient with everything recomputed does not."""
+    recomputed = search_memory(checkpoint, plan.forward.window, gradient=True, available=1)
+    assert recomputed.checkpointing
+    return int((plan.forward.total + recomputed.total) / 2 / FREE_SHARE)
 
 
 @pytest.fixture(scope="module")
@@ -188,66 +177,65 @@ def test_running_out_of_memory_halves_the_passes(checkpoint, corpus, monkeypatch
 
 
 def test_there_is_an_end_to_halving(checkpoint):
-    plan = plan_memory(checkpoint, 1024)
+    plan = search_memory(checkpoint, 1024)
     for _ in range(20):
         if plan.rows == MIN_ROWS and plan.pass_tokens == MIN_PASS:
             break
         plan = smaller(plan, False)
     with pytest.raises(MissingRequirementError, match="out of memory"):
         smaller(plan, False)
-    assert smaller(plan_memory(checkpoint, 1024, gradient=True), True).checkpointing
+    assert smaller(search_memory(checkpoint, 1024, gradient=True), True).checkpointing
 
 
 def test_a_plan_takes_what_fits(checkpoint):
-    generous = plan_memory(checkpoint, 1 << 18, available=64 << 30)
+    generous = search_memory(checkpoint, 1 << 18, available=64 << 30)
     assert generous.pass_tokens == 1 << 18
-    tight = plan_memory(checkpoint, 1 << 18, available=generous.total)
+    tight = search_memory(checkpoint, 1 << 18, available=generous.total)
     assert tight.pass_tokens < 1 << 18
     assert tight.fits
     assert tight.total < generous.total
-    gradient = plan_memory(checkpoint, 1 << 18, gradient=True, available=64 << 30)
+    gradient = search_memory(checkpoint, 1 << 18, gradient=True, available=64 << 30)
     assert not gradient.checkpointing
-    assert plan_memory(checkpoint, 1 << 18, gradient=True, available=gradient.total).checkpointing
-    hopeless = plan_memory(checkpoint, 1 << 18, available=1 << 20)
+    assert search_memory(checkpoint, 1 << 18, gradient=True, available=gradient.total).checkpointing
+    hopeless = search_memory(checkpoint, 1 << 18, available=1 << 20)
     assert not hopeless.fits
     with pytest.raises(MissingRequirementError, match="262144 tokens"):
         require_memory(hopeless)
     require_memory(generous)
-    assert isinstance(generous, MemoryPlan)
     assert "one pass" in str(generous)
 
 
 def test_a_search_says_what_it_takes(checkpoint, corpus):
-    plan = plan_search(checkpoint, TARGET, OPTIONS)
+    plan = search_estimate(checkpoint, TARGET, OPTIONS)
     assert (plan.evaluations, plan.tokens, plan.gradient) == (12, 12 * 2 * TARGET, None)
     result = search(checkpoint, corpus, TARGET, options=OPTIONS)
     assert 0.8 * plan.tokens <= result.tokens <= plan.tokens
     options = replace(OPTIONS, strategy="auto", short_budget=0.01, num_short_windows=3, window_shares=((128, 0.5),))
-    plan = plan_search(checkpoint, TARGET, options)
+    plan = search_estimate(checkpoint, TARGET, options)
     assert plan.gradient is not None
     assert plan.tokens == 12 * (2 * TARGET + 2 * 128 + 3 * WINDOW)
     assert "budget: 12 evaluations" in plan.lines()[0]
-    assert plan_search(checkpoint, TARGET, replace(OPTIONS, max_evals=None)).evaluations == 1344
+    assert search_estimate(checkpoint, TARGET, replace(OPTIONS, max_evals=None)).evaluations == 1344
 
 
 def test_every_worker_plans_on_its_share(checkpoint, monkeypatch):
-    whole = plan_memory(checkpoint, 1 << 18, available=math.inf)
-    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: int(whole.total / SHARE))
+    whole = search_memory(checkpoint, 1 << 18, available=math.inf)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: int(whole.total / FREE_SHARE))
     options = replace(OPTIONS, executor="processes")
-    assert plan_search(checkpoint, 1 << 18, options).forward.pass_tokens == 1 << 18
-    shared = plan_search(checkpoint, 1 << 18, replace(options, workers=2)).forward
+    assert search_estimate(checkpoint, 1 << 18, options).forward.pass_tokens == 1 << 18
+    shared = search_estimate(checkpoint, 1 << 18, replace(options, workers=2)).forward
     assert shared.pass_tokens < 1 << 18, "shorter passes instead of a refusal"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert spread("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert free_for_each(spread("cuda", 2)) == int(whole.total / SHARE), "each GPU has its own"
-    ray = plan_search(checkpoint, 1 << 18, replace(OPTIONS, executor="ray", workers=8, device="cuda"))
+    assert free_for_each(spread("cuda", 2)) == int(whole.total / FREE_SHARE), "each GPU has its own"
+    ray = search_estimate(checkpoint, 1 << 18, replace(OPTIONS, executor="ray", workers=8, device="cuda"))
     assert ray.forward.fits
     assert ray.forward.available is None, "the actors' machines are not this one"
 
 
 def test_memory_is_what_was_free_before_the_model_was_loaded(checkpoint, monkeypatch):
     free = iter([100 << 30, 1 << 20, 1 << 20])
-    monkeypatch.setattr("longrope.search.measure.free_memory", lambda device: next(free))
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: next(free))
     model = WindowModel(checkpoint, Machine())
     assert model.plan(Window(np.zeros(TARGET, dtype=np.int64))).available == 100 << 30
     assert WindowModel(checkpoint, Machine(available=5)).plan(Window(np.zeros(4, dtype=np.int64))).available == 5
@@ -255,21 +243,22 @@ def test_memory_is_what_was_free_before_the_model_was_loaded(checkpoint, monkeyp
 
 def test_scores_that_are_written_out_are_counted(checkpoint):
     capped = replace(checkpoint, config={**checkpoint.config, "attn_logit_softcapping": 50.0})
-    more = plan_memory(capped, 4096, available=math.inf).total - plan_memory(checkpoint, 4096, available=math.inf).total
+    more = (
+        search_memory(capped, 4096, available=math.inf).total
+        - search_memory(checkpoint, 4096, available=math.inf).total
+    )
     assert more == checkpoint.config["num_attention_heads"] * 4096**2 * 12
 
 
 def test_a_resumed_search_keeps_its_passes(checkpoint, corpus, tmp_path, monkeypatch):
     """Whatever is free by then: other passes give other last digits, and so other candidates."""
     options = replace(OPTIONS, strategy="auto", max_evals=30)
-    plan = plan_search(checkpoint, TARGET, options)
-    plenty, tight = 64 << 30, int((plan.forward.total + plan.gradient.total) / 2 / SHARE)
-    one_way = [(False, TARGET)]
-    monkeypatch.setattr("longrope.search.memory._ways", lambda window, gradient: one_way)
-    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: tight)
+    plan = search_estimate(checkpoint, TARGET, options)
+    plenty, tight = 64 << 30, between(plan, checkpoint)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: tight)
     begun = search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "tight")
     assert not any(point.gradient for point in begun.history)
-    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: plenty)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: plenty)
     file = tmp_path / "tight" / "search.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:20]))
     resumed = search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "tight", resume=True)
@@ -278,7 +267,7 @@ def test_a_resumed_search_keeps_its_passes(checkpoint, corpus, tmp_path, monkeyp
     make = run.make_evaluator
     monkeypatch.setattr(run, "make_evaluator", lambda recipe, **rest: used.append(recipe) or make(recipe, **rest))
     search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "plenty")
-    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: tight)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: tight)
     progress = Silent()
     search(checkpoint, corpus, TARGET, options=options, journal_dir=tmp_path / "plenty", resume=True, progress=progress)
     assert any("when this search began" in warning for warning in progress.warnings)
@@ -301,9 +290,9 @@ def test_a_non_finite_loss_counts_as_failed(checkpoint, corpus, monkeypatch):
 
 def test_a_gradient_that_its_machine_has_no_memory_for_is_not_tried(checkpoint, corpus):
     window = Window(corpus.windows(TARGET, 1)[0])
-    forward, gradient = (plan_memory(checkpoint, TARGET, gradient=g, available=math.inf).total for g in (False, True))
-    tight = Machine(threads=1, available=int(1.001 * forward / SHARE))
-    assert forward < plan_memory(checkpoint, TARGET, gradient=True, available=1).total < gradient
+    forward, gradient = (search_memory(checkpoint, TARGET, gradient=g, available=math.inf).total for g in (False, True))
+    tight = Machine(threads=1, available=int(1.001 * forward / FREE_SHARE))
+    assert forward < search_memory(checkpoint, TARGET, gradient=True, available=1).total < gradient
     measured = WindowModel(checkpoint, tight).measure(Job(CANDIDATE, 0, gradient=True), window)
     assert (measured.gradient, measured.tokens) == (None, TARGET)
     assert measured.nll == WindowModel(checkpoint, Machine(threads=1)).nll(CANDIDATE, window)
@@ -487,25 +476,23 @@ def test_lack_of_memory_is_known_by_its_words(error, said):
 
 def test_a_device_that_is_not_there_is_told_before_the_search(checkpoint):
     with pytest.raises(MissingRequirementError, match="torch finds 0 of kind cuda"):
-        plan_search(checkpoint, TARGET, replace(OPTIONS, device="cuda"))
+        search_estimate(checkpoint, TARGET, replace(OPTIONS, device="cuda"))
     with pytest.raises(InputError, match="expected cpu, cuda"):
-        plan_search(checkpoint, TARGET, replace(OPTIONS, device="gpu"))
+        search_estimate(checkpoint, TARGET, replace(OPTIONS, device="gpu"))
 
 
 def test_a_search_that_cannot_fit_is_refused(checkpoint, corpus, monkeypatch):
-    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: 1 << 20)
     with pytest.raises(MissingRequirementError, match="not enough memory"):
         search(checkpoint, corpus, TARGET, options=OPTIONS)
 
 
 def test_auto_goes_without_gradients_where_they_do_not_fit(checkpoint, corpus, monkeypatch):
     options = replace(OPTIONS, strategy="auto", max_evals=60)
-    plan = plan_search(checkpoint, TARGET, options)
-    between = (plan.forward.total + plan.gradient.total) / 2 / SHARE
+    plan = search_estimate(checkpoint, TARGET, options)
     taken = search(checkpoint, corpus, TARGET, options=options)
     assert any(point.gradient for point in taken.history)
-    monkeypatch.setattr("longrope.search.memory.free_memory", lambda device: int(between))
-    monkeypatch.setattr("longrope.search.memory._ways", lambda window, gradient: [(False, window)])
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: between(plan, checkpoint))
     progress = Silent()
     without = search(checkpoint, corpus, TARGET, options=options, progress=progress)
     assert not any(point.gradient for point in without.history)

@@ -19,7 +19,7 @@ from longrope.factors import RescaleFactors
 from longrope.finetune.log import read_log
 from longrope.finetune.progressive import known_stage_factors, rescaled
 from longrope.finetune.stages import Stage
-from tests.common import PICO_BUDGET, REPOSITORY, cli_process, pico_factors, run_cli
+from tests.common import PICO_BUDGET, REPOSITORY, cli_process, pico_factors, pico_text, run_cli
 
 PLAN = """
 [[stage]]
@@ -163,17 +163,26 @@ def test_what_processes_cannot_share_is_refused(
     change: tuple[Any, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr("longrope_export.pipeline.WORLD_SIZE", world_size)
+    monkeypatch.setattr("longrope_export.preflight.WORLD_SIZE", world_size)
     asked = ("--target-length", 256, "-o", tmp_path / "run", "--text", texts)
     done = run_cli("extend", pico.path, *asked, *(plan if word == "PLAN" else word for word in change))
     assert (done.code, message in done.err) == (2, True), done.err
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two documents of more than 8192 tokens each."""
+    folder = tmp_path_factory.mktemp("long")
+    for seed in range(2):
+        (folder / f"{seed}.txt").write_text(pico_text(300, seed), encoding="utf-8")
+    return folder
+
+
 def test_a_plan_is_told_and_nothing_done(
-    pico: Checkpoint, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico: Checkpoint, long_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = ("--target-length", 8192, "--text", texts, "-o", tmp_path / "run", "--plan", "--threads", 1)
+    target = ("--target-length", 8192, "--text", long_texts, "-o", tmp_path / "run", "--plan", "--threads", 1)
     done = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
     assert done.code == 0, done.err
     assert "1. 2048 tokens, searched factors, 400 steps of 32 rows of 2048, 2e-05 linear" in done.out
@@ -190,8 +199,7 @@ def test_a_plan_is_told_and_nothing_done(
         assert f"table of methods at 8192: up to {8 * 8 * 8192 / 1e6:.2f}M tokens, about" in out
         assert "then hf, gguf, onnx: written and validated" in out
     assert "run out of memory" not in done.out
-    monkeypatch.setattr("longrope.finetune.cost.free_memory", lambda device: 1 << 20)
-    monkeypatch.setattr("longrope.search.plan.available_memory", lambda options: 1 << 20)
+    monkeypatch.setattr("longrope.estimates.memory.free_memory", lambda device: 1 << 20)
     tight = run_cli("extend", pico.path, *target, "--stages", "paper-llama2")
     assert tight.out.count("  training: may run out of memory") == 2
     assert tight.out.count("  search: does not fit: the search would be refused") == 3

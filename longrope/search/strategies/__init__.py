@@ -29,6 +29,8 @@ STRATEGIES: Mapping[str, str] = {
 # Strategies whose candidates differ in n_hat, and in the attention factor, when these are searched.
 MOVE_N_HAT = ("auto", "evolution")
 MOVE_ATTENTION = ("auto", "cma", "dim_mono", "evolution", "gradient")
+# Strategies that take gradients, which need more memory than forwards; `auto` goes without where they do not fit.
+TAKE_GRADIENTS, NEED_GRADIENTS = ("auto", "gradient"), ("gradient",)
 
 
 def make_strategy(name: str, problem: Problem) -> Strategy:
