@@ -26,7 +26,7 @@ FORBIDDEN = {
 # Used where they are installed; what needs them says how to install them.
 UNDECLARED = {"bitsandbytes", "flash_attn", "lm_eval"}
 # Distributions whose modules have other names.
-MODULES = {"llama-cpp-python": "llama_cpp"}
+MODULES = {"pyyaml": "yaml", "llama-cpp-python": "llama_cpp"}
 # Imported by a name that is put together, or by the libraries that are.
 IMPORTED_BY_NAME = {"llama_cpp", "gguf"}
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
