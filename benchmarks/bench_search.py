@@ -33,9 +33,10 @@ from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.estimates.search import search_memory
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_atomically
+from longrope.machine import Machine
 from longrope.metrics import perplexity
 from longrope.provenance import provenance
-from longrope.search import Candidate, Machine, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
+from longrope.search import Candidate, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
 from longrope.search.evaluators import Recipe, make_evaluator
 from longrope.search.objective import Objective, Window
 from longrope.search.strategies import STRATEGIES

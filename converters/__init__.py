@@ -7,34 +7,6 @@
 `longrope.convert`, `longrope.validate` and `longrope.read_factors` are the same functions.
 """
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from longrope.lazy import exports
-
-if TYPE_CHECKING:
-    from converters.api import Conversion, convert, validate
-    from converters.base import Check, Converter, Export, PlannedExport
-    from converters.factor_files import read_factors
-    from converters.parity import Validation
-else:
-    __getattr__, __dir__ = exports(
-        __name__,
-        {
-            "converters.api": ("Conversion", "convert", "validate"),
-            "converters.base": ("Check", "Converter", "Export", "PlannedExport"),
-            "converters.factor_files": ("read_factors",),
-            "converters.parity": ("Validation",),
-        },
-    )
-
-__all__ = [
-    "Check",
-    "Conversion",
-    "Converter",
-    "Export",
-    "PlannedExport",
-    "Validation",
-    "convert",
-    "read_factors",
-    "validate",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,104 +16,30 @@ Importing this package is cheap: names are imported when they are first used, an
 checkers see their full signatures there.
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
-from longrope.lazy import exports
+import lazy_loader
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+# Modules that are called like the function in them that has their name.
+_CALLABLE = ("search", "extend", "finetune")
+# Given by packages above this one, which must not be imported here: entry points `longrope.api`.
+_FROM_ABOVE = ("convert", "read_factors", "validate")
 
-    from longrope.checkpoint import Checkpoint, open_checkpoint
-    from longrope.errors import FactorError, InputError, LongRopeError, MissingRequirementError, UnsupportedError
-    from longrope.extend import Extension, extend
-    from longrope.extend_options import ExtendOptions
-    from longrope.factors import BoundFactors, RescaleFactors
-    from longrope.finetune.options import TrainOptions
-    from longrope.finetune.stages import Stage, StagePlan
-    from longrope.finetune.trainer import finetune
-    from longrope.modeling import TorchSource, build_model
-    from longrope.search import (
-        Candidate,
-        MethodScore,
-        Recovery,
-        SearchOptions,
-        SearchResult,
-        evaluate_methods,
-        recover_short,
-        search,
-    )
-    from longrope.text import Corpus, load_corpus
-
-    convert: Callable[..., Any]
-    validate: Callable[..., Any]
-    read_factors: Callable[..., Any]
-else:
-    __getattr__, __dir__ = exports(
-        __name__,
-        {
-            "longrope.checkpoint": ("Checkpoint", "open_checkpoint"),
-            "longrope.errors": (
-                "FactorError",
-                "InputError",
-                "LongRopeError",
-                "MissingRequirementError",
-                "UnsupportedError",
-            ),
-            "longrope.extend": ("Extension", "extend"),
-            "longrope.extend_options": ("ExtendOptions",),
-            "longrope.factors": ("BoundFactors", "RescaleFactors"),
-            "longrope.finetune": ("finetune",),
-            "longrope.finetune.options": ("TrainOptions",),
-            "longrope.finetune.stages": ("Stage", "StagePlan"),
-            "longrope.modeling": ("TorchSource", "build_model"),
-            "longrope.search": (
-                "Candidate",
-                "MethodScore",
-                "Recovery",
-                "SearchOptions",
-                "SearchResult",
-                "evaluate_methods",
-                "recover_short",
-                "search",
-            ),
-            "longrope.text": ("Corpus", "load_corpus"),
-        },
-        entry_points="longrope.api",
-    )
-
-__all__ = [
-    "BoundFactors",
-    "Candidate",
-    "Checkpoint",
-    "Corpus",
-    "ExtendOptions",
-    "Extension",
-    "FactorError",
-    "InputError",
-    "LongRopeError",
-    "MethodScore",
-    "MissingRequirementError",
-    "Recovery",
-    "RescaleFactors",
-    "SearchOptions",
-    "SearchResult",
-    "Stage",
-    "StagePlan",
-    "TorchSource",
-    "TrainOptions",
-    "UnsupportedError",
-    "build_model",
-    "convert",
-    "evaluate_methods",
-    "extend",
-    "finetune",
-    "load_corpus",
-    "open_checkpoint",
-    "read_factors",
-    "recover_short",
-    "search",
-    "validate",
-]
-
+_attached, _, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = sorted([*_names, *_FROM_ABOVE])
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLABLE:
+        return import_module(f"{__name__}.{name}")
+    if name not in _FROM_ABOVE:
+        return _attached(name)
+    from importlib.metadata import entry_points  # as slow to import as everything else here together
+
+    return next(iter(entry_points(group="longrope.api", name=name))).load()
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrope.callable_module import make_callable
 from longrope.checkpoint import Checkpoint
 from longrope.extend_options import ExtendOptions
 from longrope.factors import BoundFactors
 from longrope.finetune.stages import StagePlan
-from longrope.lazy import make_callable
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
 from longrope.search import (

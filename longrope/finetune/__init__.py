@@ -3,15 +3,9 @@
 finetune(checkpoint, factors, stage, corpus, folder)   one stage of training
 """
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from longrope.lazy import exports, make_callable
+from longrope.callable_module import make_callable
 
-if TYPE_CHECKING:
-    from longrope.finetune.trainer import finetune
-else:
-    __getattr__, __dir__ = exports(__name__, {"longrope.finetune.trainer": ("finetune",)})
-
-__all__ = ["finetune"]
-
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 make_callable(__name__)

@@ -5,52 +5,9 @@ recover_short(checkpoint, corpus, factors)     a short set beside the long one
 evaluate_methods(checkpoint, windows, target)  held-out perplexity of the known methods and of what was found
 """
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from longrope.lazy import exports, make_callable
-from longrope.machine import Machine
-from longrope.search.options import SearchOptions
+from longrope.callable_module import make_callable
 
-if TYPE_CHECKING:
-    from longrope.search.evaluation_cache import HistoryPoint
-    from longrope.search.measure import WindowModel
-    from longrope.search.methods import MethodScore, evaluate_methods, known_rows
-    from longrope.search.recover import Recovery, recover_short, recovery_estimate
-    from longrope.search.run import ParetoPoint, Scored, SearchResult, check_search, search
-    from longrope.search.strategies import STRATEGIES
-    from longrope.search.trial import Candidate
-else:
-    __getattr__, __dir__ = exports(
-        __name__,
-        {
-            "longrope.search.evaluation_cache": ("HistoryPoint",),
-            "longrope.search.measure": ("WindowModel",),
-            "longrope.search.methods": ("MethodScore", "evaluate_methods", "known_rows"),
-            "longrope.search.recover": ("Recovery", "recover_short", "recovery_estimate"),
-            "longrope.search.run": ("ParetoPoint", "Scored", "SearchResult", "check_search", "search"),
-            "longrope.search.strategies": ("STRATEGIES",),
-            "longrope.search.trial": ("Candidate",),
-        },
-    )
-
-__all__ = [
-    "STRATEGIES",
-    "Candidate",
-    "HistoryPoint",
-    "Machine",
-    "MethodScore",
-    "ParetoPoint",
-    "Recovery",
-    "Scored",
-    "SearchOptions",
-    "SearchResult",
-    "WindowModel",
-    "check_search",
-    "evaluate_methods",
-    "known_rows",
-    "recover_short",
-    "recovery_estimate",
-    "search",
-]
-
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 make_callable(__name__)

@@ -11,8 +11,9 @@ import torch
 from longrope.errors import InputError, MissingRequirementError, UnsupportedError, is_out_of_memory
 from longrope.estimates.memory import FREE_SHARE, free_for_each, require_memory, spread
 from longrope.estimates.search import MIN_PASS, MIN_ROWS, search_estimate, search_memory
+from longrope.machine import Machine
 from longrope.progress import Silent
-from longrope.search import Candidate, Machine, SearchOptions, WindowModel, check_search, measure, run, search
+from longrope.search import Candidate, SearchOptions, WindowModel, check_search, measure, run, search
 from longrope.search.evaluation_cache import EvaluationCache
 from longrope.search.measure import smaller
 from longrope.search.objective import PENALTY, Objective, Window

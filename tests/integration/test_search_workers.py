@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from longrope.errors import InputError, MissingRequirementError
-from longrope.search import Machine, SearchOptions, search
+from longrope.machine import Machine
+from longrope.search import SearchOptions, search
 from longrope.search.evaluators import (
     LocalEvaluator,
     PoolEvaluator,

@@ -1,0 +1,9 @@
+from .api import Conversion as Conversion
+from .api import convert as convert
+from .api import validate as validate
+from .base import Check as Check
+from .base import Converter as Converter
+from .base import Export as Export
+from .base import PlannedExport as PlannedExport
+from .factor_files import read_factors as read_factors
+from .parity import Validation as Validation

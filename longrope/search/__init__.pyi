@@ -1,0 +1,16 @@
+from .evaluation_cache import HistoryPoint as HistoryPoint
+from .measure import WindowModel as WindowModel
+from .methods import MethodScore as MethodScore
+from .methods import evaluate_methods as evaluate_methods
+from .methods import known_rows as known_rows
+from .options import SearchOptions as SearchOptions
+from .recover import Recovery as Recovery
+from .recover import recover_short as recover_short
+from .recover import recovery_estimate as recovery_estimate
+from .run import ParetoPoint as ParetoPoint
+from .run import Scored as Scored
+from .run import SearchResult as SearchResult
+from .run import check_search as check_search
+from .run import search as search
+from .strategies import STRATEGIES as STRATEGIES
+from .trial import Candidate as Candidate
