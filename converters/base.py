@@ -258,7 +258,7 @@ class Converter(ABC):
         """
         if factor_sets == "auto":
             return factors if self.auto_factor_sets == "dual" else factors.as_single()
-        return factors.with_sets("dual" if factor_sets == "dual" else "single")
+        return factors.with_sets(factor_sets)
 
     def convert(self, export: Export, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
         """Plan one artifact and save it; see `PlannedExport.save`."""

@@ -46,8 +46,7 @@ def expected_factors(
     else:
         return _from_artifact(path, converter, reference, stored)
     if factor_sets != "auto":
-        wanted = known.with_sets("single" if factor_sets == "single" else "dual")
-        return Expectation(wanted, known)
+        return Expectation(known.with_sets(factor_sets), known)
     if stored is None or stored.factor_sets == known.factor_sets:
         return Expectation(known, known)
     if stored.factor_sets == "single":
@@ -67,7 +66,7 @@ def _unverified_short(known: BoundFactors, stored: RescaleFactors) -> Expectatio
     """The reference has one set, the artifact two: its short set can be run, but not verified."""
     wanted = dataclasses.replace(known, short_factor=stored.short_factor)
     message = (
-        "the reference has a single set, so the artifact's short set is taken as it is; pass --factors to check it"
+        "the reference has a single set, so the artifact's short set is taken as it is; give the factors to check it"
     )
     return Expectation(wanted, wanted, (Check("factors.short_unverified", "warn", "single", "dual", message),))
 
@@ -75,13 +74,13 @@ def _unverified_short(known: BoundFactors, stored: RescaleFactors) -> Expectatio
 def _from_artifact(
     path: Path, converter: Converter, reference: Checkpoint, stored: RescaleFactors | None
 ) -> Expectation | None:
-    """The reference was not extended: take the exporter's record, or the artifact's factors with the formula's scale."""
-    known = converter.recorded_factors(path)
+    """The reference was not extended: take the exporter's record, or the artifact's factors and the formula's attention."""
+    known, taken = converter.recorded_factors(path), "the record that its exporter put into the artifact"
     if known is None and stored is not None:
-        known = dataclasses.replace(stored, attention_factor=None)
+        known, taken = dataclasses.replace(stored, attention_factor=None), "the artifact's own factors"
     if known is None:
         return None
-    message = "the reference carries no factors, so the artifact's own record is taken; pass --factors to check it"
-    note = Check("factors.unverified", "warn", "factors from outside the artifact", "its own record", message)
+    message = f"the reference carries no factors, so {taken} are expected; give the factors to check them"
+    note = Check("factors.unverified", "warn", "factors from outside the artifact", taken, message)
     bound = reference.bind(known.unbound())
     return Expectation(bound, bound, (note,))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from converters.base import Converter
-from longrope.errors import InputError, LongRopeError
+from longrope.errors import InputError, LongRopeError, choices
 
 GROUP = "longrope_export.formats"
 OURS = {
@@ -49,9 +48,7 @@ def converter(name: str) -> Converter:
     """The converter of a format. Raises InputError, with what was meant, for an unknown name."""
     known = formats()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown format {name!r}: {hint}known formats: {', '.join(sorted(known))}")
+        raise InputError(f"unknown format {name!r}; {choices(name, known)}")
     return known[name].load()
 
 

@@ -16,12 +16,11 @@ Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longrope.errors import UnsupportedError
+from longrope.errors import UnsupportedError, choices
 
 GgufRope = Literal["sets", "freqs"]
 
@@ -143,11 +142,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     row = ARCHITECTURES.get(str(model_type))
     if row is None:
-        near = difflib.get_close_matches(str(model_type), ARCHITECTURES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UnsupportedError(
-            f"model type {model_type!r} is not supported{hint} Supported: {', '.join(sorted(ARCHITECTURES))}"
-        )
+        raise UnsupportedError(f"model type {model_type!r} is not supported; {choices(model_type, ARCHITECTURES)}")
     if row.refusal:
         raise UnsupportedError(f"model type {model_type!r} is not supported: {row.refusal}")
     _refuse_sliding_window(config, row)

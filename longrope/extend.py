@@ -192,7 +192,7 @@ def extend(
     if dual:
         recovery = _recovery(found, corpus, held_out, options, journal_dir / "short", resume, progress)
     elif options.stages is not None:
-        progress.line("No short set is recovered, for no format asks for one; --factor-sets dual does.")
+        progress.line("No short set is recovered, for no format is written with two sets.")
     factors = recovery.factors if recovery else found.factors
     methods = measure_methods(checkpoint, held_out, found, factors, options, progress)
     return Extension(found.checkpoint, factors, found.search, methods, found.stages, recovery)

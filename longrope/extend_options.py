@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.presets import PRESETS, read_plan
 from longrope.finetune.stages import SEARCH, STAGE_SCHEMA, StagePlan, read_stages
-from longrope.options import Kind, Tokens, Words, nested, option
+from longrope.options import Kind, Tokens, Words, check_declared, nested, option
 from longrope.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class ExtendOptions:
         help=f"Fine-tune in stages: {', '.join(PRESETS)}, or a TOML file.",
     )
     training: TrainOptions = nested(TrainOptions(), rename={"dtype": "train-dtype"}, expert=("dtype",))
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a field holds what its option could not be."""
+        check_declared(self)
 
     def on(self, checkpoint: Checkpoint) -> Self:
         """The same with `auto` made plain and stages in tokens, for a checkpoint on this machine."""

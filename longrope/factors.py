@@ -19,9 +19,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from longrope.errors import FactorError, InputError, UnsupportedError
+from longrope.errors import FactorError, InputError, UnsupportedError, choices
 from longrope.files import write_json
 
 SCHEMA_VERSION = 1
@@ -162,18 +162,21 @@ class RescaleFactors:
         """The long set for every length."""
         return dataclasses.replace(self, short_factor=self.long_factor)
 
-    def with_sets(self, factor_sets: FactorSets) -> Self:
+    def with_sets(self, factor_sets: str) -> Self:
         """These factors as `single`, or as `dual` if they are; refuses to invent a short set.
 
         Raises:
             UnsupportedError: `dual` was asked of factors whose two sets are equal.
         """
+        if factor_sets not in get_args(FactorSets):
+            raise InputError(f"factor_sets {factor_sets!r}: {choices(factor_sets, ('auto', *get_args(FactorSets)))}")
         if factor_sets == "single":
             return self.as_single()
         if self.factor_sets == "single":
             raise UnsupportedError(
                 "dual factor sets were asked for, but short_factor equals long_factor; "
-                "search a short set (longrope-export recover) or use --factor-sets single"
+                "recover a short set, or use the long set at every length",
+                option="factor-sets single",
             )
         return self
 
@@ -216,7 +219,8 @@ class RescaleFactors:
         if length is None:
             raise FactorError(
                 "the factors do not say target_length, the window after extension, and the model cannot; "
-                "longrope-export factors import FILE -o OUT.json --target N adds it"
+                "import the file with a target (factors import)",
+                option="target N",
             )
         return BoundFactors(**{**self._values(), **facts, "target_length": length})
 

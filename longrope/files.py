@@ -118,7 +118,7 @@ def sync(path: Path) -> None:
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise InputError when `path` exists and may not be replaced."""
     if (path.exists() or path.is_symlink()) and not overwrite:
-        raise InputError(f"{path} exists; choose another output or pass --overwrite")
+        raise InputError(f"{path} exists; choose another output, or replace it", option="overwrite")
 
 
 def remove_partial(folder: Path) -> None:

@@ -53,7 +53,7 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
     if factors.n_hat:
         raise UnsupportedError(
             f"a Hugging Face configuration cannot hold n_hat = {factors.n_hat} start tokens; "
-            "export to ONNX, which can, or search with --n-hat 0"
+            "export to ONNX, which can, or search without start tokens"
         )
     shared: dict[str, Any] = {
         "rope_type": "longrope",

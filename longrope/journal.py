@@ -60,8 +60,8 @@ class Journal:
         self.notes: dict[str, Any] = dict(notes or {})
         if path.exists() and path.stat().st_size and not (resume or overwrite):
             raise InputError(
-                f"{path}: a run was journalled here; continue it with --resume, replace it with --overwrite, or "
-                "choose another place"
+                f"{path}: a run was journalled here; resume it, overwrite it, or choose another place",
+                option="resume",
             )
         self._made_folder = not path.parent.exists()
         self._empty = True

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError, is_out_of_memory
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import extended_config
 from longrope.scoring import Stop, never
@@ -116,7 +116,7 @@ def build_model(
             ignore_mismatched_sizes=True,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if "memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(f"{checkpoint.name}: transformers does not load it: {error}") from error
     for key, fault in (

@@ -10,7 +10,6 @@ A dataclass that holds another one with `nested` has its options, too; two that 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from longrope.errors import InputError
+from longrope.errors import InputError, choices
 
 Section = Literal["Input", "Search", "Factors", "Training", "Output", "Machine", "Expert"]
 # What a file or a command line gives, and the folder that its paths are relative to.
@@ -248,9 +247,7 @@ def read_table(options: Sequence[Option], table: Mapping[Any, Any], where: str, 
     for written, value in table.items():
         key = str(written).replace("_", "-")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(sorted(known))}"
-            raise InputError(f"{where}: unknown key {written}; {hint}")
+            raise InputError(f"{where}: unknown key {written}; {choices(key, known)}")
         if key in values:
             raise InputError(f"{where}: {key}: given twice")
         try:

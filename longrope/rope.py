@@ -1,10 +1,10 @@
-"""The rotary maths: frequencies, cos/sin tables, the known methods, and the module that puts them into a model.
+"""The rotary maths: frequencies, cos/sin tables and the known methods.
 
     angle(n, i) = n * theta**(-2 i / d) / factor[i]      n >= n_hat
     angle(n, i) = n * theta**(-2 i / d)                  n <  n_hat
     cos, sin    = attention_factor * cos(angle), attention_factor * sin(angle)
 
-All of it is computed in float64 and rounded once. Everything but the module is numpy, so that converters need no torch.
+All of it is computed in float64 and rounded once. Everything is numpy, so that converters need no torch.
 Sources: RoPE (arXiv 2104.09864), PI (arXiv 2306.15595), NTK-aware (bloc97, 2023), YaRN (arXiv 2309.00071),
 LongRoPE (arXiv 2402.13753, equation 2).
 """

@@ -82,7 +82,7 @@ def never(tokens: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class WindowScore:
-    """How an artifact compares with the reference on windows of one length; the contract's `windows` entry."""
+    """How an artifact compares with the reference on windows of one length; one entry of `windows` in validation.json."""
 
     length: int
     regime: Regime

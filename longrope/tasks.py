@@ -139,7 +139,8 @@ class TaskRunner:
         if shots > len(pool) or len(asked) < queries:
             raise InputError(
                 f"many-shot: expected {shots} examples and {queries} queries, got {len(records)} lines; "
-                "use fewer --shots or --queries"
+                "use fewer shots or queries",
+                option="shots",
             )
         pairs = []
         for number, query in enumerate(asked):
@@ -199,7 +200,7 @@ class TaskRunner:
         ]
         if not self.truncate:
             needed = [len(ids) + len(ending) + self.max_new_tokens for ids, ending in parts]
-            self._refuse_misfits(task, needed, window, "documents", "; pass --truncate to cut their middles")
+            self._refuse_misfits(task, needed, window, "documents", option="truncate")
         for (ids, ending), (_, _, expected) in zip(parts, asked, strict=True):
             room = window - len(ending) - self.max_new_tokens
             if room < 2:
@@ -208,12 +209,13 @@ class TaskRunner:
             kept = np.concatenate([ids[: room - room // 2], ids[len(ids) - room // 2 :]]) if cut else ids
             yield Prompt(np.concatenate([kept, ending]), expected, cut)
 
-    def _refuse_misfits(self, task: str, needed: Sequence[int], window: int, what: str, advice: str = "") -> None:
+    def _refuse_misfits(self, task: str, needed: Sequence[int], window: int, what: str, option: str = "") -> None:
         longer = sum(tokens > window for tokens in needed)
         if longer:
             raise InputError(
                 f"{task}: {longer} of {len(needed)} {what} do not fit a window of {window} tokens with their answers, "
-                f"the longest needs {max(needed)}; use a longer window{advice}"
+                f"the longest needs {max(needed)}; use a longer window{' or cut their middles' if option else ''}",
+                option=option,
             )
 
     def _stop(self, one_line: bool) -> Stop:

@@ -90,7 +90,8 @@ class Corpus:
             longest = max((len(d) for d in self.documents), default=0)
             raise InputError(
                 f"expected a document of at least {length} tokens, got {len(self.documents)} documents, the longest "
-                f"with {longest} tokens; give longer texts (--text) or a smaller window"
+                f"with {longest} tokens; give longer texts or a smaller window",
+                option="text",
             )
         return windows
 

@@ -58,7 +58,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the contract's codes."""
+    """Run the command line and exit with the code that the module's docstring lists."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -82,7 +82,8 @@ def _explain(error: BaseException, *, debug: bool) -> int:
         click.echo("Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume.", err=True)
         return INTERRUPTED
     if isinstance(error, LongRopeError):
-        click.echo(f"Error: {error}", err=True)
+        option = f" (--{error.option})" if error.option else ""
+        click.echo(f"Error: {error}{option}", err=True)
         return error.exit_code
     if is_out_of_memory(error):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)

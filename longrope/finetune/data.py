@@ -130,7 +130,8 @@ class TrainingRows:
         if longest < self.room:
             raise InputError(
                 f"expected a document of at least {self.room} tokens to train on, got {len(self.documents)} documents, the "
-                f"longest with {longest} tokens; give longer texts (--text) or a smaller length"
+                f"longest with {longest} tokens; give longer texts or a smaller length",
+                option="text",
             )
         if mixture.retrieval_share and mixture.row_length < MIN_RETRIEVAL:
             raise InputError(f"passkeys need rows of at least {MIN_RETRIEVAL} tokens, got {mixture.row_length}")

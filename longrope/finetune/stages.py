@@ -179,8 +179,9 @@ class StagePlan:
             raise InputError(f"plan {self.name}: expected lengths that grow from the window on, got {_arrows(lengths)}")
         if stages[-1].length > target:
             raise InputError(
-                f"plan {self.name} goes to {stages[-1].length} tokens ({_arrows(lengths)}), beyond --target-length "
-                f"{target}; expected a plan of at most the target, such as default"
+                f"plan {self.name} goes to {stages[-1].length} tokens ({_arrows(lengths)}), beyond the target length of "
+                f"{target}; expected a plan of at most the target, such as default",
+                option="target-length",
             )
         if stages[0].factors == RESCALE:
             raise InputError(f"plan {self.name}: the first stage has no factors before it to rescale")

@@ -219,7 +219,8 @@ class PoolEvaluator:
         if self._slowest is None:
             raise MissingRequirementError(
                 f"{MAX_DEATHS} workers died before anything was measured{reason or ', most likely for lack of memory'}; "
-                "use fewer workers, a smaller --dtype, or --executor local to see the error"
+                "use fewer workers or a smaller dtype, or measure in this process to see the error",
+                option="executor local",
             )
         self._warn(f"{MAX_DEATHS} workers died of one candidate; it counts as failed and the search goes on")
         return True
@@ -320,7 +321,8 @@ class RayWorkerPool:
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         if find_spec("ray") is None:
             raise MissingRequirementError(
-                "executor ray needs the extra `ray`: pip install 'longrope-export[ray]', or use --executor processes"
+                "executor ray needs the extra `ray`: pip install 'longrope-export[ray]', or use processes",
+                option="executor processes",
             )
         import ray
 
@@ -357,7 +359,8 @@ class RayWorkerPool:
             if self.size * each > there.get(kind, 0):
                 raise MissingRequirementError(
                     f"{self.size} workers of {each} {kind} each: expected {self.size * each} {kind} in the Ray cluster, got "
-                    f"{there.get(kind, 0):g}; use fewer --workers or --threads, or add machines first"
+                    f"{there.get(kind, 0):g}; use fewer workers or threads, or add machines first",
+                    option="workers",
                 )
 
     def _received(self, worker: int, reference: Any) -> Report:

@@ -272,7 +272,7 @@ def test_an_existing_output_is_refused(room: Path, command: str, kind: str) -> N
     before = listing(room)
     done = run_cli(*arguments(room, command))
     assert done.code == 2, done.err
-    assert_one_line(done.lines, "out exists; choose another output or pass --overwrite")
+    assert_one_line(done.lines, "out exists; choose another output, or replace it (--overwrite)")
     assert listing(room) == before
 
 

@@ -72,7 +72,7 @@ FAULTS = (
         "artifacts may need",
         machine=lambda patch, room: patch.setattr("shutil.disk_usage", lambda folder: DiskUsage(1, 1, 0)),
     ),
-    Fault("choose another output or pass --overwrite", machine=lambda patch, room: (room / "run").mkdir()),
+    Fault("choose another output, or replace it", machine=lambda patch, room: (room / "run").mkdir()),
 )
 
 
@@ -146,11 +146,11 @@ FINETUNE = "finetune MODEL --factors FACTORS --text TEXTS -o OUT --steps 2 --bat
         (f"{EXTEND} --lora 4", 2, "need --stages PLAN"),
         (f"{EXTEND} --from FACTORS", 2, "expected more than the 256 tokens that --from reaches"),
         (f"{EXTEND} --resume", 2, "no such run to resume"),
-        (EXTEND.replace("OUT", "TEXTS"), 2, "choose another output or pass --overwrite"),
+        (EXTEND.replace("OUT", "TEXTS"), 2, "choose another output, or replace it (--overwrite)"),
         (EXTEND.replace("OUT", "TEXTS --overwrite"), 2, "expected a run of extend to overwrite"),
         (SEARCH.replace(str(TARGET), str(WINDOW)), 2, "expected more than the model's window"),
         (SEARCH.replace("TEXTS", "SHORT"), 2, f"expected a document of at least {TARGET} tokens"),
-        (SEARCH.replace("OUT", "FACTORS"), 2, "choose another output or pass --overwrite"),
+        (SEARCH.replace("OUT", "FACTORS"), 2, "choose another output, or replace it (--overwrite)"),
         (SEARCH.replace("OUT", "TEXTS --overwrite"), 2, "expected the name of a file"),
         (f"{SEARCH} --plots SHORT", 2, "is a file; expected a folder"),
         (f"{SEARCH} --from FACTORS", 2, "expected more than the 256 tokens that --from reaches"),
@@ -158,7 +158,7 @@ FINETUNE = "finetune MODEL --factors FACTORS --text TEXTS -o OUT --steps 2 --bat
         (f"{FINETUNE} --length 512", 2, "expected at most the factors' target of 256"),
         (f"{FINETUNE} --teacher MODEL", 2, "expected --distil-short beside it"),
         (f"{FINETUNE} --lora 4 --lora-layers 9", 2, "expected at most the model's 2 layers"),
-        (FINETUNE.replace("OUT", "TEXTS"), 2, "choose another output or pass --overwrite"),
+        (FINETUNE.replace("OUT", "TEXTS"), 2, "choose another output, or replace it (--overwrite)"),
     ],
 )
 def test_a_plan_refuses_what_the_run_refuses(

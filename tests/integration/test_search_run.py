@@ -14,11 +14,11 @@ import pytest
 from longrope import scoring
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import attention_factor_formula
+from longrope.machine import Machine
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.search import (
     Candidate,
-    Machine,
     SearchOptions,
     WindowModel,
     evaluate_methods,
@@ -310,7 +310,7 @@ def test_a_finished_run_is_not_measured_again(plain, checkpoint, corpus, tmp_pat
 
 def test_another_run_is_refused(checkpoint, corpus, tmp_path):
     search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path)
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume it"):
         search(checkpoint, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path)
     with pytest.raises(InputError, match=r"settings\.seed was 0, is 1"):
         search(checkpoint, corpus, TARGET, options=replace(OPTIONS, seed=1), journal_dir=tmp_path, resume=True)

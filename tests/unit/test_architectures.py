@@ -91,5 +91,5 @@ def test_llama_is_exported_everywhere() -> None:
     ("written", "meant"), [("lama", "llama"), ("Llama", "llama"), ("mistrall", "mistral"), ("qwen", "qwen2|qwen3")]
 )
 def test_a_misspelt_type_gets_a_hint(written: str, meant: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"did you mean ({meant})\? Supported: "):
+    with pytest.raises(UnsupportedError, match=rf"did you mean ({meant})\? expected one of "):
         architecture_of({"model_type": written})

@@ -136,3 +136,17 @@ def heavy_modules_after(code: str) -> set[str]:
 )
 def test_nothing_heavy_is_loaded_before_it_is_used(code: str) -> None:
     assert heavy_modules_after(code) == set()
+
+
+def test_errors_of_the_engine_name_no_option_in_their_text() -> None:
+    """`LongRopeError.option` says which option mends it; the command line adds it."""
+    found = []
+    for file in (REPOSITORY / "longrope").rglob("*.py"):
+        for raised in (
+            node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Raise)
+        ):
+            texts = [part.value for part in ast.walk(raised) if isinstance(part, ast.Constant)]
+            found += [
+                (file.name, raised.lineno) for text in texts if isinstance(text, str) and re.search(r"--[a-z]", text)
+            ]
+    assert found == []

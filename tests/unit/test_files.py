@@ -131,7 +131,7 @@ def half_written(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def test_an_existing_output_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "out").mkdir() if kind == "folder" else (tmp_path / "out").write_text("old")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"out exists; choose another output or pass --overwrite"):
+    with pytest.raises(InputError, match=r"out exists; choose another output, or replace it"):
         _staged_file(tmp_path / "out", "new")
     assert contents(tmp_path) == before
 

@@ -220,7 +220,7 @@ def test_the_default_plan_scales_with_the_target(window: int, target: int, expec
 
 
 def test_a_plan_beyond_the_target_is_refused() -> None:
-    with pytest.raises(InputError, match="beyond --target-length 8192"):
+    with pytest.raises(InputError, match="beyond the target length of 8192"):
         read_plan("paper-llama2").for_model(256, 8192)
 
 
@@ -263,7 +263,7 @@ def test_toml_plans(tmp_path: Path) -> None:
         ("[[stage]]\nlength = 128\nfactors = 'rescale'", "no factors before it"),
         ("[[stage]]\nlength = 128\nfactors = 3", "expected search, rescale or a path"),
         ("[[stage]", "not a readable TOML file"),
-        ("speed = 3\n[[stage]]\nlength = 128", "unknown key speed; expected name, original, source"),
+        ("speed = 3\n[[stage]]\nlength = 128", "unknown key speed; expected one of name, original, source"),
     ],
 )
 def test_bad_plans_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

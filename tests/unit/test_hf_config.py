@@ -70,7 +70,7 @@ def test_the_rest_of_the_config_is_kept() -> None:
 
 
 def test_start_tokens_are_refused_with_the_way_out() -> None:
-    with pytest.raises(UnsupportedError, match=r"n_hat = 4 start tokens; export to ONNX.*--n-hat 0"):
+    with pytest.raises(UnsupportedError, match=r"n_hat = 4 start tokens; export to ONNX.*search without start tokens"):
         extended_config(plain_config(), bound(n_hat=4))
 
 

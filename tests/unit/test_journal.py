@@ -68,7 +68,7 @@ def test_a_journal_without_records_leaves_nothing_behind(tmp_path):
 
 def test_an_existing_journal_is_not_overwritten(tmp_path):
     path = written(tmp_path / "j.jsonl", {"n": 1})
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume it"):
         Journal(path, HEADER, resume=False)
     assert len(path.read_text().splitlines()) == 2
 

@@ -162,7 +162,7 @@ def test_an_answer_ends_where_room_or_text_ends(pico: Checkpoint) -> None:
 
 def test_documents_that_do_not_fit_are_refused_with_counts(pico: Checkpoint) -> None:
     short = {**QUESTIONS[0], "context": "The mill."}
-    with pytest.raises(InputError, match=r"2 of 3 documents do not fit a window of 128 .* --truncate"):
+    with pytest.raises(InputError, match=r"2 of 3 documents do not fit a window of 128 .* cut their middles"):
         TaskRunner(Knowing(pico), pico, max_new_tokens=8).questions([QUESTIONS[0], short, QUESTIONS[1]], 128)
 
 

@@ -6,11 +6,10 @@ what they are given is a `Problem`, what they yield are trials.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
-from longrope.errors import InputError
+from longrope.errors import InputError, choices
 from longrope.search.strategies.evolution import Schedule
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import Plan, Planned, Strategy
@@ -56,9 +55,7 @@ def check_strategy(name: str, *, n_hat: bool = False, attention: bool = False) -
 def _plan(name: str) -> Callable[[Problem], Plan]:
     where = STRATEGIES.get(name)
     if where is None:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"unknown strategy {name!r}{hint} Known: {', '.join(sorted(STRATEGIES))}")
+        raise InputError(f"unknown strategy {name!r}; {choices(name, STRATEGIES)}")
     module, _, attribute = where.partition(":")
     plan: Callable[[Problem], Plan] = getattr(import_module(module), attribute)
     return plan

@@ -3,7 +3,7 @@
     μ_i = 1 for i < α        non-decreasing between        μ_i = s for i ≥ β
 
 The genome is (α, β, the genes between); α and β move by mutation as the genes do, each with probability 0.3.
-Source: microsoft/LongRoPE's search of that name, as described in the project's notes on the method.
+Source: the search of that name in the authors' repository, microsoft/LongRoPE.
 """
 
 from __future__ import annotations
