@@ -94,8 +94,8 @@ def distributed(bench: Bench) -> None:
     for count in (2, 4):
         runs = {
             "FSDP2": base,
-            "Ulysses": replace(base, sequence_size=count, weight_shards=1),
-            "FSDP2 and Ulysses": replace(base, sequence_size=2, recompute=True),
+            "Ulysses": replace(base, sequence_parallel=count, fsdp=1),
+            "FSDP2 and Ulysses": replace(base, sequence_parallel=2, recompute=True),
         }
         for name, outcomes in run_processes(count, train, runs).items():
             losses, weights = worst(outcomes, alone)
@@ -159,7 +159,7 @@ def _resharded(bench: Bench, folder: Path) -> None:
     half = replace(base, steps=5, save_every=5, checkpoints=folder / "half")
     run_processes(2, train, {"half": half})
     for count in (1, 4):
-        rest = replace(base, save_every=100, checkpoints=folder / "half", sequence_size=1 if count == 1 else 2)
+        rest = replace(base, save_every=100, checkpoints=folder / "half", sequence_parallel=1 if count == 1 else 2)
         outcomes = [train(rest)] if count == 1 else run_processes(count, train, {"rest": rest})["rest"]
         losses, weights = worst(outcomes, whole, first=5)
         how = f"saved by 2 processes, resumed by {count}"

@@ -199,11 +199,12 @@ def check_processes(options: ExtendOptions) -> None:
     """Refuse what this many processes could not share."""
     if WORLD_SIZE > 1 and options.stages is None:
         raise InputError("several processes share the training of --stages; a search is shared by --workers")
-    if WORLD_SIZE % options.training.sequence_size:
-        raise InputError(
-            f"--sequence-size {options.training.sequence_size}: expected a divisor of the number of processes "
-            f"({WORLD_SIZE}); torchrun starts them"
-        )
+    sizes = {"sequence-parallel": options.training.sequence_parallel, "fsdp": options.training.fsdp or 1}
+    for name, size in sizes.items():
+        if WORLD_SIZE % size:
+            raise InputError(
+                f"--{name} {size}: expected a divisor of the number of processes ({WORLD_SIZE}); torchrun starts them"
+            )
 
 
 def check_effects(options: ExtendOptions) -> None:
@@ -280,7 +281,7 @@ def check_training(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpu
     from longrope.finetune.model import require_extras, require_trainable
     from longrope.finetune.progressive import check_stages
 
-    size = options.training.sequence_size
+    size = options.training.sequence_parallel
     for stage in options.stages.stages:
         if stage.steps and (stage.batch % (WORLD_SIZE // size) or stage.row_length % size):
             raise InputError(

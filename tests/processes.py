@@ -99,7 +99,7 @@ class Run:
 
     Args:
         model: folder of the pico model.
-        sequence_size, weight_shards: see `Parallel.from_environment`.
+        sequence_parallel, fsdp: see `Parallel.from_environment`.
         rows: rows of `ROW` tokens in a global batch.
         recompute: activation checkpointing.
         checkpoints: their folder; a run goes on from the latest.
@@ -109,8 +109,8 @@ class Run:
     """
 
     model: Path
-    sequence_size: int = 1
-    weight_shards: int | None = None
+    sequence_parallel: int = 1
+    fsdp: int | None = None
     steps: int = 10
     rows: int = 4
     recompute: bool = False
@@ -151,7 +151,7 @@ def row(step: int, number: int) -> PackedBatch:
 
 def train(run: Run) -> Outcome:
     """Train in this process, with the others that torchrun started, if any."""
-    with Parallel.from_environment(run.sequence_size, device="cpu", weight_shards=run.weight_shards) as parallel:
+    with Parallel.from_environment(run.sequence_parallel, device="cpu", fsdp=run.fsdp) as parallel:
         return _train(run, parallel)
 
 
@@ -189,7 +189,7 @@ def _step(parallel: Parallel, whole: nn.Module, rows: list[PackedBatch]) -> tupl
     """One row at a time: gradients accumulate."""
     total = sum(batch.weight for batch in rows)
     summed = torch.zeros(())
-    for batch in rows[parallel.data_rank :: parallel.data_size]:
+    for batch in rows[parallel.data_rank :: parallel.data_parallel]:
         loss = whole(batch.map(parallel.split_sequence)) / total
         loss.backward()
         summed += loss.detach()

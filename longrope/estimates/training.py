@@ -152,11 +152,11 @@ def training_memory(
 def _step_parts(
     checkpoint: Checkpoint, stage: Stage, options: TrainOptions, world_size: int, recompute: bool
 ) -> dict[str, float]:
-    shape, rows = DecoderShape.of(checkpoint.config), max(1, stage.batch * options.sequence_size // world_size)
+    shape, rows = DecoderShape.of(checkpoint.config), max(1, stage.batch * options.sequence_parallel // world_size)
     setting = TrainingSetting(
         length=rows_per_pass(stage, options, rows) * stage.row_length,
-        fsdp=world_size,
-        sequence_parallel=options.sequence_size,
+        fsdp=options.fsdp or world_size,
+        sequence_parallel=options.sequence_parallel,
         trained=_trained_share(shape, options),
         backward_layers=options.lora_layers,
         compute_bytes=DTYPES[options.dtype].itemsize,

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from longrope.checkpoint import Checkpoint
 
 # Options that may change when a run is resumed.
-MACHINE_ONLY = ("device", "threads", "save_every", "peak_flops", "pass_tokens", "sequence_size", "checkpointing")
+MACHINE_ONLY = (
+    "device",
+    "threads",
+    "save_every",
+    "peak_flops",
+    "pass_tokens",
+    "sequence_parallel",
+    "fsdp",
+    "checkpointing",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class TrainOptions:
         pass_tokens: tokens of one forward and backward, at least a row; None for `DEFAULT_PASS`.
         liger: Liger's kernels for norms and MLPs (needs liger-kernel and a GPU).
         save_every: steps between checkpoints.
-        sequence_size: processes that share one sequence (Ulysses).
+        sequence_parallel: processes that share one sequence (Ulysses).
+        fsdp: processes that one copy of the weights is sharded over (FSDP2; HSDP where it is fewer than all); None for all.
         peak_flops: FLOP/s of one device, for the model-FLOPs use; None takes a known GPU's.
 
     Raises:
@@ -67,7 +77,10 @@ class TrainOptions:
     weight_decay: float = option(0.0, minimum=0, help="Weight decay of matrices; vectors have none.")
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
-    sequence_size: int = option(1, minimum=1, help="Processes that share one sequence in training (Ulysses).")
+    sequence_parallel: int = option(1, minimum=1, help="Processes that share one sequence in training (Ulysses).")
+    fsdp: int | None = option(
+        None, minimum=1, unset="all processes", help="Processes that one copy of the trained weights is sharded over."
+    )
     pass_tokens: Tokens | None = option(
         None, unset="8192", help="Tokens of one forward pass in training, at least a row."
     )

@@ -1,6 +1,6 @@
 """Many processes as one: who holds which sequences, which part of a sequence, and which part of the weights.
 
-    8 processes, sequence_size 4                       rank = data_rank * sequence_size + sequence_rank
+    8 processes, sequence_parallel 4                       rank = data_rank * sequence_parallel + sequence_rank
 
               part 0  part 1  part 2  part 3           sequence_rank: Ulysses, an all-to-all inside each attention
     row 0       0       1       2       3              data_rank: other sequences
@@ -43,16 +43,16 @@ class Parallel:
     Args:
         rank: number of this process.
         world_size: number of processes.
-        sequence_size: processes that share one sequence; neighbours, so that they sit in one machine.
+        sequence_parallel: processes that share one sequence; neighbours, so that they sit in one machine.
         device: what this process computes on.
         weights_mesh: [copies, parts of a copy] of the weights; None in one process.
-        sequence_group: the processes that share this one's sequences; None where sequence_size is 1.
+        sequence_group: the processes that share this one's sequences; None where sequence_parallel is 1.
         patient_group: all processes again, over gloo, whose collectives wait for days; None in one process.
     """
 
     rank: int
     world_size: int
-    sequence_size: int
+    sequence_parallel: int
     device: torch.device
     weights_mesh: DeviceMesh | None = None
     sequence_group: dist.ProcessGroup | None = None
@@ -61,23 +61,23 @@ class Parallel:
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> Parallel:
         """One process, no process group."""
-        return cls(rank=0, world_size=1, sequence_size=1, device=torch.device(device))
+        return cls(rank=0, world_size=1, sequence_parallel=1, device=torch.device(device))
 
     @classmethod
     def from_environment(
         cls,
-        sequence_size: int = 1,
+        sequence_parallel: int = 1,
         *,
         device: str | None = None,
-        weight_shards: int | None = None,
+        fsdp: int | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> Parallel:
         """Join the processes that torchrun started; `single` where it started none.
 
         Args:
-            sequence_size: processes that share one sequence; divides their number.
+            sequence_parallel: processes that share one sequence; divides their number.
             device: "cuda" or "cpu"; None takes CUDA where it is. The group talks through nccl or gloo accordingly.
-            weight_shards: processes that one copy of the weights is spread over; None for all of them, 1 for a whole copy
+            fsdp: processes that one copy of the weights is spread over; None for all of them, 1 for a whole copy
                 in each. Between: HSDP, e.g. the devices of a machine.
             timeout: how long a process waits for the others before it gives up.
 
@@ -86,35 +86,37 @@ class Parallel:
         """
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        _check_divides("sequence_size", sequence_size, world_size)
-        _check_divides("weight_shards", weight_shards or world_size, world_size)
+        _check_divides("sequence_parallel", sequence_parallel, world_size)
+        _check_divides("fsdp", fsdp or world_size, world_size)
         if "RANK" not in os.environ:
             return cls.single(kind)
         place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(place)
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timeout)
-        shards = weight_shards or world_size
+        shards = fsdp or world_size
         weights = init_device_mesh(kind, (world_size // shards, shards), mesh_dim_names=("copies", "parts"))
-        rows = init_device_mesh(kind, (world_size // sequence_size, sequence_size), mesh_dim_names=("data", "sequence"))
-        group = rows.get_group("sequence") if sequence_size > 1 else None
+        rows = init_device_mesh(
+            kind, (world_size // sequence_parallel, sequence_parallel), mesh_dim_names=("data", "sequence")
+        )
+        group = rows.get_group("sequence") if sequence_parallel > 1 else None
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        return cls(dist.get_rank(), world_size, sequence_size, place, weights, group, patient)
+        return cls(dist.get_rank(), world_size, sequence_parallel, place, weights, group, patient)
 
     # -- who this is
 
     @property
     def data_rank(self) -> int:
-        """Which rows of a global batch are this process's: those with `row % data_size == data_rank`."""
-        return self.rank // self.sequence_size
+        """Which rows of a global batch are this process's: those with `row % data_parallel == data_rank`."""
+        return self.rank // self.sequence_parallel
 
     @property
-    def data_size(self) -> int:
-        return self.world_size // self.sequence_size
+    def data_parallel(self) -> int:
+        return self.world_size // self.sequence_parallel
 
     @property
     def sequence_rank(self) -> int:
-        return self.rank % self.sequence_size
+        return self.rank % self.sequence_parallel
 
     @property
     def is_main(self) -> bool:
@@ -177,21 +179,21 @@ class Parallel:
     # -- sequences
 
     def split_sequence(self, tensor_BT: Tensor) -> Tensor:
-        """This process's part of every sequence: [B, T, …] → [B, T / sequence_size, …].
+        """This process's part of every sequence: [B, T, …] → [B, T / sequence_parallel, …].
 
         Whatever a position needs to know of its neighbours must be in the tensor before: labels are shifted, position ids and
         the factor set of every token are those of the whole sequence.
 
         Raises:
-            InputError: T is not a multiple of sequence_size.
+            InputError: T is not a multiple of sequence_parallel.
         """
         length = tensor_BT.shape[1]
-        if length % self.sequence_size:
+        if length % self.sequence_parallel:
             raise InputError(
-                f"a sequence of {length} tokens cannot be shared by {self.sequence_size} processes; "
-                f"expected a multiple of {self.sequence_size}"
+                f"a sequence of {length} tokens cannot be shared by {self.sequence_parallel} processes; "
+                f"expected a multiple of {self.sequence_parallel}"
             )
-        return tensor_BT.chunk(self.sequence_size, dim=1)[self.sequence_rank].contiguous()
+        return tensor_BT.chunk(self.sequence_parallel, dim=1)[self.sequence_rank].contiguous()
 
     # -- together
 
@@ -237,7 +239,8 @@ class Parallel:
 @contextmanager
 def processes(options: TrainOptions) -> Iterator[Parallel]:
     """The processes that torchrun started, or this one with the device that was asked for."""
-    with Parallel.from_environment(options.sequence_size, device=options.device.split(":")[0]) as parallel:
+    kind = options.device.split(":")[0]
+    with Parallel.from_environment(options.sequence_parallel, device=kind, fsdp=options.fsdp) as parallel:
         yield parallel if parallel.world_size > 1 else Parallel.single(options.device)
 
 

@@ -120,8 +120,8 @@ def finetune(
     set_threads(options.threads)
     require_extras(options)
     bound = training_factors(checkpoint.bind(factors), stage)
-    if stage.batch % parallel.data_size:
-        raise InputError(f"batch: expected a multiple of the {parallel.data_size} processes, got {stage.batch}")
+    if stage.batch % parallel.data_parallel:
+        raise InputError(f"batch: expected a multiple of the {parallel.data_parallel} processes, got {stage.batch}")
     rows = training_rows(checkpoint, corpus, mixture_of(stage, bound, options))
     source = (teacher or checkpoint) if stage.distil_short else None
     _check_teacher(source, checkpoint)
@@ -272,7 +272,7 @@ class _Run:
     def _batches(self) -> Iterator[PackedBatch]:
         """The passes of this process in the coming step; processes that share sequences get the same ones."""
         first = self.step * self.stage.batch
-        numbers = range(first + self.parallel.data_rank, first + self.stage.batch, self.parallel.data_size)
+        numbers = range(first + self.parallel.data_rank, first + self.stage.batch, self.parallel.data_parallel)
         together = rows_per_pass(self.stage, self.options, len(numbers))
         for start in range(0, len(numbers), together):
             yield join([self.rows.row(number) for number in numbers[start : start + together]])
@@ -291,7 +291,7 @@ class _Run:
         lengths = [length for batch in batches for length in batch.lengths]
         return (
             model_flops(self.shape, lengths, self.options.lora_layers)
-            / self.parallel.sequence_size
+            / self.parallel.sequence_parallel
             / seconds
             / self.peak
         )

@@ -31,7 +31,7 @@ def use_ulysses(model: Any, parallel: Parallel, inner: str) -> None:
 
     Args:
         model: its attention must go through transformers' registry of attention functions.
-        parallel: who shares a sequence with whom; with sequence_size 1 the model gets `inner` itself.
+        parallel: who shares a sequence with whom; with sequence_parallel 1 the model gets `inner` itself.
         inner: name of the attention function that sees whole sequences, in transformers' registry.
 
     Raises:
@@ -41,7 +41,7 @@ def use_ulysses(model: Any, parallel: Parallel, inner: str) -> None:
 
     name = inner
     if parallel.sequence_group is not None:
-        check_heads(model.config, parallel.sequence_size)
+        check_heads(model.config, parallel.sequence_parallel)
         name = PREFIX + inner
         ALL_ATTENTION_FUNCTIONS.register(name, Ulysses(parallel.sequence_group, ALL_ATTENTION_FUNCTIONS[inner]))
     try:
@@ -50,13 +50,13 @@ def use_ulysses(model: Any, parallel: Parallel, inner: str) -> None:
         raise UnsupportedError(f"{type(model).__name__}: its attention cannot be replaced: {error}") from None
 
 
-def check_heads(config: Any, sequence_size: int) -> None:
+def check_heads(config: Any, sequence_parallel: int) -> None:
     """Raise UnsupportedError unless every process gets the same number of query heads."""
     heads = config.num_attention_heads
-    if heads % sequence_size:
+    if heads % sequence_parallel:
         options = [size for size in range(1, heads + 1) if heads % size == 0]
         raise UnsupportedError(
-            f"{heads} attention heads cannot be shared by {sequence_size} processes; expected one of {options}"
+            f"{heads} attention heads cannot be shared by {sequence_parallel} processes; expected one of {options}"
         )
 
 
@@ -128,10 +128,10 @@ class LocalHeads:
         return getattr(self._module, name)
 
 
-def repeated_heads(x: Tensor, sequence_size: int) -> Tensor:
+def repeated_heads(x: Tensor, sequence_parallel: int) -> Tensor:
     """Repeat key or value heads [B, H_kv, T, d] just so often that the processes can share them.
 
     With fewer key heads than processes, several processes work with the same one; its gradient is their sum.
     """
-    times = sequence_size // math.gcd(x.shape[1], sequence_size)
+    times = sequence_parallel // math.gcd(x.shape[1], sequence_parallel)
     return x if times == 1 else x.repeat_interleave(times, dim=1)

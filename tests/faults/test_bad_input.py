@@ -186,7 +186,7 @@ CASES: dict[str, Case] = {
     ),
     "stages on top of a file": Case(f"{EXTEND} --stages default --from FACTORS", 2, "--from with --stages"),
     "one row over processes, in one": Case(
-        f"{EXTEND} --stages default --sequence-size 2", 2, "expected a divisor of the number of processes"
+        f"{EXTEND} --stages default --sequence-parallel 2", 2, "expected a divisor of the number of processes"
     ),
     "short factors where no runtime takes them": Case(
         "recover MODEL --factors FACTORS --window 65 --text TEXT -o OUT",

@@ -74,7 +74,7 @@ def test_two_processes_save_and_one_or_four_go_on(pico: Any, tmp_path: Path) -> 
     whole = train(run)
     half = replace(run, steps=5, save_every=5, checkpoints=tmp_path / "saved")
     run_processes(2, train, {"half": half})
-    for count, changes in ((1, {}), (4, {"sequence_size": 2})):
+    for count, changes in ((1, {}), (4, {"sequence_parallel": 2})):
         folder = tmp_path / f"resumed-{count}"
         shutil.copytree(tmp_path / "saved", folder)
         rest = replace(run, checkpoints=folder, save_every=100, **changes)

@@ -98,7 +98,7 @@ def test_a_plan_tells_tokens_memory_and_time(pico: Checkpoint, single_file: Path
     [
         (("--length", "512"), 2, "at most the factors' target of 256"),
         (("--optimizer", "adamw8bit"), 3, "pip install bitsandbytes"),
-        (("--sequence-size", "2"), 2, "expected a divisor of the number of processes"),
+        (("--sequence-parallel", "2"), 2, "expected a divisor of the number of processes"),
         (("--text", "missing"), 2, "no such file"),
         (("--short-share", "60%", "--retrieval-share", "50%"), 2, "short_share: expected room for text"),
         (("--teacher", "default"), 2, "--teacher default: expected --distil-short beside it"),
@@ -138,7 +138,7 @@ def test_a_tuned_model_is_tuned_further(pico: Checkpoint, single_file: Path, tex
     assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("extra", [(), ("--sequence-size", "2")], ids=["weights in parts", "sequences in parts"])
+@pytest.mark.parametrize("extra", [(), ("--sequence-parallel", "2")], ids=["weights in parts", "sequences in parts"])
 def test_torchrun_gives_the_curve_of_one_process(
     pico: Checkpoint, single_file: Path, texts: Path, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:

@@ -51,18 +51,18 @@ def test_the_reference_run_moves(alone: Outcome) -> None:
 def test_processes_train_as_one_does(base: Run, alone: Outcome, count: int) -> None:
     runs = {
         "weights in parts": replace(base, recompute=True),
-        "sequences in parts": replace(base, sequence_size=count, weight_shards=1),
-        "both": replace(base, sequence_size=2, recompute=True),
+        "sequences in parts": replace(base, sequence_parallel=count, fsdp=1),
+        "both": replace(base, sequence_parallel=2, recompute=True),
     }
     if count == 4:
-        runs["copies of parts"] = replace(base, weight_shards=2)
+        runs["copies of parts"] = replace(base, fsdp=2)
     for outcomes in run_processes(count, train, runs).values():
         for outcome in outcomes:
             assert_same(outcome, alone)
 
 
 def test_weights_are_in_parts_only_where_that_was_asked(base: Run, alone: Outcome) -> None:
-    runs = {"parts": replace(base, steps=1), "copies": replace(base, steps=1, weight_shards=1)}
+    runs = {"parts": replace(base, steps=1), "copies": replace(base, steps=1, fsdp=1)}
     found = run_processes(2, train, runs)
     assert [outcome.numel_here for outcome in found["parts"]] == [alone.numel_here // 2] * 2
     assert [outcome.numel_here for outcome in found["copies"]] == [alone.numel_here] * 2
@@ -76,7 +76,7 @@ def test_one_process_splits_nothing() -> None:
     tensor = torch.arange(12).view(2, 6)
     assert torch.equal(parallel.split_sequence(tensor), tensor)
     assert parallel.sum_(torch.tensor(3.0)) == 3
-    assert (parallel.rank, parallel.data_size, parallel.sequence_rank, parallel.is_main) == (0, 1, 0, True)
+    assert (parallel.rank, parallel.data_parallel, parallel.sequence_rank, parallel.is_main) == (0, 1, 0, True)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,12 @@ def test_places_of_eight_processes() -> None:
 
 def test_sizes_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
-    with pytest.raises(InputError, match=r"sequence_size: expected a divisor of the number of processes \(4\), got 3"):
+    with pytest.raises(
+        InputError, match=r"sequence_parallel: expected a divisor of the number of processes \(4\), got 3"
+    ):
         Parallel.from_environment(3, device="cpu")
-    with pytest.raises(InputError, match="weight_shards"):
-        Parallel.from_environment(2, device="cpu", weight_shards=8)
+    with pytest.raises(InputError, match="fsdp"):
+        Parallel.from_environment(2, device="cpu", fsdp=8)
     with pytest.raises(InputError, match="a sequence of 10 tokens cannot be shared by 4 processes"):
         Parallel(0, 4, 4, torch.device("cpu")).split_sequence(torch.zeros(1, 10))
 

@@ -31,14 +31,14 @@ class Job:
     texts: Path
     folder: Path
     options: dict[str, Any]
-    sequence_size: int = 1
+    sequence_parallel: int = 1
     stage: Stage = STAGE
     resume: bool = False
 
 
 def run(job: Job) -> list[float]:
     """Losses of the steps that the log holds."""
-    with Parallel.from_environment(job.sequence_size, device="cpu") as parallel:
+    with Parallel.from_environment(job.sequence_parallel, device="cpu") as parallel:
         checkpoint = open_checkpoint(job.model)
         training = finetune(
             checkpoint,
@@ -65,10 +65,10 @@ def test_processes_give_the_model_that_one_gives(pico: Checkpoint, texts: Path, 
     taught = replace(full, folder=tmp_path / "taught", stage=replace(STAGE, distil_short=True))
     lora = replace(full, folder=tmp_path / "lora", options={"lora_rank": 4})
     together = {
-        "full": replace(full, folder=tmp_path / "full-2", sequence_size=2),
+        "full": replace(full, folder=tmp_path / "full-2", sequence_parallel=2),
         "lora": replace(lora, folder=tmp_path / "lora-2"),
         "taught": replace(taught, folder=tmp_path / "taught-2"),
-        "taught in parts": replace(taught, folder=tmp_path / "taught-3", sequence_size=2),
+        "taught in parts": replace(taught, folder=tmp_path / "taught-3", sequence_parallel=2),
     }
     found = run_processes(2, run, together)
     for name, alone in {"full": full, "lora": lora, "taught": taught, "taught in parts": taught}.items():

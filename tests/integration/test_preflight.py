@@ -55,7 +55,8 @@ class Fault:
 
 # In the order in which a user meets them.
 FAULTS = (
-    Fault("--sequence-size 2: expected a divisor of the number of processes", training={"sequence_size": 2}),
+    Fault("--sequence-parallel 2: expected a divisor of the number of processes", training={"sequence_parallel": 2}),
+    Fault("--fsdp 3: expected a divisor of the number of processes", training={"fsdp": 3}),
     Fault("nowhere: no such file or folder", request=lambda room: {"model": str(room / "nowhere")}),
     Fault(f"--target-length {WINDOW}: expected more than the model's window", options={"target_length": WINDOW}),
     Fault("--from with --stages", search={"from_factors": pico_factors(target=128)}),

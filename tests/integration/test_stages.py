@@ -149,7 +149,7 @@ def test_processes_share_the_training_and_nothing_else(
     ("world_size", "change", "message"),
     [
         (2, (), "shared by --workers"),
-        (1, ("--stages", "PLAN", "--sequence-size", 2), "expected a divisor of the number of processes"),
+        (1, ("--stages", "PLAN", "--sequence-parallel", 2), "expected a divisor of the number of processes"),
         (3, ("--stages", "PLAN"), "expected a batch that 3 processes share"),
     ],
 )
