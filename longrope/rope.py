@@ -135,9 +135,9 @@ def yarn_factors(
     return np.asarray(1.0 / ((1.0 - interpolated) + interpolated / float(length_scale)))
 
 
-def yarn_attention_factor(length_scale: float) -> float:
-    """YaRN's temperature as a factor on cos and sin: 0.1 ln s + 1, 1 for s <= 1."""
-    return 0.1 * math.log(length_scale) + 1.0 if length_scale > 1 else 1.0
+def yarn_attention_factor(length_scale: float, mscale: float = 1.0) -> float:
+    """YaRN's temperature as a factor on cos and sin: 0.1 mscale ln s + 1, 1 for s <= 1."""
+    return 0.1 * mscale * math.log(length_scale) + 1.0 if length_scale > 1 else 1.0
 
 
 def theoretical_critical_dim(rotary_dim: int, rope_theta: float, original: int) -> int:
