@@ -9,7 +9,8 @@ from typing import Any
 
 from converters.base import Check
 from longrope.checkpoint import Checkpoint
-from longrope.factors import BoundFactors, attention_factor_formula
+from longrope.factors import BoundFactors
+from longrope.rope import attention_factor_formula
 
 COMPANIONS = (
     "tokenizer.json",

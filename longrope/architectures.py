@@ -8,7 +8,13 @@ A row says how transformers builds the rotary embedding, and what each format ca
   gguf_as_llama  the network is Llama's under another name, and can be written as architecture llama on request
   sliding_window  config.sliding_window limits attention, in every layer where layer_types says nothing else
   default_window  transformers' sliding_window where config.json is silent
-  hybrid      layers that slide beside layers that see everything share one rotary embedding, and are extended together
+  hybrid      layers that slide beside layers that see everything are no obstacle: what they look back on does not change
+  rotary      which layers rotate, and with what: "all" of them share one embedding; "by_type": layers that see everything
+              have one, which is extended, and those that slide have their own; "local": those that slide rotate and those
+              that see everything do not, where there are both; "listed": as no_rope_layers says
+  default_theta, default_partial  θ and the rotated part of a head where config.json is silent
+  local_theta  the v4 spelling's key of the sliding layers' θ; v5_only: there is no v4 spelling
+  softmax_scale  the softmax scale is computed from the rotary parameters factor and mscale_all_dim, which stay
   drops_cache_at_crossing  transformers' generate empties the cache where the factor sets change
   onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
@@ -16,13 +22,17 @@ Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longrope.errors import UnsupportedError, choices
+from longrope.errors import UnsupportedError
 
 GgufRope = Literal["sets", "freqs"]
+RotaryLayers = Literal["all", "by_type", "local", "listed"]
+Rotates = Literal["extended", "local", "none"]
+FULL, SLIDING = "full_attention", ("sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
@@ -59,14 +69,67 @@ class Architecture:
     sliding_window: bool = False
     hybrid: bool = False
     default_window: int | None = None
+    rotary: RotaryLayers = "all"
+    default_theta: float = 10_000.0
+    default_partial: float | None = None
+    local_theta: str | None = None
+    v5_only: bool = False
+    softmax_scale: bool = False
     drops_cache_at_crossing: bool = False
     note: str = ""
     refusal: str = ""
+
+    @property
+    def needs_layer_types(self) -> bool:
+        """Whether a layer's kind decides how it rotates, so that a configuration that is silent about it is completed."""
+        return self.hybrid or self.rotary != "all"
+
+    def rotates(self, config: Mapping[str, Any], layer_types: Sequence[str], layer: int) -> Rotates:
+        """Which rotary embedding a layer uses.
+
+        Args:
+            config: parsed config.json of the text model.
+            layer_types: what every layer is, by transformers' names.
+            layer: its index.
+        """
+        kind = layer_types[layer]
+        if config.get("position_embedding_type", "rope") != "rope" or kind not in (FULL, "attention", *SLIDING):
+            return "none"  # no rotation anywhere, or a layer without attention
+        slides = kind in SLIDING
+        if self.rotary == "by_type":
+            return "local" if slides else "extended"
+        if self.rotary == "local" and any(each in SLIDING for each in layer_types):
+            return "local" if slides else "none"
+        if self.rotary == "listed":
+            listed = config.get("no_rope_layers") or [(index + 1) % 4 for index in range(len(layer_types))]
+            return "none" if not listed[layer] else "local" if slides else "extended"
+        return "extended"
 
 
 def _table(*rows: Architecture) -> Mapping[str, Architecture]:
     return {row.model_type: row for row in rows}
 
+
+_NOWHERE = "its attention layers rotate nothing (NoPE), so that there is nothing to rescale; it reads longer texts as it is"
+_REMOTE = "transformers has no class for it, only code that comes with the checkpoint, which is never run here"
+# Families whose checkpoints bring their own code, and what can be had instead.
+_REMOTE_TYPES = {
+    "phi3small": "Phi-3-mini, Phi-3-medium and Phi-4 are of type phi3",
+    "internlm2": "InternLM3 is supported, and so is an InternLM2 whose weights were renamed to Llama's",
+    "baichuan": "a checkpoint whose weights were renamed to Llama's is supported (W_pack split into q, k and v)",
+    "chatglm": "use the checkpoint in transformers' own format, whose name ends in -hf (model type glm)",
+    "minicpm": "MiniCPM3 is supported",
+    "kimi_k2": "the network is DeepSeek-V3's: a copy whose config.json says model_type deepseek_v3 is supported",
+}
+# Multimodal types whose `text_config` is one of the table, and the text model's type where that does not say it.
+WRAPPERS = {
+    "mistral3": "mistral",
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "llama4": "llama4_text",
+}
 
 ARCHITECTURES = _table(
     Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
@@ -84,7 +147,7 @@ ARCHITECTURES = _table(
     Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
     Architecture("granitemoe", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
     Architecture("granitemoeshared", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
-    Architecture("minicpm3", gguf="minicpm3", gguf_rope="sets"),
+    Architecture("minicpm3", gguf="minicpm3", gguf_rope="sets", softmax_scale=True),
     Architecture(
         "phi3",
         gguf="phi3",
@@ -100,7 +163,15 @@ ARCHITECTURES = _table(
     ),
     Architecture("apertus", gguf="apertus", gguf_rope="sets"),
     Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True, onnx=DecoderBlock(gated=False)),
-    Architecture("exaone4", gguf="exaone4", gguf_rope="freqs", sliding_window=True, default_window=4096),
+    Architecture(
+        "exaone4",
+        gguf="exaone4",
+        gguf_rope="freqs",
+        sliding_window=True,
+        hybrid=True,
+        rotary="local",
+        default_window=4096,
+    ),
     Architecture(
         "seed_oss", gguf_as_llama=True, onnx=DecoderBlock(), note="llama.cpp's seed_oss loads no rope factors"
     ),
@@ -129,7 +200,52 @@ ARCHITECTURES = _table(
         hybrid=True,
         note="llama.cpp's gemma2 loads no rope factors; every other layer attends to its sliding window only",
     ),
-    Architecture("smollm3", onnx=DecoderBlock(), note="llama.cpp's smollm3 loads no rope factors"),
+    Architecture("smollm3", onnx=DecoderBlock(), rotary="listed", note="llama.cpp's smollm3 loads no rope factors"),
+    Architecture("qwen2_moe", sliding_window=True),
+    Architecture("qwen3_moe", sliding_window=True),
+    Architecture("qwen3_next", default_partial=0.25),
+    Architecture("qwen3_5_text", default_partial=0.25),
+    Architecture("qwen3_5_moe_text", default_partial=0.25),
+    Architecture(
+        "gemma3_text",
+        sliding_window=True,
+        hybrid=True,
+        rotary="by_type",
+        default_theta=1_000_000.0,
+        local_theta="rope_local_base_freq",
+    ),
+    Architecture("gemma4_text", sliding_window=True, hybrid=True, rotary="by_type", v5_only=True),
+    Architecture("olmo"),
+    Architecture("olmo3", sliding_window=True, hybrid=True, rotary="by_type"),
+    Architecture("olmoe"),
+    Architecture("phi", default_partial=0.5),
+    Architecture("glm", default_partial=0.5),
+    Architecture("glm4", default_partial=0.5),
+    Architecture("glm4_moe", default_partial=0.5),
+    Architecture("starcoder2", sliding_window=True),
+    Architecture("stablelm", default_partial=0.25),
+    Architecture("nemotron", default_partial=0.5),
+    Architecture("ernie4_5", default_theta=500_000.0),
+    Architecture("ernie4_5_moe", default_theta=500_000.0),
+    Architecture("internlm3"),
+    Architecture("exaone", default_theta=500_000.0),
+    Architecture("lfm2", default_theta=1_000_000.0),
+    Architecture("gpt_neox", default_partial=0.25),
+    Architecture("minimax_m2", default_theta=5_000_000.0),
+    Architecture("gpt_oss", sliding_window=True, hybrid=True, default_theta=150_000.0),
+    Architecture("cohere", default_theta=500_000.0),
+    Architecture("cohere2", sliding_window=True, hybrid=True, rotary="local"),
+    Architecture("deepseek_v2", softmax_scale=True),
+    Architecture("deepseek_v3", softmax_scale=True),
+    Architecture("bamba", default_partial=0.5),
+    Architecture("falcon_h1"),
+    Architecture("granitemoehybrid"),
+    Architecture("hunyuan_v1_dense"),
+    Architecture("hunyuan_v1_moe"),
+    Architecture("llama4_text", hybrid=True, rotary="listed", default_theta=500_000.0),
+    Architecture("nemotron_h", refusal=_NOWHERE),
+    Architecture("jamba", refusal=_NOWHERE),
+    *(Architecture(name, refusal=f"{_REMOTE}; {way}") for name, way in _REMOTE_TYPES.items()),
 )
 
 
@@ -142,11 +258,28 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     row = ARCHITECTURES.get(str(model_type))
     if row is None:
-        raise UnsupportedError(f"model type {model_type!r} is not supported; {choices(model_type, ARCHITECTURES)}")
+        near = _near_miss(str(model_type))
+        hint = f"did you mean {near}? " if near else ""
+        known = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if not row.refusal))
+        raise UnsupportedError(f"model type {model_type!r} is not supported; {hint}expected one of {known}")
     if row.refusal:
         raise UnsupportedError(f"model type {model_type!r} is not supported: {row.refusal}")
     _refuse_sliding_window(config, row)
     return row
+
+
+def _near_miss(written: str) -> str | None:
+    """A type of the same version whose name differs in a letter or two; another generation's is none."""
+
+    def letters(name: str) -> str:
+        return "".join(filter(str.isalpha, name.lower()))
+
+    def digits(name: str) -> str:
+        return "".join(filter(str.isdigit, name))
+
+    same = [name for name in ARCHITECTURES if digits(written) in ("", digits(name))]
+    near = difflib.get_close_matches(letters(written), [letters(name) for name in same], n=1, cutoff=0.85)
+    return next((name for name in same if near and letters(name) == near[0]), None)
 
 
 def _refuse_sliding_window(config: Mapping[str, Any], row: Architecture) -> None:

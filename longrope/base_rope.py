@@ -9,7 +9,8 @@
     llama3         1 for short wavelengths, s for long ones, a mixture of    1
                    the frequencies between (Llama 3.1, arXiv 2407.21783)
     yarn           NTK by parts (arXiv 2309.00071)                           given, or of s, mscale, mscale_all_dim
-    longrope, su   the lists of the file                                     given, or sqrt(1 + ln s / ln L0)
+    longrope, su   the lists of the file; the short one alone where that     given, or sqrt(1 + ln s / ln L0)
+                   serves the whole window (MiniCPM3)
     proportional   1 for the rotated pairs, 1e30 for those that are not      1
 
 Everything is float64: factors taken from a built model's float32 frequencies cost 1.3e-2 in the logits of Llama 3.2 at
@@ -21,17 +22,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from longrope import rope
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import attention_factor_formula
 
 # A pair that is not rotated: its angle stays 0 at every position that a float32 can hold.
 NOT_ROTATED = 1e30
 DEFAULT_THETA = 10_000.0
+LONGROPE = ("longrope", "su")
 Factors = tuple[float, ...]
 
 
@@ -68,6 +70,32 @@ class BaseRope:
     def has_two_sets(self) -> bool:
         return self.short_factor != self.long_factor
 
+    @property
+    def is_longrope(self) -> bool:
+        """Whether its factors are a list in config.json, as an extension leaves them behind."""
+        return self.rope_type in LONGROPE
+
+    @property
+    def switch(self) -> int:
+        """Tokens up to which the short set is used; `window` where there is one set."""
+        return self.pretraining_window if self.is_longrope else self.window
+
+    def equals(self, other: BaseRope) -> bool:
+        """Whether both rotate alike, up to the last digits."""
+        mine, theirs = (
+            (each.rope_theta, each.attention_factor, *each.short_factor, *each.long_factor) for each in (self, other)
+        )
+        return len(mine) == len(theirs) and all(map(partial(math.isclose, rel_tol=1e-6), mine, theirs))
+
+    @staticmethod
+    def from_json(data: Any, source: str) -> BaseRope:
+        """What `dataclasses.asdict` made, parsed. Raises InputError."""
+        try:
+            sets = {name: tuple(map(float, data[name])) for name in ("short_factor", "long_factor")}
+            return BaseRope(**{**data, **sets})
+        except (TypeError, KeyError, ValueError):
+            raise InputError(f"{source}: base: expected what `factors.json` records of a base RoPE, got {data!r:.80}") from None
+
 
 def base_rope(config: Mapping[str, Any], parameters: Mapping[str, Any], *, rotary_dim: int, window: int) -> BaseRope:
     """The RoPE of a configuration.
@@ -89,7 +117,7 @@ def base_rope(config: Mapping[str, Any], parameters: Mapping[str, Any], *, rotar
     if kind not in _KINDS:
         raise UnsupportedError(f"rope_type {kind!r}: expected one of {', '.join(_KINDS)}")
     short, long, attention = _KINDS[kind](reader)
-    pretraining = reader.pretraining_window if kind in ("llama3", "yarn", "longrope", "su") else window
+    pretraining = reader.pretraining_window if kind in ("llama3", "yarn", *LONGROPE) else window
     return BaseRope(kind, reader.theta, rotary_dim, window, pretraining, short, long, attention)
 
 
@@ -197,9 +225,10 @@ def _yarn_attention(given: _Parameters, scale: float) -> float:
 
 def _longrope(given: _Parameters) -> Sets:
     attention = given.values.get("attention_factor")
-    formula = attention_factor_formula(given.factor(), given.pretraining_window)
+    formula = rope.attention_factor_formula(given.factor(), given.pretraining_window)
     factor = formula if attention is None else given.number("attention_factor")
-    return given.numbers("short_factor"), given.numbers("long_factor"), factor
+    short, long = given.numbers("short_factor"), given.numbers("long_factor")
+    return short, long if given.window > given.pretraining_window else short, factor
 
 
 def _proportional(given: _Parameters) -> Sets:
@@ -220,6 +249,12 @@ _KINDS = {
     "su": _longrope,
     "proportional": _proportional,
 }
+
+
+def plain_rope(rope_theta: float, rotary_dim: int, window: int) -> BaseRope:
+    """RoPE as it was published: nothing is rescaled."""
+    ones = (1.0,) * (rotary_dim // 2)
+    return BaseRope("default", rope_theta, rotary_dim, window, window, ones, ones)
 
 
 def _positive(name: str, value: object) -> float:

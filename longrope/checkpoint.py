@@ -11,17 +11,18 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrope.architectures import Architecture, architecture_of
-from longrope.errors import InputError, MissingRequirementError, UnsupportedError
+from longrope.architectures import WRAPPERS, Architecture, Rotates, architecture_of
+from longrope.base_rope import BaseRope, base_rope, plain_rope
+from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.hf_config import from_config, rope_parameters
+from longrope.hf_config import FULL, from_config, rope_parameters, transformers_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
-DEFAULT_ROPE_THETA = 10_000.0
-EXTENDABLE_ROPE_TYPES = ("default", "longrope", "su", None)
 # Bytes of a weight file that its fingerprint takes: its start, and a sample in every so many.
 FIRST_WEIGHTS, SAMPLE, SAMPLE_EVERY = 1 << 20, 1 << 14, 1 << 23
+# Where multimodal checkpoints keep their text model, in place of `model.`; and its output head.
+TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
+TEXT_HEADS = {"lm_head.": "lm_head.", "language_model.lm_head.": "lm_head."}
 # Buffers that old checkpoints carry; every runtime computes them.
 DERIVED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 
@@ -44,37 +46,63 @@ class Checkpoint:
     Args:
         path: the folder.
         name: what the user called it; goes into reports.
-        config: parsed config.json.
+        config: parsed config.json; of a multimodal model, its `text_config`.
         keep_alive: whatever owns `path` when it is temporary (a GGUF file unpacked for the run).
+        wrapper: the whole config.json of a multimodal model; None elsewhere.
     """
 
     path: Path
     name: str
     config: Mapping[str, Any]
     keep_alive: Any = field(default=None, compare=False, repr=False)
+    wrapper: Mapping[str, Any] | None = None
+
+    @property
+    def whole_config(self) -> Mapping[str, Any]:
+        """config.json as it is."""
+        return self.config if self.wrapper is None else self.wrapper
 
     @cached_property
     def architecture(self) -> Architecture:
         """Row of the architecture table. Raises UnsupportedError."""
         return architecture_of(self.config)
 
+    def require_rotation(self) -> None:
+        """Raise UnsupportedError where no layer rotates that sees everything, so that rescaling extends nothing."""
+        found = {self.rotates(layer) for layer in range(self._config_value("num_hidden_layers"))}
+        if "extended" not in found:
+            where = "in its local layers only, which never see further back" if "local" in found else "nowhere (NoPE)"
+            raise UnsupportedError(
+                f"{self.name}: this {self.model_type} model rotates {where}: rescaling extends nothing. Its layers that "
+                "see everything work without positions, at any length that the model was trained for"
+            )
+
     @property
     def model_type(self) -> str:
         return str(self.config.get("model_type"))
 
     @cached_property
+    def base(self) -> BaseRope:
+        """The RoPE that the model comes with, rescaled by its publisher (or by an extension) or not.
+
+        Raises:
+            InputError: a rotary parameter is missing or out of range.
+            UnsupportedError: a rope_type without a closed form.
+        """
+        theta = {"rope_theta": self.rope_theta}
+        parameters = {**rope_parameters(self.config), **theta}
+        return base_rope(self.config, parameters, rotary_dim=self.rotary_dim, window=self.max_position_embeddings)
+
+    @cached_property
     def factors(self) -> BoundFactors | None:
         """The rescale factors the checkpoint already carries, bound to it; None when it has not been extended."""
         found = from_config(self.config)
-        return self.bind(found, target=self.max_position_embeddings) if found else None
+        return self.bind_product(found, target=self.max_position_embeddings) if found else None
 
     @property
     def window(self) -> int:
-        """L: the window the model was trained for before any extension, in tokens."""
-        extended = from_config(self.config)
-        if extended and extended.original_max_position_embeddings:
-            return extended.original_max_position_embeddings
-        return self._config_value("max_position_embeddings")
+        """L in tokens: the window that the model was released with; of a longrope model, that of its short set."""
+        return self.base.switch
 
     @property
     def max_position_embeddings(self) -> int:
@@ -82,8 +110,12 @@ class Checkpoint:
 
     @property
     def rope_theta(self) -> float:
-        rope = rope_parameters(self.config)
-        return float(rope.get("rope_theta") or self.config.get("rope_theta") or DEFAULT_ROPE_THETA)
+        given = rope_parameters(self.config).get("rope_theta") or self.config.get("rope_theta")
+        old = self.config.get("rotary_emb_base")
+        value = given or old or self.architecture.default_theta
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{self.name}: config.json: rope_theta: expected a number, got {value!r}")
+        return float(value)
 
     @property
     def head_dim(self) -> int:
@@ -95,16 +127,80 @@ class Checkpoint:
         """head_dim * partial_rotary_factor, as transformers computes it; the rotated part of latent attention's heads."""
         if latent := self.config.get("qk_rope_head_dim"):
             return int(latent)
-        rope = rope_parameters(self.config)
-        partial = rope.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0
-        return int(self.head_dim * partial)
+        rope, head_dim = rope_parameters(self.config), self._full_head_dim
+        if rope.get("rope_type") == "proportional":  # gives every pair a frequency, 0 to those that are not rotated
+            return head_dim
+        if whole := self.config.get("rotary_dim"):
+            return int(whole)
+        partial = next((value for value in self._partial_factors(rope) if value is not None), 1.0)
+        return int(head_dim * partial)
+
+    @property
+    def _full_head_dim(self) -> int:
+        """Dimensions of a head in layers that see everything (Gemma 4's are larger than those of its other layers)."""
+        by_layer = self.config.get("per_layer_config") or {}
+        own = (by_layer.get(str(layer), {}) for layer, kind in enumerate(self.layer_types) if kind == FULL)
+        found = next((each["head_dim"] for each in own if "head_dim" in each), None) if by_layer else None
+        return int(self.config.get("global_head_dim") or found or self.head_dim)
+
+    def _partial_factors(self, rope: Mapping[str, Any]) -> Iterator[float | None]:
+        """Every spelling of the rotated part of a head, and the type's default."""
+        yield rope.get("partial_rotary_factor")
+        yield self.config.get("partial_rotary_factor")
+        yield self.config.get("rotary_pct")
+        yield self.architecture.default_partial
+
+    @cached_property
+    def layer_types(self) -> Sequence[str]:
+        """What each layer attends to, as transformers calls it; `full_attention` where the configuration is silent."""
+        given = self.config.get("layer_types")
+        if not given and self.architecture.needs_layer_types:
+            given = getattr(transformers_config(self.config), "layer_types", None)
+        return given or [FULL] * self._config_value("num_hidden_layers")
+
+    def rotates(self, layer: int) -> Rotates:
+        """Which rotary embedding a layer uses: the `extended` one, its type's own `local` one, or `none`."""
+        return self.architecture.rotates(self.config, self.layer_types, layer)
+
+    @cached_property
+    def text_prefix(self) -> str:
+        """What the names of the text model's weights begin with in the files: `model.`, of multimodal models another."""
+        if self.wrapper is None:
+            return "model."
+        names = [name for file in self.weight_files for name in safetensors_header(file)]
+        found = [prefix for prefix in TEXT_PREFIXES if any(name.startswith(prefix) for name in names)]
+        if len(found) != 1:
+            raise InputError(f"{self.name}: expected weights of a text model under {' or '.join(TEXT_PREFIXES)}")
+        return found[0]
+
+    def text_name(self, stored: str) -> str | None:
+        """The name of a stored weight within the text model (`model.layers.0…`, `lm_head.weight`); None for the others'."""
+        if self.wrapper is None:
+            return stored
+        if stored.startswith(self.text_prefix):
+            return "model." + stored.removeprefix(self.text_prefix)
+        head = next((head for head in TEXT_HEADS if stored.startswith(head)), None)
+        return head and TEXT_HEADS[head] + stored.removeprefix(head)
 
     @property
     def vocab_size(self) -> int:
         return self._config_value("vocab_size")
 
+    def base_for(self, target: int) -> BaseRope:
+        """The RoPE that an extension to `target` tokens is put on.
+
+        The model's own; but where its own longrope reaches `target`, the plain RoPE that was extended.
+        """
+        if self.base.is_longrope and target <= self.base.window:
+            return plain_rope(self.rope_theta, self.rotary_dim, self.window)
+        return self.base
+
     def bind(self, factors: RescaleFactors, target: int | None = None) -> BoundFactors:
-        """`factors` with this model's facts filled in; what is bound to it already comes back equal.
+        """`factors` with this model's facts filled in, as products with its own RoPE; bound ones come back equal.
+
+        Factors are put on the RoPE with which the model reaches the length that they extend: they say it as
+        `original_max_position_embeddings`, and where they are silent it is the released window. Those that hold a base
+        already (`RescaleFactors.base`), and those that extend a longrope model from before, are not multiplied again.
 
         Args:
             factors: as a file says them.
@@ -112,9 +208,44 @@ class Checkpoint:
 
         Raises:
             FactorError: a contradiction, or neither the factors nor `target` say L'.
-            UnsupportedError: as `require_extendable`.
+            UnsupportedError: a rope_type without a closed form, or start tokens on a rescaled RoPE.
         """
-        self.require_extendable()
+        length = factors.target_length or target
+        if factors.base is not None or length is None:
+            return self.bind_product(factors, target)
+        base = self.base_for(length)
+        if base.is_plain or factors.original_max_position_embeddings not in (None, base.window):
+            return self.bind_product(factors, target)
+        if factors.num_pairs != len(base.long_factor):
+            return self.bind_product(factors, target)  # which says what is wrong with them
+        attention = factors.attention_factor
+        product = replace(
+            factors,
+            short_factor=_times(factors.short_factor, base.short_factor),
+            long_factor=_times(factors.long_factor, base.long_factor),
+            attention_factor=None if attention is None else attention * base.attention_factor,
+            original_max_position_embeddings=base.switch,
+            base=base,
+        )
+        return self.bind_product(product, target)
+
+    def bind_product(self, factors: RescaleFactors, target: int | None = None) -> BoundFactors:
+        """As `bind`, for factors as a runtime computes with them: whatever base there is, they hold it.
+
+        Raises:
+            FactorError: a contradiction, another base RoPE than this model's, or nothing says L'.
+            UnsupportedError: start tokens on a rescaled RoPE.
+        """
+        own, base = self.base, factors.base
+        if base is not None and not (own.is_longrope or base.is_longrope or base.equals(own)):
+            raise FactorError(
+                f"the factors were made on RoPE of type {base.rope_type!r}, and {self.name} has {own.rope_type!r} of "
+                "another kind; they belong to another model"
+            )
+        if factors.n_hat and not all(each is None or each.is_plain or each.is_longrope for each in (own, base)):
+            raise UnsupportedError(
+                f"{self.name}: start tokens keep the original RoPE, and this model's is rescaled ({own.rope_type}); use n_hat 0"
+            )
         return factors.bound_to(
             original=self.window,
             rope_theta=self.rope_theta,
@@ -122,14 +253,6 @@ class Checkpoint:
             model_type=self.model_type,
             target=target,
         )
-
-    def require_extendable(self) -> None:
-        """Raise UnsupportedError when another method rescales the RoPE already."""
-        rope_type = rope_parameters(self.config).get("rope_type", rope_parameters(self.config).get("type"))
-        if rope_type not in EXTENDABLE_ROPE_TYPES:
-            raise UnsupportedError(
-                f"{self.name}: its RoPE is already rescaled by {rope_type!r}; expected an unscaled or a longrope model"
-            )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -215,7 +338,7 @@ class Checkpoint:
 
 
 def unscaled_factors(checkpoint: Checkpoint, target: int) -> BoundFactors:
-    """The original RoPE as factors for `target` tokens: ones, attention factor 1, no start tokens."""
+    """The model's own RoPE as factors for `target` tokens: ones on its base, no start tokens."""
     ones = (1.0,) * (checkpoint.rotary_dim // 2)
     return checkpoint.bind(RescaleFactors(ones, ones, attention_factor=1.0, method="none"), target=target)
 
@@ -225,6 +348,10 @@ def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> 
     pairs = checkpoint.rotary_dim // 2
     ones, twos = (1.0,) * pairs, (2.0,) * pairs
     return checkpoint.bind(RescaleFactors(ones, twos, n_hat=n_hat, method="placeholder"), target=target)
+
+
+def _times(factors: Sequence[float], base: Sequence[float]) -> tuple[float, ...]:
+    return tuple(factor * own for factor, own in zip(factors, base, strict=True))
 
 
 def open_checkpoint(name: str | Path) -> Checkpoint:
@@ -266,11 +393,22 @@ def open_folder(
         raise InputError(f"{name}: config.json is not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise InputError(f"{name}: config.json: expected an object, got {type(config).__name__}")
+    text = config.get("text_config") if config.get("model_type") in WRAPPERS else None
     checkpoint = Checkpoint(path, name, config, keep_alive)
-    _ = checkpoint.architecture
+    if isinstance(text, dict):
+        checkpoint = Checkpoint(path, name, _completed(config, text), keep_alive, wrapper=config)
+    checkpoint.require_rotation()
     if needs_weights:
         _ = checkpoint.weight_files
     return checkpoint
+
+
+def _completed(config: Mapping[str, Any], text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A `text_config` with what transformers takes where it is silent; published ones say only what differs."""
+    data = {"model_type": WRAPPERS[str(config["model_type"])], **text}
+    full = transformers_config(data).to_dict()
+    shared = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+    return {**{name: value for name, value in full.items() if "rope" not in name}, **shared, **data}
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:

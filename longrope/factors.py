@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from longrope.base_rope import BaseRope
 from longrope.errors import FactorError, InputError, UnsupportedError, choices
 from longrope.files import write_json
+from longrope.rope import attention_factor_formula
 
 SCHEMA_VERSION = 1
 
@@ -60,6 +62,8 @@ class RescaleFactors:
         rope_theta: base of the rotary frequencies; None when the source is silent.
         rotary_dim: head_dim * partial_rotary_factor; None when the source is silent.
         model_type: transformers' name of the architecture; None when the source is silent.
+        base: the rescaled RoPE of the model that these numbers hold already, as products with its own; None for factors
+            on whatever RoPE the model has, and where that is plain.
         method: how the factors came to be, e.g. `evolution`, `ntk`, `imported`.
         provenance: free-form record of versions, seed, texts, budget.
 
@@ -76,6 +80,7 @@ class RescaleFactors:
     rope_theta: float | None = None
     rotary_dim: int | None = None
     model_type: str | None = None
+    base: BaseRope | None = None
     method: str = "given"
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -132,26 +137,44 @@ class RescaleFactors:
 
     @property
     def formula_attention_factor(self) -> float | None:
-        """The attention factor by the formula, whatever `attention_factor` is; None when a length is open."""
-        if self.original_max_position_embeddings is None or self.length_scale is None:
+        """The attention factor by the formula, whatever `attention_factor` is; None when a length is open.
+
+        On a base RoPE it is the base's own times the formula from the window that the base reaches.
+        """
+        original, target = self.original_max_position_embeddings, self.target_length
+        if original is None or target is None:
             return None
-        return attention_factor_formula(self.length_scale, self.original_max_position_embeddings)
+        if self.base is None:
+            return attention_factor_formula(target / original, original)
+        return self.base.attention_factor * attention_factor_formula(target / self.base.window, self.base.window)
+
+    @property
+    def runtime_formula(self) -> float | None:
+        """What runtimes compute where no attention factor is written: the formula of L' / L, which knows no base."""
+        original, scale = self.original_max_position_embeddings, self.length_scale
+        return None if original is None or scale is None else attention_factor_formula(scale, original)
+
+    @property
+    def base_factors(self) -> tuple[float, ...]:
+        """[rotary_dim / 2] factors of the RoPE that these were put on: ones where it is plain."""
+        return (1.0,) * self.num_pairs if self.base is None else self.base.long_factor
 
     def set(self, name: FactorSet) -> tuple[float, ...]:
         return self.short_factor if name == "short" else self.long_factor
 
     def oddities(self) -> list[str]:
         """What a reader of these factors should know; none of it makes them unusable."""
-        found, scale, formula = list[str](), self.length_scale, self.formula_attention_factor
+        found, scale = list[str](), self.length_scale
         for name, values in (("short", self.short_factor), ("long", self.long_factor)):
-            falls = sum(after < before for before, after in itertools.pairwise(values))
+            own = [value / base for value, base in zip(values, self.base_factors, strict=True)]
+            falls = sum(after < before for before, after in itertools.pairwise(own))
             if falls:
-                found.append(f"{name}_factor is not monotone: it falls at {falls} of {len(values) - 1} steps")
-            if scale is not None and max(values) > scale:
-                found.append(f"{name}_factor reaches {max(values):g}, above the length scale {scale:g}")
-            if min(values) < 1:
-                found.append(f"{name}_factor goes down to {min(values):g}, below 1: it extrapolates those pairs")
-        given = self.attention_factor
+                found.append(f"{name}_factor is not monotone: it falls at {falls} of {len(own) - 1} steps")
+            if scale is not None and max(own) > scale * (1 + 1e-9):
+                found.append(f"{name}_factor reaches {max(own):g}, above the length scale {scale:g}")
+            if min(own) < 1 - 1e-9:
+                found.append(f"{name}_factor goes down to {min(own):g}, below 1: it extrapolates those pairs")
+        given, formula = self.attention_factor or self.formula_attention_factor, self.runtime_formula
         if given is not None and formula is not None and not math.isclose(given, formula, rel_tol=1e-6):
             found.append(f"attention_factor {given:g} is not the formula's {formula:g}: {WHO_READS_ATTENTION}")
         return found
@@ -240,6 +263,9 @@ class RescaleFactors:
         values["short_factor"] = list(self.short_factor)
         values["long_factor"] = list(self.long_factor)
         values["provenance"] = dict(self.provenance)
+        values.pop("base")
+        if self.base is not None:
+            values["base"] = dataclasses.asdict(self.base)
         return {"schema_version": SCHEMA_VERSION, **values}
 
     @staticmethod
@@ -258,8 +284,11 @@ class RescaleFactors:
         unknown = sorted(set(data) - names - {"schema_version"})
         if unknown:
             raise InputError(f"{source}: unknown fields {', '.join(unknown)}; expected only {', '.join(sorted(names))}")
+        given = {name: data[name] for name in names if name in data}
+        if given.get("base") is not None:
+            given["base"] = BaseRope.from_json(given["base"], source)
         try:
-            return RescaleFactors(**{name: data[name] for name in names if name in data})
+            return RescaleFactors(**given)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
 
@@ -320,7 +349,9 @@ class BoundFactors(RescaleFactors):
     @property
     def formula_attention_factor(self) -> float:
         """The attention factor by the formula, whatever `attention_factor` is."""
-        return attention_factor_formula(self.length_scale, self.original)
+        formula = super().formula_attention_factor
+        assert formula is not None
+        return formula
 
     @property
     def effective_attention_factor(self) -> float:
@@ -330,13 +361,6 @@ class BoundFactors(RescaleFactors):
     def set_for_length(self, length: int) -> FactorSet:
         """The set that a sequence of `length` tokens is meant to use."""
         return "long" if length > self.original else "short"
-
-
-def attention_factor_formula(length_scale: float, original: int) -> float:
-    """sqrt(1 + ln s / ln L), 1 for s <= 1: the value Hugging Face, llama.cpp and Phi-3 use for longrope."""
-    if length_scale <= 1.0:
-        return 1.0
-    return math.sqrt(1.0 + math.log(length_scale) / math.log(original))
 
 
 def read_authors_csv(path: Path) -> tuple[float, ...]:

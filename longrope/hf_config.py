@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from longrope.architectures import Architecture, architecture_of
+from longrope.base_rope import DEFAULT_THETA
 from longrope.errors import FactorError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.rope import attention_factor_formula
 
+# How layers that see everything, and those that do not, are called where rotary parameters are nested by layer type.
+FULL, SLIDING = "full_attention", "sliding_attention"
 # Rotary parameters that are no scaling of their own, and stay.
-_KEPT = ("partial_rotary_factor", "llama_4_scaling_beta")
+_KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
+# Those that a softmax scale is computed from (DeepSeek).
+_SOFTMAX = ("mscale", "mscale_all_dim", "factor")
 
 
 def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
@@ -37,8 +45,29 @@ def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` (v5) merged over `rope_scaling` (v4) of a config.json; empty when it has neither."""
-    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    """`rope_parameters` (v5) merged over `rope_scaling` (v4) of a config.json; empty when it has neither.
+
+    Where they are nested by layer type, those of the layers that see everything.
+    """
+    merged = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    own = {name: value for name, value in merged.items() if not isinstance(value, Mapping)}
+    return {**own, **(merged.get(FULL) or {})}
+
+
+def transformers_config(config: Mapping[str, Any]) -> Any:
+    """transformers' configuration object of a parsed config.json, without any code that comes with it."""
+    from transformers import AutoConfig
+
+    data = {name: _numbers(value) for name, value in config.items() if name != "auto_map"}
+    return AutoConfig.for_model(data.pop("model_type"), **data)
+
+
+def _numbers(value: Any) -> Any:
+    """Numbers that JSON has no name for, which transformers 5 writes as {"__float__": "Infinity"}."""
+    if isinstance(value, Mapping):
+        special = value.get("__float__")
+        return float(special) if isinstance(special, str) else {name: _numbers(each) for name, each in value.items()}
+    return [_numbers(each) for each in value] if isinstance(value, list) else value
 
 
 def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[str, Any]:
@@ -55,26 +84,78 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
             f"a Hugging Face configuration cannot hold n_hat = {factors.n_hat} start tokens; "
             "export to ONNX, which can, or search without start tokens"
         )
+    given, row = rope_parameters(config), architecture_of(config)
     shared: dict[str, Any] = {
         "rope_type": "longrope",
         "short_factor": list(factors.short_factor),
         "long_factor": list(factors.long_factor),
         "factor": factors.length_scale,
-        "original_max_position_embeddings": factors.original,
+        "original_max_position_embeddings": switch_length(config, factors),
+        **kept_parameters(config),
     }
-    if factors.attention_factor is not None:
-        shared["attention_factor"] = factors.attention_factor
-    given = config.get("rope_parameters") or {}
-    shared |= {name: given[name] for name in _KEPT if given.get(name) is not None}
-    return {
+    if factors.attention_factor is not None or not by_runtime_formula(shared, factors):
+        shared["attention_factor"] = factors.effective_attention_factor
+    full: dict[str, Any] = {"rope_theta": factors.rope_theta, **shared}
+    extended = {
         **config,
         **_head_dim(config),
         "max_position_embeddings": factors.target,
-        "original_max_position_embeddings": factors.original,
+        "original_max_position_embeddings": shared["original_max_position_embeddings"],
         "rope_theta": factors.rope_theta,
         "rope_scaling": {"type": "longrope", **shared},
-        "rope_parameters": {"rope_theta": factors.rope_theta, **shared},
+        "rope_parameters": full if row.rotary != "by_type" else {FULL: full, SLIDING: _local(config, row, given)},
     }
+    if row.v5_only:
+        del extended["rope_scaling"], extended["rope_theta"]
+    return extended
+
+
+def by_runtime_formula(written: Mapping[str, Any], factors: BoundFactors) -> bool:
+    """Whether a runtime that finds no attention factor among these rotary parameters computes the right one."""
+    original = written["original_max_position_embeddings"]
+    return math.isclose(attention_factor_formula(written["factor"], original), factors.effective_attention_factor)
+
+
+def kept_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary parameters of a configuration that an extension leaves as they are."""
+    given, row = rope_parameters(config), architecture_of(config)
+    names = (*_KEPT, *(_SOFTMAX if row.softmax_scale and given.get("mscale_all_dim") else ()))
+    kept = {name: given[name] for name in names if given.get(name) is not None}
+    if given.get("rope_type") == "proportional":  # its part of rotated pairs is in the factors
+        kept.pop("partial_rotary_factor", None)
+    return kept
+
+
+def switch_length(config: Mapping[str, Any], factors: BoundFactors) -> int:
+    """Tokens up to which the short set is used, as a configuration says it.
+
+    Ministral 3 scales its queries by a position's multiple of the same number, so that it has to stay; both sets are equal
+    then.
+
+    Raises:
+        UnsupportedError: two factor sets of such a model.
+    """
+    given = rope_parameters(config)
+    if given.get("llama_4_scaling_beta") is None:
+        return factors.original
+    stays = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+    if stays in (None, factors.original):
+        return factors.original
+    if factors.factor_sets == "dual":
+        raise UnsupportedError(
+            f"a Hugging Face configuration of this model scales queries by original_max_position_embeddings = {stays}, and "
+            f"the same number would switch between the two sets, at {factors.original}; use a single factor set"
+        )
+    return int(stays)
+
+
+def _local(config: Mapping[str, Any], row: Architecture, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary parameters of the layers that slide, as they are."""
+    nested = (config.get("rope_parameters") or {}).get(SLIDING)
+    if nested:
+        return dict(nested)
+    own = config.get(row.local_theta) if row.local_theta else given.get("rope_theta", config.get("rope_theta"))
+    return {"rope_type": "default", "rope_theta": own or DEFAULT_THETA}
 
 
 def _head_dim(config: Mapping[str, Any]) -> dict[str, int]:

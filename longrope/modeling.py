@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from longrope import rope
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError, is_out_of_memory
 from longrope.factors import BoundFactors, FactorSet
-from longrope.hf_config import extended_config
+from longrope.hf_config import FULL, extended_config, transformers_config
 from longrope.scoring import Stop, never
 from longrope.text import TokenIds
 
@@ -40,14 +42,13 @@ LATER_TOKENS = 1024
 
 def build_config(checkpoint: Checkpoint, factors: BoundFactors | None) -> Any:
     """transformers' configuration object of a checkpoint, with the factors set before any model is built from it."""
-    from transformers import AutoConfig
-
-    data = dict(checkpoint.config)
+    data = dict(checkpoint.whole_config)
     if factors is not None:
-        data = extended_config(data, factors)
-        del data["rope_scaling"]  # one spelling is enough in memory, and two would be merged
-    data.pop("auto_map", None)
-    return AutoConfig.for_model(data.pop("model_type"), **data)
+        text = data if checkpoint.wrapper is None else data["text_config"]
+        text = extended_config({"model_type": checkpoint.model_type, **text}, factors)
+        text.pop("rope_scaling", None)  # one spelling is enough in memory, and two would be merged
+        data = text if checkpoint.wrapper is None else {**data, "text_config": text}
+    return transformers_config(data)
 
 
 # -- models
@@ -96,7 +97,7 @@ def build_model(
         MissingRequirementError: the device is not there.
         LongRopeError: the model's inverse frequencies are not the factors', or its weights do not fit its configuration.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging as transformers_logging
 
     require_device(device)
@@ -105,7 +106,8 @@ def build_model(
     _ = checkpoint.weight_files  # a GGUF source unpacks them when they are asked for
     in_config = None if factors is not None and factors.n_hat else factors
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        auto = AutoModelForCausalLM if checkpoint.wrapper is None else AutoModelForImageTextToText
+        model, loading = auto.from_pretrained(
             checkpoint.path,
             config=build_config(checkpoint, in_config),
             dtype=DTYPES[dtype],
@@ -127,7 +129,7 @@ def build_model(
             raise InputError(f"{checkpoint.name}: {len(odd)} weights {fault}, the first is {odd[0]}")
     model = model.to(device).eval().requires_grad_(False)
     if factors is not None and factors.n_hat:
-        replace_rotary(model, RescaledRotary.of(factors))
+        replace_rotary(model, RescaledRotary.of(factors, detect_layout(model, checkpoint.base)))
     elif not as_it_is and (active := factors or checkpoint.factors) is not None:
         assert_frequencies(model, active)
     return model
@@ -151,18 +153,31 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def text_config(model: Any) -> Any:
+    """The configuration of the model's text part, which is its own where it has no other part."""
+    return model.config.get_text_config()
+
+
 def rotary_module(model: nn.Module) -> Any:
-    """The one rotary embedding of a model; refuses models with none or several."""
-    found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "rotary_emb"]
+    """The one rotary embedding of a model's decoder; refuses decoders with none or several."""
+    found = [module for _, module in _rotary_modules(model)]
     if len(found) != 1:
         raise UnsupportedError(f"expected one rotary embedding in {type(model).__name__}, found {len(found)}")
     return found[0]
 
 
+def _rotary_modules(model: Any) -> list[tuple[str, nn.Module]]:
+    """Rotary embeddings by their full names; a multimodal model's vision tower has its own, which is not looked at."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in decoder.modules()}
+    named = ((name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "rotary_emb")
+    return [(name, module) for name, module in named if id(module) in inside]
+
+
 def replace_rotary(model: nn.Module, module: nn.Module) -> Any:
     """Put `module` where the model's rotary embedding is; returns the old one."""
     old = rotary_module(model)
-    name = next(name for name, child in model.named_modules() if child is old)
+    (name, _), *_ = _rotary_modules(model)
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
     return old
@@ -178,30 +193,49 @@ def assert_frequencies(model: nn.Module, factors: BoundFactors) -> None:
         LongRopeError: they differ by more than float32 rounding.
     """
     module = rotary_module(model)
-    if module.rope_type != "longrope":
-        raise LongRopeError(f"the built model's rotary embedding is of type {module.rope_type!r}, expected 'longrope'")
+    rope_type = _by_layer(module, module.rope_type)
+    if rope_type != "longrope":
+        raise LongRopeError(f"the built model's rotary embedding is of type {rope_type!r}, expected 'longrope'")
     for name, actual in frequency_sets(module).items():
-        expected = rope.inv_freq(module.config.rope_parameters["rope_theta"], 2 * factors.num_pairs, factors.set(name))
-        if not np.allclose(actual.double().cpu().numpy(), expected, rtol=1e-5, atol=0):
+        expected = rope.inv_freq(_parameters(module)["rope_theta"], 2 * factors.num_pairs, factors.set(name))
+        if actual.shape != expected.shape or not np.allclose(
+            actual.double().cpu().numpy(), expected, rtol=1e-5, atol=1e-30
+        ):
             raise LongRopeError(f"the built model's {name} inverse frequencies are not those of the factors")
-    if not math.isclose(module.attention_scaling, factors.effective_attention_factor, rel_tol=1e-6):
+    scaling = getattr(module, f"{_prefix(module)}attention_scaling")
+    if not math.isclose(scaling, factors.effective_attention_factor, rel_tol=1e-6):
         raise LongRopeError(
-            f"the built model's attention factor is {module.attention_scaling}, "
-            f"expected {factors.effective_attention_factor}"
+            f"the built model's attention factor is {scaling}, expected {factors.effective_attention_factor}"
         )
+
+
+def _prefix(module: Any) -> str:
+    """What the names of a rotary embedding's buffers begin with: nothing, or the layers that see everything."""
+    return f"{FULL}_" if isinstance(module.rope_type, dict) else ""
+
+
+def _by_layer(module: Any, value: Any) -> Any:
+    """A rotary embedding's value, of the layers that see everything where it has one for each layer type."""
+    return value.get(FULL) if isinstance(module.rope_type, dict) else value
+
+
+def _parameters(module: Any) -> Any:
+    return _by_layer(module, module.config.rope_parameters)
 
 
 def frequency_sets(module: Any) -> dict[FactorSet, Tensor]:
     """Both inverse-frequency sets of transformers' longrope embedding, [d/2] each, by its own formula."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    init = ROPE_INIT_FUNCTIONS["longrope"]
-    original = module.config.rope_parameters["original_max_position_embeddings"]
-    device = module.inv_freq.device
-    return {
-        "short": init(module.config, device, seq_len=original)[0],
-        "long": init(module.config, device, seq_len=original + 1)[0],
-    }
+    original = _parameters(module)["original_max_position_embeddings"]
+    device, layer = getattr(module, f"{_prefix(module)}inv_freq").device, {}
+    config = module.config
+    if _prefix(module):
+        layer = {"layer_type": FULL}
+        if config.is_heterogeneous:
+            config = config.per_layer_config[FULL]
+    init = partial(ROPE_INIT_FUNCTIONS["longrope"], config, device, **layer)
+    return {"short": init(seq_len=original)[0], "long": init(seq_len=original + 1)[0]}
 
 
 class PinnedRotary(nn.Module):
@@ -214,23 +248,105 @@ class PinnedRotary(nn.Module):
         self._unswitched: Any = inspect.unwrap(type(inner).forward)  # the arithmetic below transformers' own switch
 
     def use(self, name: FactorSet) -> None:
-        self.inner.inv_freq.copy_(self.sets[name])
+        getattr(self.inner, f"{_prefix(self.inner)}inv_freq").copy_(self.sets[name])
 
     @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, T, D], position_ids [B, T] → cos, sin [B, T, d]."""
-        cos, sin = self._unswitched(self.inner, x, position_ids)
-        return cos, sin
+    def forward(self, x: Tensor, position_ids: Tensor, *layer: str, **named: str) -> Any:
+        """x [B, T, D], position_ids [B, T] → cos, sin [B, T, d], or whatever the model's layout is."""
+        return self._unswitched(self.inner, x, position_ids, *layer, **named)
+
+
+# -- the engine's own rotary embeddings, in the layout of each model
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model's attention takes its rotary tables, found out by comparing with its own.
+
+    Args:
+        name: `halves`: cos, sin [B, T, d] with pair i at i and d/2 + i; `pairs`: at 2 i and 2 i + 1; `once`: cos, sin
+            [B, T, d/2]; `complex`: one table [B, T, d/2] of cos + i sin.
+        own: the model's own embedding where layers that do not see everything keep it; None where there are none.
+    """
+
+    name: Literal["halves", "pairs", "once", "complex"] = "halves"
+    own: Any = None
+
+    def tables(self, angles: Tensor, scale: float | Tensor, dtype: torch.dtype) -> Any:
+        """Angles [B, T, d/2] as the model wants them, cos and sin times `scale`."""
+        cos, sin = angles.cos() * scale, angles.sin() * scale
+        if self.name == "complex":
+            return torch.complex(cos.float(), sin.float())
+        return self.spread(cos).to(dtype), self.spread(sin).to(dtype)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of pairs [B, T, d/2] where a table has them."""
+        if self.name == "halves":
+            return torch.cat((values, values), dim=-1)
+        return values.repeat_interleave(2, dim=-1) if self.name == "pairs" else values
+
+    def keeps_own(self, layer_type: str | None) -> bool:
+        """Whether a layer keeps the model's own embedding."""
+        return self.own is not None and layer_type is not None and layer_type != FULL
+
+
+def text_positions(position_ids: Tensor, device: torch.device, wide: torch.dtype) -> Tensor:
+    """[B, T, 1] positions; of three-dimensional ones [3, B, T] the first, which for text are all equal."""
+    flat = position_ids[0] if position_ids.ndim == 3 else position_ids
+    return flat.to(device, wide)[..., None]
+
+
+def detect_layout(model: Any, base: BaseRope) -> Layout:
+    """The layout in which the engine's rotary tables equal the built model's own, at positions up to its window.
+
+    Raises:
+        UnsupportedError: in none; the engine would compute another model.
+    """
+    module = rotary_module(model)
+    by_layer = isinstance(getattr(module, "rope_type", None), dict)
+    layer = {"layer_type": FULL} if by_layer else {}
+    own, x = module if by_layer else None, torch.zeros(1, 1, 1, device=model.device)
+    for layout in (Layout(name, own) for name in ("halves", "pairs", "once", "complex")):
+        if all(_agrees(layout, module, base, name, x, layer) for name in ("short", "long")):
+            return layout
+    raise UnsupportedError(
+        f"the rotary embedding of {type(model).__name__} is none that can be rescaled here: the engine's tables differ from "
+        "it in every layout; nothing that it measures would be this model's"
+    )
+
+
+def _agrees(layout: Layout, module: Any, base: BaseRope, name: FactorSet, x: Tensor, layer: Mapping[str, str]) -> bool:
+    """Whether the tables of a base's set equal a module's own near the end of the window that the set is for."""
+    last = base.switch if name == "short" else base.window
+    positions = torch.tensor([[0, 1, 2, 3, *range(max(last - 4, 4), last)]])
+    factors = base.short_factor if name == "short" else base.long_factor
+    angles = positions[..., None].double() * torch.from_numpy(rope.inv_freq(base.rope_theta, base.rotary_dim, factors))
+    ours = layout.tables(angles, base.attention_factor, torch.float32)
+    with torch.no_grad():
+        theirs = module(x, positions.to(x.device), **layer)
+    # Their frequencies and angles are rounded to float32 on the way, each by up to half of the last place.
+    allowed = layout.spread(1e-5 + 4 * 2.0**-24 * angles)
+    mine, its = (list(tables) if isinstance(tables, tuple) else [tables] for tables in (ours, theirs))
+    return [table.shape for table in mine] == [table.shape for table in its] and all(
+        bool(((table - other.cpu()).abs() <= allowed).all()) for table, other in zip(mine, its, strict=True)
+    )
 
 
 class RescaledRotary(nn.Module):
     """The engine's rotary embedding: float64 angles, any factors, n_hat start tokens, gradients if wanted.
 
-    It holds no buffers and no parameters, so `model.to(dtype)` cannot round it and checkpoints do not see it.
+    It holds no buffers and no parameters of its own, so `model.to(dtype)` cannot round it and checkpoints do not see it.
+
+    Args:
+        rope_theta: base θ.
+        rotary_dim: d.
+        layout: of the model that it goes into, from `detect_layout`.
     """
 
-    def __init__(self, rope_theta: float, rotary_dim: int) -> None:
+    def __init__(self, rope_theta: float, rotary_dim: int, layout: Layout | None = None) -> None:
         super().__init__()
+        self.layout = layout or Layout()
+        self.own = self.layout.own
         self._base = torch.from_numpy(rope.inv_freq(rope_theta, rotary_dim))
         self._factors = torch.ones_like(self._base)
         self._attention_factor: float | Tensor = 1.0
@@ -238,9 +354,9 @@ class RescaledRotary(nn.Module):
         self._bound: BoundFactors | None = None
 
     @classmethod
-    def of(cls, factors: BoundFactors) -> RescaledRotary:
+    def of(cls, factors: BoundFactors, layout: Layout | None = None) -> RescaledRotary:
         """The embedding of these factors; starts with the long set."""
-        module = cls(factors.rope_theta, factors.rotary_dim)
+        module = cls(factors.rope_theta, factors.rotary_dim, layout)
         module._bound = factors
         module.use("long")
         return module
@@ -257,17 +373,17 @@ class RescaledRotary(nn.Module):
         self._attention_factor = attention_factor
         self._n_hat = n_hat
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, T, D] (for its device and dtype), position_ids [B, T] → cos, sin [B, T, d] in x's dtype."""
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+        """x [B, T, D] (for its device and dtype), position_ids [B, T] → cos, sin [B, T, d] in x's dtype and the layout."""
+        if self.layout.keeps_own(layer_type):
+            return self.own(x, position_ids, layer_type=layer_type)
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         base = self._base.to(x.device, wide)
-        n_BT1 = position_ids.to(x.device, wide)[..., None]
+        n_BT1 = text_positions(position_ids, x.device, wide)
         angles = n_BT1 * (base / self._factors.to(x.device, wide))
         if self._n_hat:
             angles = torch.where(n_BT1 < self._n_hat, n_BT1 * base, angles)
-        angles = torch.cat((angles, angles), dim=-1)
-        scale = self._attention_factor
-        return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
+        return self.layout.tables(angles, self._attention_factor, x.dtype)
 
 
 # -- hidden states and logits
@@ -302,11 +418,17 @@ def read_on(module: Any, ids_BT: Tensor, cache: Any, **options: Any) -> tuple[An
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [..., V] of hidden states [..., D], with the scaling and soft-capping the model's own forward applies."""
+    config = text_config(model)
+    if (narrow := getattr(config, "dim_model_base", None)) is not None:  # MiniCPM
+        hidden = hidden / (config.hidden_size / narrow)
     logits: Tensor = model.get_output_embeddings()(hidden)
-    scaling = getattr(model.config, "logits_scaling", None)
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
+    scaling = getattr(config, "logits_scaling", None)
     if scaling is not None:
         logits = logits / scaling
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
@@ -345,7 +467,7 @@ class TorchSource:
         prefill_tokens: int = PREFILL_TOKENS,
     ) -> None:
         self.model, self.factors, self.name = model, factors, name
-        self.vocab_size = int(model.config.vocab_size)
+        self.vocab_size = int(text_config(model).vocab_size)
         self.prefill_tokens = prefill_tokens
         self._pin = _pin(model) if pinned and factors is not None else None
         self._held: _Held | None = None

@@ -140,6 +140,13 @@ def yarn_attention_factor(length_scale: float, mscale: float = 1.0) -> float:
     return 0.1 * mscale * math.log(length_scale) + 1.0 if length_scale > 1 else 1.0
 
 
+def attention_factor_formula(length_scale: float, original: int) -> float:
+    """sqrt(1 + ln s / ln L), 1 for s <= 1: the value Hugging Face, llama.cpp and Phi-3 use for longrope."""
+    if length_scale <= 1.0:
+        return 1.0
+    return math.sqrt(1.0 + math.log(length_scale) / math.log(original))
+
+
 def theoretical_critical_dim(rotary_dim: int, rope_theta: float, original: int) -> int:
     """LongRoPE2's d_tcd = 2 ceil(d/2 log_b(L / 2 pi)): dimensions from here on never complete a rotation within L."""
     return 2 * math.ceil(rotary_dim / 2 * math.log(original / (2 * math.pi)) / math.log(rope_theta))

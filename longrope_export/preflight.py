@@ -99,7 +99,6 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
     """
     check_processes(request.options)
     checkpoint = open_model(request.model)
-    check_not_extended(checkpoint)
     check_target(checkpoint, request.target_length)
     request = on_checkpoint(request, checkpoint)
     options = request.options
@@ -122,20 +121,11 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
 # -- what several commands check
 
 
-def check_not_extended(checkpoint: Checkpoint, base: RescaleFactors | None = None, hint: str = "") -> None:
-    """Refuse to search an extended model, unless on top of `base`; `hint`: another way out than the original model."""
-    if checkpoint.factors is not None and base is None:
-        raise InputError(
-            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens): "
-            f"{hint}start from the original model"
-        )
-
-
 def check_target(checkpoint: Checkpoint, target: int) -> None:
     """Refuse a target that the model reaches already."""
-    if target <= checkpoint.window:
+    if target <= checkpoint.base.window:
         raise InputError(
-            f"--target-length {target}: expected more than the model's window of {checkpoint.window} tokens"
+            f"--target-length {target}: expected more than the model's window of {checkpoint.base.window} tokens"
         )
 
 
@@ -174,9 +164,6 @@ def prepare_search(
     """
     checkpoint, target, output = open_model(request.model), request.target_length, request.output
     options = request.search.on(checkpoint)
-    check_not_extended(
-        checkpoint, options.from_factors, "search on top of its factors (factors import, then --from FACTORS.json), or "
-    )
     check_target(checkpoint, target)
     check_base(checkpoint, target, options.from_factors)
     check_search(checkpoint, target, options)

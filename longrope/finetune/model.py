@@ -27,7 +27,7 @@ from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel, full_weights
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
-from longrope.modeling import DTYPES, build_model, replace_rotary, require_device
+from longrope.modeling import DTYPES, build_model, detect_layout, replace_rotary, require_device
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 # What LoRA leaves alone and is trained in full: few parameters, and longer windows need them (LongLoRA, arXiv 2309.12307).
@@ -59,7 +59,7 @@ class TrainedModel:
         require_trainable(checkpoint.config, options)
         self.checkpoint, self.parallel = checkpoint, parallel
         self.model: Any = build_model(checkpoint)
-        rotary = SequenceRotary(factors)
+        rotary = SequenceRotary(factors, detect_layout(self.model, checkpoint.base))
         replace_rotary(self.model, rotary)
         use_document_attention(self.model)
         use_ulysses(self.model, parallel, NAME)

@@ -24,7 +24,7 @@ from longrope.finetune.batch import PackedBatch
 from longrope.finetune.parallel import Parallel
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
-from longrope.modeling import build_model, head_logits, replace_rotary
+from longrope.modeling import build_model, detect_layout, head_logits, replace_rotary
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -55,7 +55,8 @@ class Teacher(nn.Module):
         """
         super().__init__()
         self.model: Any = build_model(checkpoint)
-        replace_rotary(self.model, SequenceRotary(unscaled_factors(checkpoint, checkpoint.window)))
+        layout = detect_layout(self.model, checkpoint.base)
+        replace_rotary(self.model, SequenceRotary(unscaled_factors(checkpoint, checkpoint.window), layout))
         use_document_attention(self.model)
         use_ulysses(self.model, parallel, NAME)
         self.requires_grad_(False).eval()

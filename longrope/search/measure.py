@@ -30,6 +30,7 @@ from longrope.machine import Machine
 from longrope.modeling import (
     RescaledRotary,
     build_model,
+    detect_layout,
     head_logits,
     hidden_blocks,
     hidden_states,
@@ -57,7 +58,8 @@ class WindowModel:
         self._available = memory.free_memory(machine.device) if machine.available is None else machine.available
         self.model: Any = build_model(checkpoint, dtype=machine.dtype, device=machine.device)
         use_fastest_attention(self.model, machine.device, machine.dtype)
-        self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim)
+        layout = detect_layout(self.model, checkpoint.base)
+        self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim, layout)
         replace_rotary(self.model, self.rotary)
         self.default_attention = default_attention
         self._checkpoint, self._machine = checkpoint, machine

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope import rope
-from longrope.checkpoint import Checkpoint
-from longrope.factors import attention_factor_formula
+from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.machine import Machine
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
@@ -47,21 +46,26 @@ class MethodScore:
 
 
 def known_candidates(checkpoint: Checkpoint, target: int) -> dict[str, Candidate]:
-    """The known methods as their authors define them: only YaRN has a temperature (0.1 ln s + 1)."""
-    scale, dim = target / checkpoint.window, checkpoint.rotary_dim
+    """The known methods as their authors define them, on the model's own RoPE: only YaRN has a temperature (0.1 ln s + 1)."""
+    base = checkpoint.base_for(target)
+    scale, dim = target / base.window, checkpoint.rotary_dim
+
+    def on_base(factors: rope.Float64, temperature: float = 1.0) -> Candidate:
+        return Candidate(tuple((factors * base.long_factor).tolist()), attention_factor=temperature * base.attention_factor)
+
     yarn = rope.yarn_factors(
         dim,
         scale,
         rope_theta=checkpoint.rope_theta,
-        original=checkpoint.window,
+        original=base.window,
         beta_fast=YARN_BETAS[0],
         beta_slow=YARN_BETAS[1],
     )
     return {
-        "none": Candidate(tuple(rope.unscaled_factors(dim).tolist()), attention_factor=1.0),
-        "PI": Candidate(tuple(rope.pi_factors(dim, scale).tolist()), attention_factor=1.0),
-        "NTK": Candidate(tuple(rope.ntk_factors(dim, scale).tolist()), attention_factor=1.0),
-        "YaRN 32/1": Candidate(tuple(yarn.tolist()), attention_factor=rope.yarn_attention_factor(scale)),
+        "none": on_base(rope.unscaled_factors(dim)),
+        "PI": on_base(rope.pi_factors(dim, scale)),
+        "NTK": on_base(rope.ntk_factors(dim, scale)),
+        "YaRN 32/1": on_base(yarn, rope.yarn_attention_factor(scale)),
     }
 
 
@@ -108,7 +112,7 @@ def evaluate_methods(
 def known_rows(checkpoint: Checkpoint, target: int, methods: Collection[str] | None = None) -> dict[str, Candidate]:
     """The known methods, and again with longrope's attention factor; those that are asked for, None for all."""
     known = known_candidates(checkpoint, target)
-    formula = attention_factor_formula(target / checkpoint.window, checkpoint.window)
+    formula = unscaled_factors(checkpoint, target).formula_attention_factor
     rows = dict(known)
     for name in ("PI", "NTK", "YaRN 32/1"):
         rows[f"{name}, longrope attention"] = Candidate(known[name].factors, attention_factor=formula)

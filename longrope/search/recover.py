@@ -125,7 +125,7 @@ def recover_short(
     long_set = Candidate.of(bound, "long")
     trained = {name: Candidate.of(checkpoint.bind(earlier), "long") for name, earlier in (stages or {}).items()}
     options = _short_options(options).on(checkpoint)
-    space = _space(checkpoint, long_set)
+    space = _space(checkpoint, bound)
     objective = Objective(tuple(whole_windows(corpus, window or bound.original, num_windows)))
     starting_points = tuple(_starting_points(space, long_set, trained))
     problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
@@ -178,7 +178,7 @@ def compare_short(
     """
     windows = _held_out_windows(held_out, window or factors.original)
     short, long = Candidate.of(factors, "short"), Candidate.of(factors, "long")
-    named = {SEARCHED: short, ORIGINAL: replace(short, factors=(1.0,) * factors.num_pairs)}
+    named = {SEARCHED: short, ORIGINAL: replace(short, factors=_original_set(factors))}
     named |= {name: replace(short, factors=earlier.factors) for name, earlier in stages.items()}
     named[SINGLE] = long
     machine = options.machine if options else None
@@ -200,28 +200,35 @@ def _short_options(options: SearchOptions | None) -> SearchOptions:
     )
 
 
-def _space(checkpoint: Checkpoint, long_set: Candidate) -> SearchSpace:
+def _space(checkpoint: Checkpoint, bound: BoundFactors) -> SearchSpace:
     """Sets for the original window, with the long set's n_hat and attention factor."""
+    base = _original_set(bound)
     return SearchSpace(
         unscaled=unscaled_factors(checkpoint, checkpoint.window),
-        upper=max(1.0, *long_set.factors),
-        n_hats=(long_set.n_hat,),
-        attention_factor=long_set.attention_factor,
+        upper=max(1.0, *(factor / own for factor, own in zip(bound.long_factor, base, strict=True))),
+        base=None if set(base) == {1.0} else base,
+        n_hats=(bound.n_hat,),
+        attention_factor=bound.effective_attention_factor,
     )
+
+
+def _original_set(factors: BoundFactors) -> tuple[float, ...]:
+    """What the original window was rotated by before these factors were put on it."""
+    return (1.0,) * factors.num_pairs if factors.base is None else factors.base.short_factor
 
 
 def _starting_points(
     space: SearchSpace, long_set: Candidate, stages: Mapping[str, Candidate]
 ) -> Iterator[StartingPoint]:
-    def start(name: str, factors: rope.Float64) -> StartingPoint:
-        return StartingPoint(name, replace(long_set, factors=tuple(factors.tolist())))
+    def start(name: str, multipliers: rope.Float64) -> StartingPoint:
+        return StartingPoint(name, space.candidate(multipliers))
 
     yield StartingPoint("long set", long_set)
     yield start("none", rope.unscaled_factors(space.rotary_dim))
     for name, earlier in stages.items():
         yield StartingPoint(name, replace(long_set, factors=earlier.factors))
     for power in POWERS:
-        yield start(f"long set ** {power:g}", np.asarray(long_set.factors) ** power)
+        yield start(f"long set ** {power:g}", space.multipliers(long_set) ** power)
     for scale in SMALL_SCALES:
         yield start(f"NTK ×{scale:g}", rope.ntk_factors(space.rotary_dim, scale))
         yarn = rope.yarn_factors(space.rotary_dim, scale, rope_theta=space.rope_theta, original=space.original)

@@ -180,7 +180,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
     Raises:
         InputError: the target is no longer than what is there, the strategy is unknown or does not search what it should,
             a window share is of no length up to the target, or factors to start from are another model's.
-        UnsupportedError: the model attends over fewer tokens, or another method rescales its RoPE already.
+        UnsupportedError: the model attends over fewer tokens than the target.
     """
     check_strategy(options.strategy, n_hat=options.n_hat == "search", attention=options.attention_factor == "search")
     space = make_space(
@@ -190,11 +190,6 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
         attention_factor=options.attention_factor,
         from_factors=options.from_factors,
     )
-    if checkpoint.factors is not None and options.from_factors is None:
-        raise InputError(
-            f"{checkpoint.name} is extended already ({checkpoint.factors.original} → {checkpoint.factors.target} tokens): "
-            "search on top of its factors, or start from the original model"
-        )
     for length, _ in options.window_shares:
         if not 2 <= length <= target_length:
             raise InputError(f"a window share of {length} tokens: expected 2 to the target's {target_length}")

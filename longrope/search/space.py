@@ -1,7 +1,10 @@
 """The search space: bounds, grid, start-token counts, attention factor, and the known methods as points of it.
 
-    multiplier μ ∈ [1, 1.25 s], non-decreasing, step 0.01        factors λ = base ⊙ μ     (base = 1 but for a
-                                                                                          second interpolation)
+    multiplier μ ∈ [1, 1.25 s], non-decreasing, step 0.01        factors λ = base ⊙ μ
+
+A candidate's factors and attention factor are products with the base: what the model computes with. The base is the RoPE
+that the model comes with (`Checkpoint.base`: ones, or llama3, yarn, …), or the factors of a second interpolation; bounds,
+grid and known methods are multipliers on it.
 Source: LongRoPE (arXiv 2402.13753), section 4.2 and table 4; second interpolation: section 4.3 and the published files.
 """
 
@@ -15,9 +18,10 @@ import numpy as np
 
 from longrope import rope
 from longrope.architectures import architecture_of
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError
-from longrope.factors import N_HAT_CHOICES, BoundFactors, RescaleFactors, attention_factor_formula
+from longrope.factors import N_HAT_CHOICES, BoundFactors, RescaleFactors
 from longrope.search.trial import Candidate, Float64
 
 STEP = 0.01
@@ -96,9 +100,10 @@ class SearchSpace:
         self, multipliers: Float64, n_hat: int | None = None, attention_factor: float | None = None
     ) -> Candidate:
         """The candidate with these [d/2] multipliers; n_hat and attention factor are the space's own if not given."""
-        factors = multipliers if self.base is None else np.asarray(self.base) * multipliers
+        rounded = np.round(multipliers, 6)
+        factors = rounded if self.base is None else np.asarray(self.base) * rounded
         attention = self.attention_factor if attention_factor is None else attention_factor
-        return Candidate(tuple(np.round(factors, 6).tolist()), self.n_hats[0] if n_hat is None else n_hat, attention)
+        return Candidate(tuple(factors.tolist()), self.n_hats[0] if n_hat is None else n_hat, attention)
 
     def multipliers(self, candidate: Candidate) -> Float64:
         """[d/2] multipliers of a candidate: its factors over the base."""
@@ -196,29 +201,41 @@ def make_space(
         checkpoint: gives L, theta and d.
         target: L' in tokens.
         n_hat: a fixed number of start tokens, or `search`.
-        attention_factor: `formula`, `search`, or a fixed value.
+        attention_factor: `formula`, `search`, or a fixed value: of the model, whatever its base has.
         from_factors: second interpolation: the factors of the extended model to put multipliers on.
 
     Raises:
         InputError: the target is not longer than what is there, a value is out of range, or `from_factors` say no target.
-        UnsupportedError: the model attends over fewer tokens than the target, or another method rescales its RoPE already.
+        UnsupportedError: the model attends over fewer tokens than the target.
     """
-    checkpoint.require_extendable()
     architecture_of({**checkpoint.config, "max_position_embeddings": target})  # refuses a shorter sliding window
-    base = checkpoint.bind(from_factors) if from_factors else None
-    reached = base.target if base else checkpoint.window
+    base = _start(checkpoint, target, from_factors)
+    reached = base.window
     if target <= reached:
         raise InputError(f"expected a target length above {reached} tokens, which the model has already; got {target}")
-    searched = attention_factor == "search"
+    searched, unscaled = attention_factor == "search", unscaled_factors(checkpoint, target)
     return SearchSpace(
-        unscaled=unscaled_factors(checkpoint, target),
+        unscaled=unscaled,
         upper=UPPER_BOUND * target / reached,
-        base=base.long_factor if base else None,
-        base_length=base.target if base else None,
-        base_attention=base.effective_attention_factor if base else 1.0,
+        base=None if set(base.long_factor) == {1.0} else base.long_factor,
+        base_length=reached,
+        base_attention=base.attention_factor,
         n_hats=_n_hats(n_hat, target),
-        attention_factor=_attention(attention_factor, checkpoint.window, target),
+        attention_factor=unscaled.formula_attention_factor if searched else _attention(attention_factor),
         search_attention=searched,
+    )
+
+
+def _start(checkpoint: Checkpoint, target: int, from_factors: RescaleFactors | None) -> BaseRope:
+    """What multipliers are put on: given factors, or the RoPE that the model comes with."""
+    if from_factors is None:
+        return checkpoint.base
+    given = checkpoint.bind(from_factors)
+    return replace(
+        checkpoint.base_for(target),
+        window=given.target,
+        long_factor=given.long_factor,
+        attention_factor=given.effective_attention_factor,
     )
 
 
@@ -230,11 +247,9 @@ def _n_hats(n_hat: int | str, target: int) -> tuple[int, ...]:
     return (n_hat,)
 
 
-def _attention(value: float | str, original: int, target: int) -> float | None:
+def _attention(value: float | str) -> float | None:
     if value == "formula":
         return None
-    if value == "search":
-        return attention_factor_formula(target / original, original)
     if isinstance(value, str) or not 0.1 <= value <= 10:
         raise InputError(f"attention factor: expected `formula`, `search` or a number from 0.1 to 10, got {value!r}")
     return float(value)

@@ -13,8 +13,8 @@ import pytest
 
 from longrope import scoring
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import attention_factor_formula
 from longrope.machine import Machine
+from longrope.rope import attention_factor_formula
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.search import (

@@ -18,9 +18,9 @@ from longrope.factors import (
     SMALLEST,
     BoundFactors,
     RescaleFactors,
-    attention_factor_formula,
     read_authors_csv,
 )
+from longrope.rope import attention_factor_formula
 from tests.common import PUBLISHED_FACTORS, needs_published_factors, pico_factors
 
 MODEL: dict[str, Any] = {"original": 64, "rope_theta": 10_000.0, "rotary_dim": 16, "model_type": "llama"}

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longrope import rope
 from longrope.errors import InputError
-from longrope.factors import attention_factor_formula
+from longrope.rope import attention_factor_formula
 from longrope.rope import Float64
 
 DIM, THETA, ORIGINAL, SCALE = 128, 10_000.0, 4096, 8.0

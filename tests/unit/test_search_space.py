@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from longrope.checkpoint import Checkpoint, placeholder_factors, unscaled_factors
-from longrope.factors import BoundFactors, attention_factor_formula
+from longrope.factors import BoundFactors
+from longrope.rope import attention_factor_formula
 from longrope.search import Candidate
 from longrope.search.methods import known_candidates
 from longrope.search.space import SearchSpace, make_space
