@@ -419,8 +419,6 @@ def read_on(module: Any, ids_BT: Tensor, cache: Any, **options: Any) -> tuple[An
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [..., V] of hidden states [..., D], with the scaling and soft-capping the model's own forward applies."""
     config = text_config(model)
-    if (narrow := getattr(config, "dim_model_base", None)) is not None:  # MiniCPM
-        hidden = hidden / (config.hidden_size / narrow)
     logits: Tensor = model.get_output_embeddings()(hidden)
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
         if (factor := getattr(config, name, None)) is not None:
