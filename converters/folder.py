@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converters.base import Check
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
+from longrope.hf_config import FULL, SLIDING, extended_config
 from longrope.rope import attention_factor_formula
 
+# Rotary parameters with a check of their own, or without a meaning.
+_CHECKED = ("type", "rope_type", "rope_theta", "factor", "attention_factor")
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,55 +36,70 @@ def copy_files(checkpoint: Checkpoint, folder: Path, names: Sequence[str] = COMP
             shutil.copyfile(checkpoint.path / name, folder / name)
 
 
-def config_checks(config: Mapping[str, Any], expected: BoundFactors, *, keys: str, rope: str) -> Iterator[Check]:
+def config_checks(
+    config: Mapping[str, Any], expected: BoundFactors, *, keys: str, rope: str, source: Mapping[str, Any] | None = None
+) -> Iterator[Check]:
     """Compare every spelling of the rope parameters in a config.json with the factors.
 
     Args:
-        config: the parsed file.
+        config: the parsed file; of a multimodal model, its text part.
         expected: what it must say.
         keys: what the ids of checks of top-level keys begin with.
         rope: what the ids of checks inside `rope_parameters` and `rope_scaling` begin with.
+        source: the configuration that was extended, whose other rotary parameters must still be there; None for `config`.
     """
+    before = {**(source or config), "model_type": expected.model_type}
+    wanted = extended_config(before, replace(expected, n_hat=0))
     messages = {
-        "max_position_embeddings": (expected.target, "runtimes would cut sequences at another length"),
-        "original_max_position_embeddings": (
-            expected.original,
-            "without it the long set is never used, or used from another length on",
-        ),
-        "rope_theta": (expected.rope_theta, "engines that read the v4 spelling fall back to 10000"),
+        "max_position_embeddings": "runtimes would cut sequences at another length",
+        "original_max_position_embeddings": "without it the long set is never used, or used from another length on",
+        "rope_theta": "engines that read the v4 spelling fall back to 10000",
     }
-    for key, (wanted, message) in messages.items():
-        yield Check.equal(f"{keys}.{key}", wanted, config.get(key), message)
+    for key, message in messages.items():
+        if key in wanted:
+            yield Check.equal(f"{keys}.{key}", wanted[key], config.get(key), message)
     for spelling in ("rope_parameters", "rope_scaling"):
-        yield from _spelling_checks(f"{rope}.{spelling}", spelling, config.get(spelling) or {}, expected)
+        if spelling in wanted:
+            yield from _spelling_checks(f"{rope}.{spelling}", spelling, config.get(spelling) or {}, wanted[spelling])
 
 
-def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], expected: BoundFactors) -> Iterator[Check]:
+def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:
     if not rope:
         message = f"config.json has no {spelling}: engines that read only this spelling run plain RoPE, silently"
         yield Check(id, "fail", "longrope", None, message)
         return
-    attention = rope.get("attention_factor")
-    if attention is None:
-        attention = attention_factor_formula(rope.get("factor") or expected.length_scale, expected.original)
+    if FULL in wanted:
+        message = "layers that slide rotate by their own parameters, which no extension changes"
+        yield Check.equal(f"{id}.{SLIDING}", wanted[SLIDING], rope.get(SLIDING), message)
+        rope, wanted = rope.get(FULL) or {}, wanted[FULL]
     yield Check.equal(f"{id}.rope_type", "longrope", rope.get("rope_type"), "the factors are ignored")
     yield Check.equal(
         f"{id}.original",
-        expected.original,
+        wanted["original_max_position_embeddings"],
         rope.get("original_max_position_embeddings"),
         "the switch between the sets sits at another length",
     )
-    yield _close(f"{id}.factor", expected.length_scale, rope.get("factor"), "the attention factor follows from it")
+    yield _close(f"{id}.factor", wanted["factor"], rope.get("factor"), "the attention factor follows from it")
     yield _close(
         f"{id}.attention_factor",
-        expected.effective_attention_factor,
-        attention,
+        _attention_factor(wanted, wanted),
+        _attention_factor(rope, wanted),
         "cos and sin are scaled by another number: perplexity may even fall, the model is another one",
     )
-    yield Check.equal_factors(f"{id}.short_factor", expected.short_factor, rope.get("short_factor"))
-    yield Check.equal_factors(f"{id}.long_factor", expected.long_factor, rope.get("long_factor"))
-    if any(key in rope for key in ("short_mscale", "long_mscale", "mscale")):
+    for name in ("short_factor", "long_factor"):
+        yield Check.equal_factors(f"{id}.{name}", wanted[name], rope.get(name))
+    if any(key in rope and key not in wanted for key in ("short_mscale", "long_mscale", "mscale")):
         yield Check(f"{id}.mscale", "fail", None, "present", "some engines would apply mscale on top")
+    lost = [name for name in wanted if name not in rope and name not in _CHECKED]
+    if lost:
+        yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
+
+
+def _attention_factor(rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
+    """The written one, or what a runtime computes without."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    return attention_factor_formula(rope.get("factor") or wanted["factor"], wanted["original_max_position_embeddings"])
 
 
 def _close(id: str, expected: float, actual: float | None, message: str) -> Check:

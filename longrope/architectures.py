@@ -110,7 +110,9 @@ def _table(*rows: Architecture) -> Mapping[str, Architecture]:
     return {row.model_type: row for row in rows}
 
 
-_NOWHERE = "its attention layers rotate nothing (NoPE), so that there is nothing to rescale; it reads longer texts as it is"
+_NOWHERE = (
+    "its attention layers rotate nothing (NoPE), so that there is nothing to rescale; it reads longer texts as it is"
+)
 _REMOTE = "transformers has no class for it, only code that comes with the checkpoint, which is never run here"
 # Families whose checkpoints bring their own code, and what can be had instead.
 _REMOTE_TYPES = {

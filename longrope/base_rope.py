@@ -94,7 +94,9 @@ class BaseRope:
             sets = {name: tuple(map(float, data[name])) for name in ("short_factor", "long_factor")}
             return BaseRope(**{**data, **sets})
         except (TypeError, KeyError, ValueError):
-            raise InputError(f"{source}: base: expected what `factors.json` records of a base RoPE, got {data!r:.80}") from None
+            raise InputError(
+                f"{source}: base: expected what `factors.json` records of a base RoPE, got {data!r:.80}"
+            ) from None
 
 
 def base_rope(config: Mapping[str, Any], parameters: Mapping[str, Any], *, rotary_dim: int, window: int) -> BaseRope:

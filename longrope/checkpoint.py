@@ -22,7 +22,7 @@ from longrope.architectures import WRAPPERS, Architecture, Rotates, architecture
 from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.hf_config import FULL, from_config, rope_parameters, transformers_config
+from longrope.hf_config import FULL, extended_config, from_config, rope_parameters, transformers_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -185,6 +185,17 @@ class Checkpoint:
     @property
     def vocab_size(self) -> int:
         return self._config_value("vocab_size")
+
+    def extended_config(self, factors: BoundFactors) -> dict[str, Any]:
+        """The whole config.json with factors in it, in the text part of a multimodal model; see `hf_config.extended_config`.
+
+        Raises:
+            UnsupportedError: as there.
+        """
+        if self.wrapper is None:
+            return extended_config(self.config, factors)
+        text = extended_config({"model_type": self.model_type, **self.wrapper["text_config"]}, factors)
+        return {**self.wrapper, "text_config": text}
 
     def base_for(self, target: int) -> BaseRope:
         """The RoPE that an extension to `target` tokens is put on.

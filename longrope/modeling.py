@@ -25,7 +25,7 @@ from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError, is_out_of_memory
 from longrope.factors import BoundFactors, FactorSet
-from longrope.hf_config import FULL, extended_config, transformers_config
+from longrope.hf_config import FULL, transformers_config
 from longrope.scoring import Stop, never
 from longrope.text import TokenIds
 
@@ -44,10 +44,9 @@ def build_config(checkpoint: Checkpoint, factors: BoundFactors | None) -> Any:
     """transformers' configuration object of a checkpoint, with the factors set before any model is built from it."""
     data = dict(checkpoint.whole_config)
     if factors is not None:
+        data = checkpoint.extended_config(factors)
         text = data if checkpoint.wrapper is None else data["text_config"]
-        text = extended_config({"model_type": checkpoint.model_type, **text}, factors)
         text.pop("rope_scaling", None)  # one spelling is enough in memory, and two would be merged
-        data = text if checkpoint.wrapper is None else {**data, "text_config": text}
     return transformers_config(data)
 
 

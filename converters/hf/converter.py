@@ -7,7 +7,7 @@ config.json. transformers' `save_pretrained` is not used: it writes only the v5 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,13 +20,21 @@ from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_json
-from longrope.hf_config import extended_config
 from longrope.progress import Progress
 
 if TYPE_CHECKING:
     from longrope.scoring import LogitSource
 
 PROVENANCE_FILE = "longrope.json"
+# What multimodal checkpoints have beside the tokenizer.
+_PROCESSOR = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "tekken.json",
+    "SYSTEM_PROMPT.txt",
+)
 
 
 class HuggingFaceExport(PlannedExport):
@@ -38,7 +46,7 @@ class HuggingFaceExport(PlannedExport):
 
     def __init__(self, export: Export) -> None:
         super().__init__(export)
-        self.config = extended_config(export.checkpoint.config, export.factors)
+        self.config = export.checkpoint.extended_config(export.factors)
         if export.outtype not in (None, "auto"):
             self.config["dtype"] = self.config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
 
@@ -52,22 +60,24 @@ class HuggingFaceExport(PlannedExport):
             for file in source.weight_files:
                 weights.copy(file, path / file.name, self.export.outtype or "auto")
                 task.advance()
-        copy_files(source, path, ("model.safetensors.index.json", *COMPANIONS))
+        copy_files(source, path, ("model.safetensors.index.json", *COMPANIONS, *_PROCESSOR))
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / PROVENANCE_FILE, factors.to_json())
         _limit_tokenizer(path / "tokenizer_config.json", factors.target)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         """Every weight is compared, sampled or not: they are copies."""
+        source = self.export.checkpoint
         try:
             artifact = open_folder(path)
         except InputError as error:
             return [Check("hf.readable", "fail", "a sound Hugging Face folder", "a broken one", str(error))]
         return [
             Check("hf.readable", "pass"),
-            *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf"),
-            weights.check(artifact, self.export.checkpoint),
-            _tokenizer_check(artifact, self.export.checkpoint),
+            *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf", source=source.config),
+            *_rest_checks(artifact, self.config),
+            weights.check(artifact, source),
+            _tokenizer_check(artifact, source),
         ]
 
 
@@ -162,6 +172,13 @@ class HuggingFaceConverter(Converter):
             "files": [file.name for file in artifact.weight_files],
             "max_position_embeddings": artifact.max_position_embeddings,
         }
+
+
+def _rest_checks(artifact: Checkpoint, planned: Mapping[str, Any]) -> Iterator[Check]:
+    """Of a multimodal model: everything in config.json that is not the text model's."""
+    if artifact.wrapper is not None:
+        wanted, found = ({**each, "text_config": None} for each in (planned, artifact.wrapper))
+        yield Check.equal("hf.config.rest", wanted, found, "another part of the model than its text part was changed")
 
 
 def _tokenizer_check(artifact: Checkpoint, reference: Checkpoint) -> Check:

@@ -51,7 +51,9 @@ def known_candidates(checkpoint: Checkpoint, target: int) -> dict[str, Candidate
     scale, dim = target / base.window, checkpoint.rotary_dim
 
     def on_base(factors: rope.Float64, temperature: float = 1.0) -> Candidate:
-        return Candidate(tuple((factors * base.long_factor).tolist()), attention_factor=temperature * base.attention_factor)
+        return Candidate(
+            tuple((factors * base.long_factor).tolist()), attention_factor=temperature * base.attention_factor
+        )
 
     yarn = rope.yarn_factors(
         dim,

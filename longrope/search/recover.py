@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from longrope import rope
 from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError

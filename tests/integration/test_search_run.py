@@ -14,9 +14,9 @@ import pytest
 from longrope import scoring
 from longrope.errors import InputError, UnsupportedError
 from longrope.machine import Machine
-from longrope.rope import attention_factor_formula
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
+from longrope.rope import attention_factor_formula
 from longrope.search import (
     Candidate,
     SearchOptions,

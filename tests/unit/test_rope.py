@@ -15,8 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longrope import rope
 from longrope.errors import InputError
-from longrope.rope import attention_factor_formula
-from longrope.rope import Float64
+from longrope.rope import Float64, attention_factor_formula
 
 DIM, THETA, ORIGINAL, SCALE = 128, 10_000.0, 4096, 8.0
 # The paper's extremes: LLaMA2 and its 2048k window.
