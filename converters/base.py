@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
@@ -216,6 +217,15 @@ class Converter(ABC):
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
         """The factors.json that our exporter recorded in the artifact beside the runtime's own fields; None without."""
         return None
+
+    def base_rope(self, path: Path) -> BaseRope | None:
+        """The RoPE of an artifact, and of one that was extended here the one below its factors; None where it does not say.
+
+        Raises:
+            InputError: the artifact is broken.
+        """
+        recorded = self.recorded_factors(path)
+        return recorded.base if recorded is not None else None
 
     def plan_of(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> PlannedExport:
         """`plan_like`, or for an artifact that is too damaged for it an `UnreadableArtifact`."""

@@ -80,6 +80,18 @@ class BaseRope:
         """Tokens up to which the short set is used; `window` where there is one set."""
         return self.pretraining_window if self.is_longrope else self.window
 
+    def __str__(self) -> str:
+        """For a person: `llama3, factors 1 … 8 (trained at 8192, released with 131072 tokens), attention factor 1`."""
+        if self.is_plain:
+            return f"plain RoPE, window {self.window} tokens"
+        rotated = [factor for factor in self.long_factor if factor < NOT_ROTATED]
+        trained = f"trained at {self.pretraining_window}, " if self.pretraining_window != self.window else ""
+        rest = len(self.long_factor) - len(rotated)
+        return (
+            f"{self.rope_type}, factors {min(rotated):.6g} … {max(rotated):.6g} ({trained}released with {self.window} tokens"
+            f"{f', {rest} pairs are not rotated' if rest else ''}), attention factor {self.attention_factor:.6g}"
+        )
+
     def equals(self, other: BaseRope) -> bool:
         """Whether both rotate alike, up to the last digits."""
         mine, theirs = (
@@ -94,9 +106,7 @@ class BaseRope:
             sets = {name: tuple(map(float, data[name])) for name in ("short_factor", "long_factor")}
             return BaseRope(**{**data, **sets})
         except (TypeError, KeyError, ValueError):
-            raise InputError(
-                f"{source}: base: expected what `factors.json` records of a base RoPE, got {data!r:.80}"
-            ) from None
+            raise InputError(f"{source}: base: expected the record of a base RoPE, got {data!r:.80}") from None
 
 
 def base_rope(config: Mapping[str, Any], parameters: Mapping[str, Any], *, rotary_dim: int, window: int) -> BaseRope:

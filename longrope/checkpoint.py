@@ -255,7 +255,7 @@ class Checkpoint:
             )
         if factors.n_hat and not all(each is None or each.is_plain or each.is_longrope for each in (own, base)):
             raise UnsupportedError(
-                f"{self.name}: start tokens keep the original RoPE, and this model's is rescaled ({own.rope_type}); use n_hat 0"
+                f"{self.name}: start tokens keep the original RoPE, and this model's is rescaled; use n_hat 0"
             )
         return factors.bound_to(
             original=self.window,

@@ -16,6 +16,7 @@ from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse,
 from converters.folder import COMPANIONS, config_checks, copy_files
 from converters.hf import weights
 from longrope.architectures import ARCHITECTURES
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -112,6 +113,10 @@ class HuggingFaceConverter(Converter):
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
         record = path / PROVENANCE_FILE
         return RescaleFactors.load(record) if record.is_file() else None
+
+    def base_rope(self, path: Path) -> BaseRope | None:
+        artifact = open_folder(path)
+        return super().base_rope(path) or (None if artifact.factors is not None else artifact.base)
 
     def open_source(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from longrope.base_rope import BaseRope
 from longrope.factors import RescaleFactors
 from longrope.options import option
 from longrope_export import options
@@ -42,7 +43,7 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
     from converters import registry
 
     converter = registry.recognize(path)
-    factors = converter.read_factors(path)
+    factors, base = converter.read_factors(path), converter.base_rope(path)
     return {
         "schema_version": SCHEMA_VERSION,
         "artifact": str(path),
@@ -50,6 +51,7 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         "facts": converter.describe(path),
         "factor_sets": factors.factor_sets if factors else None,
         "factors": factors.to_json() if factors else None,
+        "base": dataclasses.asdict(base) if base else None,
         "oddities": factors.oddities() if factors else [],
         "runtimes": [dataclasses.asdict(use) for use in converter.runtime_uses(factors)] if factors else [],
     }
@@ -62,9 +64,13 @@ def print_inspection(result: dict[str, Any]) -> None:
     click.echo(f"{result['artifact']}: {result['format']}")
     for name, value in result["facts"].items():
         click.echo(f"  {name}: {said(value)}")
+    base = result["base"] and BaseRope.from_json(result["base"], "base")
     if result["factors"] is None:
-        click.echo("  no rescale factors: this is plain RoPE, not an extended model")
+        plain = "this is plain RoPE, not an extended model"
+        click.echo(f"  no rescale factors: {plain if base is None or base.is_plain else f'its own RoPE is {base}'}")
         return
+    if base:
+        click.echo(f"  put on: {base}")
     _print_factors(RescaleFactors.from_json(result["factors"]), result["oddities"])
     rows = [[use["runtime"], use["uses"], "yes" if use["safe"] else "no", use["advice"]] for use in result["runtimes"]]
     print_table("Which runtime uses which set when", ("runtime", "uses", "safe", "advice"), rows)

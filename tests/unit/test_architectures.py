@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longrope.architectures import ARCHITECTURES, architecture_of
+from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import UnsupportedError
-from longrope.modeling import rotary_module
-from tests.common import pico_config
+from longrope.modeling import detect_layout
+from tests.common import PICO_CHANGES, pico_config
 
 SUPPORTED = [name for name, row in ARCHITECTURES.items() if not row.refusal]
 REFUSED = [name for name, row in ARCHITECTURES.items() if row.refusal]
 
 
+# What sets a type's rotary embedding apart: MLA, NoPE layers, layers that slide, no embedding of its own by default.
+MLA = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+SMALL_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "cohere2": {"layer_types": ["full_attention"] * 2},
+    "deepseek_v2": {**MLA, **SMALL_EXPERTS},
+    "deepseek_v3": {**MLA, **SMALL_EXPERTS},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 128},
+    "gemma3_text": LAYERS,
+    "gemma4_text": {**LAYERS, "global_head_dim": 32, "vocab_size_per_layer_input": 384},
+    "granitemoehybrid": {**MAMBA, "position_embedding_type": "rope"},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 2},
+    "llama4_text": {"no_rope_layers": [1, 1], "attention_chunk_size": None},
+    "olmo3": LAYERS,
+    "qwen3_5_moe_text": {"num_experts": 2},
+}
+
+
 @pytest.mark.parametrize("model_type", SUPPORTED)
-def test_transformers_knows_the_type_and_gives_it_one_rotary_embedding(model_type: str) -> None:
+def test_the_engine_s_rotary_tables_are_those_of_the_model_that_transformers_builds(model_type: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    module = rotary_module(AutoModelForCausalLM.from_config(pico_config(model_type)))
-    assert module.inv_freq.ndim == 1
+    changes = {"hidden_size": 64, **SETTINGS.get(model_type, PICO_CHANGES.get(model_type, {}))}
+    config = pico_config(model_type, **changes)
+    model = AutoModelForCausalLM.from_config(config)
+    detect_layout(model, Checkpoint(Path(), model_type, json.loads(config.to_json_string(use_diff=False))).base)
 
 
 @pytest.mark.parametrize("model_type", SUPPORTED)
@@ -51,10 +85,8 @@ HALF = {"layer_types": ["sliding_attention", "full_attention"]}
     [
         ({"model_type": "mistral"}, "all layers"),
         ({"model_type": "phi3"}, "all layers"),
-        ({"model_type": "exaone4"}, "all layers"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "all layers"),
         ({"model_type": "qwen3", **HALF}, "1 of 2 layers"),
-        ({"model_type": "exaone4", **HALF}, "1 of 2 layers"),
         ({"model_type": "llama", **HALF}, "1 of 2 layers"),
         ({"model_type": "gemma2", "layer_types": ["sliding_attention"] * 2}, "2 of 2 layers"),
         ({"model_type": "llama", "layer_types": ["chunked_attention", "full_attention"]}, "1 of 2 layers"),
@@ -75,6 +107,8 @@ def test_layers_that_slide_below_the_window_are_refused(config: dict[str, object
         {"model_type": "mistral", "sliding_window": 256},
         {"model_type": "gemma2", **HALF},
         {"model_type": "gemma2"},
+        {"model_type": "gpt_oss", **HALF},
+        {"model_type": "gemma3_text"},
     ],
 )
 def test_layers_that_see_everything_and_known_mixtures_are_not(config: dict[str, object]) -> None:
@@ -93,3 +127,49 @@ def test_llama_is_exported_everywhere() -> None:
 def test_a_misspelt_type_gets_a_hint(written: str, meant: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"did you mean ({meant})\? expected one of "):
         architecture_of({"model_type": written})
+
+
+@pytest.mark.parametrize("written", ["mistral4", "internlm4", "qwen7", "bert"])
+def test_another_generation_s_type_is_no_near_miss(written: str) -> None:
+    with pytest.raises(UnsupportedError, match="is not supported; Supported: "):
+        architecture_of({"model_type": written})
+
+
+MIXED = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "rotates"),
+    [
+        ("llama", {}, ["extended", "extended"]),
+        ("gemma3_text", {}, ["local", "extended"]),
+        ("gpt_oss", {}, ["extended", "extended"]),
+        ("exaone4", {}, ["local", "none"]),
+        ("smollm3", {"no_rope_layers": [1, 0]}, ["local", "none"]),
+        ("granitemoehybrid", {"position_embedding_type": "nope"}, ["none", "none"]),
+    ],
+)
+def test_which_rotary_embedding_a_layer_uses(model_type: str, config: dict[str, Any], rotates: list[str]) -> None:
+    row = ARCHITECTURES[model_type]
+    assert [row.rotates(config, MIXED, layer) for layer in range(2)] == rotates
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "where"),
+    [
+        ("exaone4", {"sliding_window": 32, "layer_types": MIXED}, "in its local layers only"),
+        (
+            "llama4_text",
+            {"no_rope_layers": [1, 0], "layer_types": ["chunked_attention", "full_attention"]},
+            "in its local",
+        ),
+        ("granitemoehybrid", {"position_embedding_type": "nope"}, "nowhere"),
+    ],
+)
+def test_a_model_that_rescaling_cannot_extend_says_so(
+    tmp_path: Path, model_type: str, config: dict[str, Any], where: str
+) -> None:
+    shared = {"model_type": model_type, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps({**shared, **config}))
+    with pytest.raises(UnsupportedError, match=where):
+        open_folder(tmp_path, needs_weights=False)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from longrope import checkpoint
 from longrope.checkpoint import Checkpoint, open_checkpoint, safetensors_header
-from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
+from longrope.errors import FactorError, InputError, LongRopeError, MissingRequirementError, UnsupportedError
+from longrope.factors import RescaleFactors
 from longrope.hf_config import extended_config
+from longrope.rope import attention_factor_formula
 from tests.common import TARGET, WINDOW, pico_factors
 
 
@@ -181,7 +185,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
             }
         ),
         InputError,
-        r"expected 8 factors \(rotary_dim 16 of this llama model\), got 4",
+        "short_factor: expected 8 numbers, got 4",
     ),
 }
 
@@ -213,11 +217,83 @@ def test_a_sliding_window_that_cuts_nothing_is_accepted(folder: Path, changes: d
     assert open_checkpoint(folder).model_type == changes["model_type"]
 
 
-@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3"])
-def test_a_model_rescaled_by_another_method_is_not_extended(folder: Path, rope_type: str) -> None:
-    edit_config(folder, rope_parameters={"rope_type": rope_type, "rope_theta": 1e4, "factor": 4.0})
-    with pytest.raises(UnsupportedError, match=f"already rescaled by '{rope_type}'"):
-        open_checkpoint(folder).bind(pico_factors())
+# -- factors on a RoPE that its publisher rescaled
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LISTS = {"short_factor": [1.0] * 8, "long_factor": [1.0 + i / 4 for i in range(8)]}
+
+
+def with_rope(folder: Path, **parameters: Any) -> Checkpoint:
+    edit_config(folder, rope_parameters={"rope_theta": 1e4, **parameters}, rope_scaling=None)
+    return open_checkpoint(folder)
+
+
+def relative(**changes: Any) -> RescaleFactors:
+    return pico_factors(**{"original_max_position_embeddings": None, **changes})
+
+
+def test_factors_become_products_with_the_base_and_are_not_multiplied_again(folder: Path, tmp_path: Path) -> None:
+    checkpoint, given = with_rope(folder, **YARN), relative()
+    bound = checkpoint.bind(given)
+    expected = np.multiply(given.long_factor, checkpoint.base.long_factor)
+    assert np.array_equal(bound.long_factor, expected)
+    assert (bound.original, bound.target, bound.base) == (WINDOW, TARGET, checkpoint.base)
+    formula = attention_factor_formula(TARGET / WINDOW, WINDOW)
+    assert bound.effective_attention_factor == checkpoint.base.attention_factor * formula > 1.3
+    assert checkpoint.bind(bound) == bound
+    bound.save(tmp_path / "factors.json")
+    assert checkpoint.bind(RescaleFactors.load(tmp_path / "factors.json")) == bound
+
+
+def test_a_given_attention_factor_is_put_on_the_bases_own(folder: Path) -> None:
+    checkpoint = with_rope(folder, **YARN)
+    bound = checkpoint.bind(relative(attention_factor=1.25))
+    assert bound.effective_attention_factor == 1.25 * checkpoint.base.attention_factor
+
+
+def test_factors_that_hold_another_base_are_refused(folder: Path) -> None:
+    bound = with_rope(folder, **YARN).bind(relative())
+    other = with_rope(folder, **{**YARN, "factor": 2.0})
+    with pytest.raises(FactorError, match="were made on RoPE of type 'yarn'"):
+        other.bind(bound)
+
+
+def test_a_plain_model_s_factors_say_nothing_of_a_base(folder: Path) -> None:
+    assert "base" not in open_checkpoint(folder).bind(pico_factors()).to_json()
+
+
+def test_a_longrope_model_is_extended_from_where_its_lists_reach(folder: Path) -> None:
+    """Both sets are multiplied, each by its own, and switch where they did; attention is the formula's from end to end."""
+    checkpoint = with_rope(folder, rope_type="longrope", **LISTS, original_max_position_embeddings=16)
+    assert (checkpoint.window, checkpoint.base.window) == (16, WINDOW)
+    given = relative()
+    bound = checkpoint.bind(given)
+    assert (bound.original, bound.target) == (16, TARGET)
+    assert np.array_equal(bound.short_factor, np.multiply(given.short_factor, LISTS["short_factor"]))
+    assert np.array_equal(bound.long_factor, np.multiply(given.long_factor, LISTS["long_factor"]))
+    assert bound.effective_attention_factor == pytest.approx(attention_factor_formula(TARGET / 16, 16), rel=1e-12)
+
+
+def test_factors_of_the_extension_that_a_model_has_had_are_taken_as_they_are(folder: Path) -> None:
+    checkpoint = with_rope(folder, rope_type="longrope", **LISTS, original_max_position_embeddings=16)
+    same = RescaleFactors(
+        LISTS["short_factor"], LISTS["long_factor"], original_max_position_embeddings=16, target_length=WINDOW
+    )
+    assert checkpoint.bind(same) == replace(checkpoint.factors, method="given")
+    before = replace(same, target_length=TARGET)
+    assert checkpoint.bind(before).long_factor == tuple(LISTS["long_factor"])
+
+
+def test_a_window_that_the_short_set_serves_alone_starts_from_it(folder: Path) -> None:
+    """MiniCPM3: original_max_position_embeddings is the released window."""
+    base = with_rope(folder, rope_type="longrope", **LISTS, original_max_position_embeddings=WINDOW).base
+    assert base.long_factor == base.short_factor == tuple(LISTS["short_factor"])
+
+
+def test_start_tokens_on_a_rescaled_rope_are_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="use n_hat 0"):
+        with_rope(folder, **YARN).bind(relative(n_hat=4))
 
 
 # -- tokenizers
