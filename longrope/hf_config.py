@@ -107,6 +107,8 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
     }
     if row.v5_only:
         del extended["rope_scaling"], extended["rope_theta"]
+        # Gemma 4's heads differ by layer, and transformers' validation of longrope asks for one size.
+        extended["allow_global_per_layer_attribute_access"] = True
     return extended
 
 

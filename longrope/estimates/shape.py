@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+# How configurations call the number of experts in a layer.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
 @dataclass(frozen=True)
 class DecoderShape:
     """Sizes of a decoder.
@@ -44,7 +48,7 @@ class DecoderShape:
             head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
             vocab=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings", False)),
-            experts=int(config.get("num_local_experts") or config.get("num_experts") or 1),
+            experts=int(next((config[key] for key in EXPERTS if config.get(key)), 1)),
             active_experts=int(config.get("num_experts_per_tok") or 1),
             capped_scores=bool(config.get("attn_logit_softcapping")),
         )
