@@ -408,10 +408,13 @@ def hidden_blocks(model: Any, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
 def read_on(module: Any, ids_BT: Tensor, cache: Any, **options: Any) -> tuple[Any, Any]:
     """A pass over the tokens after those in the KV cache (None: from the start); its output, and the cache with them.
 
-    transformers called the cache `past_key_values` before it was `cache`.
+    transformers called the cache `past_key_values` before it was `cache`. Positions are given: Bamba counts them from 0
+    in every pass.
     """
     name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-    output = module(input_ids=ids_BT, use_cache=True, **{name: cache}, **options)
+    start = cache.get_seq_length() if cache is not None else 0
+    positions_1T = torch.arange(start, start + ids_BT.shape[1], device=ids_BT.device)[None]
+    output = module(input_ids=ids_BT, position_ids=positions_1T, use_cache=True, **{name: cache}, **options)
     return output, getattr(output, name)
 
 

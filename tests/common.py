@@ -97,7 +97,20 @@ def pico_config(model_type: str = "llama", **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **{**values, **changes})
 
 
-# What a model type needs beyond the values above: no rescaled RoPE by default, few experts, one attention kind.
+# Latent attention, state-space layers, and layers that slide.
+MLA = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+SMALL_EXPERTS = {
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 64,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+# What a model type needs beyond the values above: no rescaled RoPE by default, few experts, layers that rotate.
 PICO_CHANGES: dict[str, dict[str, Any]] = {
     "ministral3": {
         "head_dim": 16,
@@ -114,6 +127,21 @@ PICO_CHANGES: dict[str, dict[str, Any]] = {
     },
     "apertus": {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}},
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "cohere2": {"layer_types": ["full_attention"] * 2},
+    "deepseek_v2": {**MLA, **SMALL_EXPERTS},
+    "deepseek_v3": {**MLA, **SMALL_EXPERTS},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 128},
+    "gemma3_text": LAYERS,
+    "gemma4_text": {**LAYERS, "global_head_dim": 32, "vocab_size_per_layer_input": 384},
+    "granitemoehybrid": {**MAMBA, "position_embedding_type": "rope", "layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 2},
+    "llama4_text": {"no_rope_layers": [1, 1], "attention_chunk_size": None},
+    "olmo3": LAYERS,
+    "qwen3_next": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_5_moe_text": {**LINEAR, "num_experts": 2},
 }
 
 # What makes a model type that ONNX can express use the features that set it apart.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-
 # How configurations call the number of experts in a layer.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
