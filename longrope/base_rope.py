@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from longrope import rope
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import FactorError, InputError, UnsupportedError
 
 # A pair that is not rotated: its angle stays 0 at every position that a float32 can hold.
 NOT_ROTATED = 1e30
@@ -174,7 +174,9 @@ class _Parameters:
         given = self.values.get(name)
         if not isinstance(given, list | tuple) or len(given) != self.num_pairs:
             found = f"{len(given)}" if isinstance(given, list | tuple) else repr(given)
-            raise InputError(f"config.json: {name}: expected {self.num_pairs} numbers, got {found}")
+            raise FactorError(
+                f"config.json: {name}: expected {self.num_pairs} numbers, got {found}; these factors belong to another model"
+            )
         return tuple(_positive(f"{name}[{index}]", value) for index, value in enumerate(given))
 
 

@@ -141,7 +141,7 @@ PICO_CHANGES: dict[str, dict[str, Any]] = {
     "olmo3": LAYERS,
     "qwen3_next": LINEAR,
     "qwen3_5_text": LINEAR,
-    "qwen3_5_moe_text": {**LINEAR, "num_experts": 2},
+    "qwen3_5_moe_text": {**LINEAR, "num_experts": 4, "num_experts_per_tok": 2},
 }
 
 # What makes a model type that ONNX can express use the features that set it apart.

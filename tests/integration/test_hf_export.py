@@ -24,7 +24,7 @@ from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.modeling import TorchSource, build_model, frequency_sets, rotary_module
 from longrope.progress import Silent
-from tests.common import PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_factors, said
+from tests.common import PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_config, pico_factors, pico_folder, said
 
 SUPPORTED = [name for name, row in ARCHITECTURES.items() if not row.refusal]
 CONVERTER = HuggingFaceConverter()
@@ -235,3 +235,78 @@ def test_logits_of_the_artifact_source_are_a_users(pico: Checkpoint, dual: Bound
     assert torch.equal(torch.cat(list(source.logits(ids, "long", 64))), expected)
     assert isinstance(source, TorchSource)
     assert source.rule == "per_forward"
+
+
+# -- a model whose RoPE is rescaled, per layer type, or within a multimodal model
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+QUERY_SCALE = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+LISTS = {"short_factor": [1.0] * 8, "long_factor": [1.0 + i / 4 for i in range(8)]}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama3": ("llama", LLAMA3),
+    "linear": ("llama", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+    "yarn, its own attention factor": ("llama", YARN),
+    "yarn that scales queries": ("ministral3", QUERY_SCALE),
+    "yarn that scales the softmax": ("deepseek_v2", {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}),
+    "dynamic": ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}),
+    "longrope": ("phi3", {"rope_type": "longrope", "rope_theta": 1e4, **LISTS, "original_max_position_embeddings": 16}),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_factors_of_one_leave_the_logits_within_the_window(tmp_path: Path, name: str) -> None:
+    model_type, parameters = BASES[name]
+    changes = {**PICO_CHANGES.get(model_type, {}), "pad_token_id": 0, "rope_parameters": parameters}
+    checkpoint = pico_checkpoint(tmp_path / "model", model_type, **changes)
+    ones = RescaleFactors((1.0,) * 8, (1.0,) * 8, attention_factor=1.0, target_length=TARGET)
+    factors = checkpoint.bind(ones)
+    assert factors.base == checkpoint.base
+    found = reloaded(convert(checkpoint, factors, tmp_path / "hf"))
+    for length in (WINDOW // 4, WINDOW):
+        expected = logits(build_model(checkpoint), length)
+        assert (logits(found, length) - expected).abs().max() <= 1e-5, length
+    assert open_checkpoint(tmp_path / "hf").max_position_embeddings == TARGET
+    assert CONVERTER.base_rope(tmp_path / "hf") == checkpoint.base
+
+
+def test_layers_that_slide_keep_their_rotary_parameters_in_both_spellings(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", "gemma3_text", **PICO_CHANGES["gemma3_text"])
+    path = convert(checkpoint, checkpoint.bind(pico_factors(checkpoint.rotary_dim)), tmp_path / "hf")
+    config = json.loads((path / "config.json").read_text())
+    assert config["rope_parameters"]["sliding_attention"] == {"rope_type": "default", "rope_theta": 10_000.0}
+    assert config["rope_scaling"]["rope_type"] == config["rope_parameters"]["full_attention"]["rope_type"] == "longrope"
+
+
+def test_a_multimodal_model_is_extended_in_its_text_part_alone(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"model_type": "siglip_vision_model", **sizes, "image_size": 32, "patch_size": 16}
+    text = {**pico_config("gemma3_text", **PICO_CHANGES["gemma3_text"]).to_dict(), "head_dim": 16}
+    model = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    )
+    folder = pico_folder(tmp_path / "model")
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text("{}")
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.model_type, checkpoint.text_name(f"{checkpoint.text_prefix}norm.weight")) == (
+        "gemma3_text",
+        "model.norm.weight",
+    )
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
+    path = convert(checkpoint, factors, tmp_path / "hf")
+    before, after = (json.loads((each / "config.json").read_text()) for each in (folder, path))
+    assert {**after, "text_config": None} == {**before, "text_config": None}
+    assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (path / "preprocessor_config.json").is_file()
+    found = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
+    assert torch.equal(logits(found, TARGET), logits(build_model(checkpoint, factors), TARGET))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from longrope import scoring
-from longrope.errors import InputError, UnsupportedError
+from longrope.checkpoint import unscaled_factors
+from longrope.errors import InputError
 from longrope.machine import Machine
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
@@ -204,15 +206,17 @@ def test_numbers_below_one(name):
         SearchOptions(**{name: 0})
 
 
-def test_another_methods_model_is_refused_before_anything_is_measured(checkpoint, corpus, tmp_path):
-    config = {
-        **checkpoint.config,
-        "rope_parameters": {**checkpoint.config.get("rope_parameters", {}), "rope_type": "yarn"},
-    }
-    rescaled = replace(checkpoint, config=config)
-    with pytest.raises(UnsupportedError, match="already rescaled by 'yarn'"):
-        search(rescaled, corpus, TARGET, options=OPTIONS, journal_dir=tmp_path / "journal")
-    assert not (tmp_path / "journal").exists()
+def test_a_search_on_a_rescaled_model_starts_from_what_that_computes(checkpoint, corpus):
+    parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": checkpoint.rope_theta}
+    rescaled = replace(checkpoint, config={**checkpoint.config, "rope_parameters": parameters, "rope_scaling": None})
+    ids = corpus.first_windows(WINDOW, 1)[0]
+    own = build_model(rescaled)(input_ids=torch.as_tensor(ids)[None]).logits[0]
+    expected = torch.nn.functional.cross_entropy(own[:-1], torch.as_tensor(ids)[1:]).item()
+    unscaled = Candidate.of(unscaled_factors(rescaled, TARGET), "long")
+    assert set(unscaled.factors) == {2.0}
+    assert WindowModel(rescaled, Machine()).nll(unscaled, Window(ids)) == pytest.approx(expected, abs=1e-5)
+    found = search(rescaled, corpus, TARGET, options=OPTIONS).factors
+    assert (found.base, min(found.long_factor) >= 2.0) == (rescaled.base, True)
 
 
 def test_short_documents_are_counted(checkpoint, corpus):
