@@ -179,6 +179,11 @@ class RescaleFactors:
             found.append(f"attention_factor {given:g} is not the formula's {formula:g}: {WHO_READS_ATTENTION}")
         return found
 
+    @property
+    def original_set(self) -> tuple[float, ...]:
+        """[rotary_dim / 2] factors that sequences of the original window had before these were put on: ones on plain RoPE."""
+        return (1.0,) * self.num_pairs if self.base is None else self.base.short_factor
+
     # -- new values from old ones
 
     def as_single(self) -> Self:

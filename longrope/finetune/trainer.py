@@ -143,7 +143,7 @@ def training_factors(factors: BoundFactors, stage: Stage) -> BoundFactors:
     teacher has the short sequences, single factors stay single: the one set learns them.
     """
     if stage.short_share and factors.factor_sets == "single" and not stage.distil_short:
-        return replace(factors, short_factor=(1.0,) * factors.num_pairs)
+        return replace(factors, short_factor=factors.original_set)
     return factors
 
 

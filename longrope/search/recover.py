@@ -176,7 +176,7 @@ def compare_short(
     """
     windows = _held_out_windows(held_out, window or factors.original)
     short, long = Candidate.of(factors, "short"), Candidate.of(factors, "long")
-    named = {SEARCHED: short, ORIGINAL: replace(short, factors=_original_set(factors))}
+    named = {SEARCHED: short, ORIGINAL: replace(short, factors=factors.original_set)}
     named |= {name: replace(short, factors=earlier.factors) for name, earlier in stages.items()}
     named[SINGLE] = long
     machine = options.machine if options else None
@@ -200,7 +200,7 @@ def _short_options(options: SearchOptions | None) -> SearchOptions:
 
 def _space(checkpoint: Checkpoint, bound: BoundFactors) -> SearchSpace:
     """Sets for the original window, with the long set's n_hat and attention factor."""
-    base = _original_set(bound)
+    base = bound.original_set
     return SearchSpace(
         unscaled=unscaled_factors(checkpoint, checkpoint.window),
         upper=max(1.0, *(factor / own for factor, own in zip(bound.long_factor, base, strict=True))),
@@ -208,11 +208,6 @@ def _space(checkpoint: Checkpoint, bound: BoundFactors) -> SearchSpace:
         n_hats=(bound.n_hat,),
         attention_factor=bound.effective_attention_factor,
     )
-
-
-def _original_set(factors: BoundFactors) -> tuple[float, ...]:
-    """What the original window was rotated by before these factors were put on it."""
-    return (1.0,) * factors.num_pairs if factors.base is None else factors.base.short_factor
 
 
 def _starting_points(
