@@ -31,12 +31,14 @@ class Conversion:
     """What `convert` wrote.
 
     Args:
-        path: the artifact; a single-file format names it itself when the output was a folder.
+        path: the artifact, of a split one its first part; a single-file format names it itself in a folder.
         checks: the read-back checks, none of them failed.
+        files: the artifact's folder or its files, all parts of a split one.
     """
 
     path: Path
     checks: Sequence[Check]
+    files: tuple[Path, ...]
 
 
 def convert(
@@ -75,13 +77,17 @@ def convert(
     known = checkpoint.bind(factors) if factors is not None else checkpoint.factors
     if known is None:
         raise InputError(f"{checkpoint.name} has no rescale factors of its own, and none were given")
-    chosen = converter.choose_sets(known, factor_sets)
+    chosen = converter.choose_sets(known, factor_sets, checkpoint)
     for oddity in chosen.oddities():
         progress.warn(oddity)
     converter.check_requirements()
     planned = converter.plan(Export(checkpoint, chosen, outtype, options or {}))
     path = output / planned.file_name if converter.suffix and output.is_dir() else output
-    return Conversion(path, planned.save(path, progress, overwrite=overwrite))
+    for note in checkpoint.notes:
+        progress.warn(note)
+    checks = planned.save(path, progress, overwrite=overwrite)
+    files = converter.files_of(path)
+    return Conversion(files[0], checks, files)
 
 
 def validate(

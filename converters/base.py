@@ -260,15 +260,26 @@ class Converter(ABC):
     def describe(self, path: Path) -> dict[str, Any]:
         """Facts for `inspect`, JSON-able: format version, architecture, weight types, lengths, provenance."""
 
-    def choose_sets(self, factors: Factors, factor_sets: str = "auto") -> Factors:
+    def preferred_sets(self, checkpoint: Checkpoint | None = None) -> FactorSets:
+        """What `--factor-sets auto` means: `auto_factor_sets`, unless the format says otherwise of this model."""
+        return self.auto_factor_sets
+
+    def choose_sets(self, factors: Factors, factor_sets: str = "auto", checkpoint: Checkpoint | None = None) -> Factors:
         """`auto`: both sets where this format prefers that and there are two, else the long one. A given choice is honoured.
+
+        Args:
+            checkpoint: the model they are for; None where it is not known.
 
         Raises:
             UnsupportedError: `dual` was asked of a single set.
         """
         if factor_sets == "auto":
-            return factors if self.auto_factor_sets == "dual" else factors.as_single()
+            return factors if self.preferred_sets(checkpoint) == "dual" else factors.as_single()
         return factors.with_sets(factor_sets)
+
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        """The files or the folder that an artifact of this name consists of."""
+        return (path,)
 
     def convert(self, export: Export, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
         """Plan one artifact and save it; see `PlannedExport.save`."""

@@ -1,11 +1,8 @@
 """What is known of each model type: one table, one row a type, no branches elsewhere.
 
-A row says how transformers builds the rotary embedding, and what each format can express:
-  gguf        name of the llama.cpp architecture the weights are written as, None if there is none
-  gguf_rope   "sets": it loads rope_factors_long/short; "freqs": only rope_freqs (one set for every context); None: neither
-  permute_qk  llama.cpp wants the rows of q and k interleaved
+A row says how transformers builds the rotary embedding, and what ONNX can express; what llama.cpp can is in
+`converters/gguf/carriers.py`:
   refusal     why nothing can be done with this type
-  gguf_as_llama  the network is Llama's under another name, and can be written as architecture llama on request
   sliding_window  config.sliding_window limits attention, in every layer where layer_types says nothing else
   default_window  transformers' sliding_window where config.json is silent
   hybrid      layers that slide beside layers that see everything are no obstacle: what they look back on does not change
@@ -29,7 +26,6 @@ from typing import Any, Literal
 
 from longrope.errors import UnsupportedError
 
-GgufRope = Literal["sets", "freqs"]
 RotaryLayers = Literal["all", "by_type", "local", "listed"]
 Rotates = Literal["extended", "local", "none"]
 FULL, SLIDING = "full_attention", ("sliding_attention", "chunked_attention")
@@ -61,10 +57,6 @@ class Architecture:
     """Facts about one transformers model type; see the module's docstring."""
 
     model_type: str
-    gguf: str | None = None
-    gguf_rope: GgufRope | None = None
-    permute_qk: bool = False
-    gguf_as_llama: bool = False
     onnx: DecoderBlock | None = None
     sliding_window: bool = False
     hybrid: bool = False
@@ -76,7 +68,6 @@ class Architecture:
     v5_only: bool = False
     softmax_scale: bool = False
     drops_cache_at_crossing: bool = False
-    note: str = ""
     refusal: str = ""
 
     @property
@@ -134,75 +125,35 @@ WRAPPERS = {
 }
 
 ARCHITECTURES = _table(
-    Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
-    Architecture(
-        "mistral",
-        gguf="llama",
-        gguf_rope="sets",
-        permute_qk=True,
-        onnx=DecoderBlock(),
-        sliding_window=True,
-        default_window=4096,
-    ),
-    Architecture("mixtral", gguf="llama", gguf_rope="sets", permute_qk=True, sliding_window=True),
-    Architecture("ministral3", gguf="mistral3", gguf_rope="sets", permute_qk=True, sliding_window=True),
-    Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
-    Architecture("granitemoe", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
-    Architecture("granitemoeshared", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
-    Architecture("minicpm3", gguf="minicpm3", gguf_rope="sets", softmax_scale=True),
-    Architecture(
-        "phi3",
-        gguf="phi3",
-        gguf_rope="sets",
-        onnx=DecoderBlock(packed=True),
-        sliding_window=True,
-        drops_cache_at_crossing=True,
-    ),
+    Architecture("llama", onnx=DecoderBlock()),
+    Architecture("mistral", onnx=DecoderBlock(), sliding_window=True, default_window=4096),
+    Architecture("mixtral", sliding_window=True),
+    Architecture("ministral3", sliding_window=True),
+    Architecture("granite", onnx=DecoderBlock()),
+    Architecture("granitemoe"),
+    Architecture("granitemoeshared"),
+    Architecture("minicpm3", softmax_scale=True),
+    Architecture("phi3", onnx=DecoderBlock(packed=True), sliding_window=True, drops_cache_at_crossing=True),
     Architecture(
         "phimoe",
         refusal="its RoPE has one attention factor a set (short_mscale, long_mscale), which no other engine reads, and "
         "llama.cpp computes RMS norms and a softmax router where it has layer norms and a sparse mixer",
     ),
-    Architecture("apertus", gguf="apertus", gguf_rope="sets"),
-    Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True, onnx=DecoderBlock(gated=False)),
-    Architecture(
-        "exaone4",
-        gguf="exaone4",
-        gguf_rope="freqs",
-        sliding_window=True,
-        hybrid=True,
-        rotary="local",
-        default_window=4096,
-    ),
-    Architecture(
-        "seed_oss", gguf_as_llama=True, onnx=DecoderBlock(), note="llama.cpp's seed_oss loads no rope factors"
-    ),
-    Architecture(
-        "qwen2",
-        gguf_as_llama=True,
-        onnx=DecoderBlock(),
-        sliding_window=True,
-        note="llama.cpp's qwen2 loads no rope factors",
-    ),
-    Architecture(
-        "qwen3", onnx=DecoderBlock(qk_norm="head"), sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"
-    ),
-    Architecture(
-        "olmo2", onnx=DecoderBlock(norms="post", qk_norm="all"), note="llama.cpp's olmo2 loads no rope factors"
-    ),
-    Architecture(
-        "gemma",
-        onnx=DecoderBlock(norm_plus_one=True, scaled_embedding=True),
-        note="llama.cpp's gemma loads no rope factors",
-    ),
+    Architecture("apertus"),
+    Architecture("arcee", onnx=DecoderBlock(gated=False)),
+    Architecture("exaone4", sliding_window=True, hybrid=True, rotary="local", default_window=4096),
+    Architecture("seed_oss", onnx=DecoderBlock()),
+    Architecture("qwen2", onnx=DecoderBlock(), sliding_window=True),
+    Architecture("qwen3", onnx=DecoderBlock(qk_norm="head"), sliding_window=True),
+    Architecture("olmo2", onnx=DecoderBlock(norms="post", qk_norm="all")),
+    Architecture("gemma", onnx=DecoderBlock(norm_plus_one=True, scaled_embedding=True)),
     Architecture(
         "gemma2",
         onnx=DecoderBlock(norms="sandwich", norm_plus_one=True, scaled_embedding=True),
         sliding_window=True,
         hybrid=True,
-        note="llama.cpp's gemma2 loads no rope factors; every other layer attends to its sliding window only",
     ),
-    Architecture("smollm3", onnx=DecoderBlock(), rotary="listed", note="llama.cpp's smollm3 loads no rope factors"),
+    Architecture("smollm3", onnx=DecoderBlock(), rotary="listed"),
     Architecture("qwen2_moe", sliding_window=True),
     Architecture("qwen3_moe", sliding_window=True),
     Architecture("qwen3_next", default_partial=0.25),

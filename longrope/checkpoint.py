@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}(?=/|$)")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
+SUFFIXES = {b"GGUF": ".gguf"}  # first bytes of files that come without a suffix, such as Ollama's blobs
 # Bytes of a weight file that its fingerprint takes: its start, and a sample in every so many.
 FIRST_WEIGHTS, SAMPLE, SAMPLE_EVERY = 1 << 20, 1 << 14, 1 << 23
 # Where multimodal checkpoints keep their text model, in place of `model.`; and its output head.
@@ -265,6 +267,11 @@ class Checkpoint:
             target=target,
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever converts this checkpoint should know of it."""
+        return ()
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizers-library tokenizer of tokenizer.json, which neither cuts nor pads, whatever the file says.
@@ -487,9 +494,18 @@ def _why_no_weights(folder: Path) -> str:
 def _opener(path: Path) -> Callable[[Path], Checkpoint]:
     found = list(entry_points(group=OPENERS, name=path.suffix.lower()))
     if not found:
+        with path.open("rb") as file:
+            found = list(entry_points(group=OPENERS, name=SUFFIXES.get(file.read(4), "")))
+    if not found:
         raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file, got a {path.suffix or 'plain'} file")
     opener: Callable[[Path], Checkpoint] = found[0].load()
     return opener
+
+
+def cached_hub_id(path: Path) -> str | None:
+    """`org/name` of a folder in the Hub's cache, `models--org--name/snapshots/COMMIT`, or a file in it; None elsewhere."""
+    found = _CACHED.search(path.absolute().as_posix())
+    return found and f"{found[1]}/{found[2]}"
 
 
 def is_hub_id(name: str) -> bool:

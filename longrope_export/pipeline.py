@@ -114,7 +114,7 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
         journal_dir=run.folder / "journal",
         stages_dir=run.folder / STAGES,
         resume=request.resume,
-        dual=_wants_dual(request, prepared.outputs),
+        dual=_wants_dual(request, prepared.checkpoint, prepared.outputs),
         progress=progress,
     )
     result.factors.save(run.folder / "factors.json")
@@ -165,7 +165,7 @@ def _plan_lines(request: ExtendRequest, prepared: Prepared) -> list[str]:
     else:
         searching = search_estimate(checkpoint, request.target_length, options.search)
         lines = [*searching.lines(), forwards(request.target_length, searching.tokens)]
-    if _wants_dual(request, prepared.outputs):
+    if _wants_dual(request, prepared.checkpoint, prepared.outputs):
         short = recovery_estimate(checkpoint, options.short_windows, options.short_search)
         lines.append(f"short set: {short.lines()[0]}, {forwards(checkpoint.window, short.tokens)}")
     lines += [
@@ -176,10 +176,10 @@ def _plan_lines(request: ExtendRequest, prepared: Prepared) -> list[str]:
     return [*lines, f"then {names}: written and validated, on up to {request.windows_per_length} windows a length"]
 
 
-def _wants_dual(request: ExtendRequest, outputs: Sequence[Output]) -> bool:
+def _wants_dual(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequence[Output]) -> bool:
     """Whether a short set has to be found."""
     if request.sets == "auto":
-        return any(output.converter.auto_factor_sets == "dual" for output in outputs)
+        return any(output.converter.preferred_sets(checkpoint) == "dual" for output in outputs)
     return request.sets == "dual"
 
 
@@ -207,7 +207,7 @@ def _export(
     progress: Progress,
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
-    chosen = output.converter.choose_sets(factors, request.sets)
+    chosen = output.converter.choose_sets(factors, request.sets, checkpoint)
     planned = output.with_factors(checkpoint, chosen)
     checks = _sound(output.path, planned)
     if checks is None:

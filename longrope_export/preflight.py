@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Converter, Export, PlannedExport
 from converters.parity import ValidateOptions, windows_by_length
-from longrope.checkpoint import Checkpoint, placeholder_factors
+from longrope.checkpoint import Checkpoint, cached_hub_id, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
 from longrope.estimates.search import search_estimate
 from longrope.estimates.training import checkpoint_bytes
@@ -246,7 +246,8 @@ def plan_outputs(request: ExtendRequest, checkpoint: Checkpoint, factors: BoundF
     Raises:
         LongRopeError: a format is unknown or named twice, lacks its libraries, or cannot express the model.
     """
-    stem = Path(checkpoint.name).stem if request.model != DEFAULT else "longrope-default"
+    name = (cached_hub_id(checkpoint.path) or checkpoint.name) if request.model != DEFAULT else "longrope-default"
+    stem = Path(name.partition("@")[0]).name.removesuffix(".gguf")
     outputs: list[Output] = []
     for label in request.formats:
         name, _, outtype = label.partition(":")
@@ -256,7 +257,8 @@ def plan_outputs(request: ExtendRequest, checkpoint: Checkpoint, factors: BoundF
         if any(path == other.path for other in outputs):
             raise InputError(f"--formats {','.join(request.formats)}: {label} is there twice")
         converter.check_requirements()
-        planned = converter.plan(Export(checkpoint, converter.choose_sets(factors, request.sets), outtype or None))
+        chosen = converter.choose_sets(factors, request.sets, checkpoint)
+        planned = converter.plan(Export(checkpoint, chosen, outtype or None))
         outputs.append(Output(label, converter, path, planned))
     return tuple(outputs)
 

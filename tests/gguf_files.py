@@ -69,6 +69,7 @@ def refused(error: type[Exception], match: str, model: Checkpoint, factors: Boun
 GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-sliding": ("mistral", {"sliding_window": 512}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
     "ministral3": (
         "ministral3",
@@ -103,8 +104,51 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", {}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "qwen2": ("qwen2", {}),
-    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "seed_oss": ("seed_oss", {"head_dim": 16, "attention_bias": True}),
+    "internlm3": ("internlm3", {"head_dim": 16}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 16, "use_bias": True}),
+    "exaone": ("exaone", {}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {
+            **GRANITE,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["attention"] * 2,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+        },
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}),
 }
+
+
+def stock(model: Checkpoint, path: Path, outtype: str = "q8_0", **options: Any) -> Path:
+    """A file as other tools write it: the weights, and nothing of LongRoPE."""
+    GgufConverter().convert(Export(model, factors_for(model), outtype, options), path, Silent())
+    if options:
+        return path
+
+    def strip(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith("rope_")]:
+            del tensors[name]
+        for key in [key for key in values if ".rope.scaling." in key or key.startswith("longrope_export.")]:
+            del values[key]
+        length = f"{model.model_type}.context_length"
+        values[length] = dataclasses.replace(values[length], data=WINDOW)
+
+    plain = path.with_name(f"stock-{path.name}")
+    return rewrite(path, plain, strip)
 
 
 def holding(info: TensorInfo, data: Any) -> Content:

@@ -1,6 +1,6 @@
 """What each model is written as in llama.cpp: the architecture, its hyperparameters, and where each weight goes.
 
-    config.json ──architecture table──► Target (llama.cpp's architecture, and which factor tensors it reads)
+    config.json ──carriers.TARGETS──► Target (llama.cpp's architecture, and which factor tensors it reads)
     model.layers.3.self_attn.q_proj.weight ──Layout──► blk.3.attn_q.weight, rows interleaved by head
     …experts.0.w1, experts.1.w1, …         ──Layout──► ffn_gate_exps, stacked
     …input_linear (gate above up)          ──Layout──► ffn_gate_exps and ffn_up_exps, halves
@@ -14,18 +14,19 @@ Source: llama.cpp as vendored by llama-cpp-python 0.3.36 (src/llama-arch.cpp, sr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from converters.gguf.carriers import TARGETS, Fill, Target, sliding_window
 from converters.gguf.container import TensorInfo, Value, block_size, f32, u32
 from converters.gguf.factors import require_expressible
 from converters.gguf.native import gguf
-from converters.gguf.weights import Piece, Planned, SafetensorsSource, Stored
-from longrope.architectures import ARCHITECTURES, GgufRope
+from converters.gguf.weights import Constants, Piece, Planned, SafetensorsSource, Stored, same_numbers
 from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors
+from longrope.hf_config import switch_length
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ _GRANITE_EXPERTS: Mapping[str, str | Halves] = {
     "block_sparse_moe.output_linear": "ffn_down_exps",
     "shared_mlp.input_linear": Halves("ffn_gate_shexp", "ffn_up_shexp"),
     "shared_mlp.output_linear": "ffn_down_shexp",
+}
+_QWEN_EXPERTS = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.*.gate_proj": "ffn_gate_exps",
+    "mlp.experts.*.up_proj": "ffn_up_exps",
+    "mlp.experts.*.down_proj": "ffn_down_exps",
 }
 _LATENT_ATTENTION = {
     "self_attn.q_a_proj": "attn_q_a",
@@ -184,72 +191,110 @@ LAYOUTS: Mapping[str, Layout] = {
         needs={"hidden_act": "silu", "sliding_window": None},
         model_class="Exaone4ForCausalLM",
     ),
+    # Types whose names are not those of the architecture that carries them.
+    "exaone": Layout(
+        {
+            "ln_1": "attn_norm",
+            "ln_2": "ffn_norm",
+            "attn.attention.q_proj": "attn_q",
+            "attn.attention.k_proj": "attn_k",
+            "attn.attention.v_proj": "attn_v",
+            "attn.attention.out_proj": "attn_output",
+            "mlp.c_fc_0": "ffn_gate",
+            "mlp.c_fc_1": "ffn_up",
+            "mlp.c_proj": "ffn_down",
+        },
+        outer={"transformer.wte": "token_embd", "transformer.ln_f": "output_norm", "lm_head": "output"},
+    ),
+    "granitemoehybrid": Layout(
+        {
+            **_NORMS,
+            **_ATTENTION,
+            "shared_mlp.input_linear": Halves("ffn_gate", "ffn_up"),
+            "shared_mlp.output_linear": "ffn_down",
+        },
+        keys=(*_GRANITE_KEYS, Key("feed_forward_length", "shared_intermediate_size")),
+    ),
+    "qwen3": Layout({**_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP}),
+    "qwen3_moe": Layout({**_NORMS, **_ATTENTION, **_QK_NORM, **_QWEN_EXPERTS}),
 }
-
-# What llama.cpp uses, whether transformers has such a type or not: files of these can be patched.
-LOADS_SETS = frozenset({"llama", "mistral3", "deci", "granite", "granitemoe", "minicpm", "minicpm3", "phi3", "apertus"})
-LOADS_FREQS = frozenset({"arcee", "exaone", "exaone4"})
+# Other spellings of the fields of config.json that hyperparameters are made of.
+ALIASES = {"num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act"}
 
 
 # -- the architecture of a checkpoint
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a checkpoint is written as.
+def target_of(
+    checkpoint: Checkpoint, factors: BoundFactors, *, carrier: str | None = None, as_llama: bool | None = None
+) -> Target:
+    """The first row of the table that computes this checkpoint with these factors.
 
     Args:
-        architecture: llama.cpp's name.
-        rope: "sets" for both factor tensors, "freqs" for the one that serves every context.
-        permute_qk: the rows of q and k are interleaved.
-    """
-
-    architecture: str
-    rope: GgufRope
-    permute_qk: bool
-
-
-def target_of(checkpoint: Checkpoint, factors: BoundFactors, *, as_llama: bool = False) -> Target:
-    """What a checkpoint with these factors is written as.
-
-    Args:
-        as_llama: write a network that is Llama's under another name as architecture llama.
+        carrier: llama.cpp's architecture that is wanted; None for the first that can.
+        as_llama: True for architecture llama, False for any other.
 
     Raises:
-        UnsupportedError: llama.cpp has no architecture that computes this network with these factors.
+        UnsupportedError: llama.cpp has no architecture that computes this network with these factors; says why the first
+            one, or the wanted one, does not.
     """
-    target = _by_table(checkpoint, as_llama=as_llama)
-    _refuse_other_networks(checkpoint, target)
-    refuse_factors(checkpoint, target, factors)
-    return target
+    refusals = []
+    for target in candidates(checkpoint, carrier="llama" if as_llama else carrier, llama=as_llama is not False):
+        try:
+            _refuse_other_networks(checkpoint, target)
+            refuse_factors(checkpoint, target, factors)
+        except UnsupportedError as error:
+            refusals.append(error)
+        else:
+            return target
+    raise refusals[0]
+
+
+def candidates(checkpoint: Checkpoint, *, carrier: str | None = None, llama: bool = True) -> tuple[Target, ...]:
+    """The rows of a checkpoint's type, at least one. Raises UnsupportedError when none is left."""
+    rows = TARGETS.get(checkpoint.model_type, ())
+    if not rows:
+        raise UnsupportedError(
+            f"GGUF cannot hold rope factors for {checkpoint.model_type}: llama.cpp has no architecture that computes this "
+            "network and loads rope factors; export to HF or ONNX instead"
+        )
+    left = tuple(row for row in rows if carrier in (None, row.architecture) and (llama or row.architecture != "llama"))
+    if not left:
+        wanted = f"as {carrier}" if carrier else "as anything but llama"
+        known = ", ".join(row.architecture for row in rows)
+        raise UnsupportedError(f"a {checkpoint.model_type} network cannot be written {wanted}; expected {known}")
+    return left
 
 
 def refuse_factors(checkpoint: Checkpoint, target: Target, factors: BoundFactors) -> None:
     """Raise UnsupportedError for factors with which llama.cpp would compute something else than transformers."""
-    _refuse_sliding_window(checkpoint, factors)
+    if not target.slides:
+        _refuse_sliding_window(checkpoint, factors)
+    _ = switch_length(checkpoint.config, factors)
     require_expressible(factors, target.architecture, target.rope)
 
 
-def _by_table(checkpoint: Checkpoint, *, as_llama: bool) -> Target:
-    row = checkpoint.architecture
-    if as_llama and row.gguf_as_llama:
-        return Target("llama", "sets", permute_qk=True)
-    if as_llama and row.gguf != "llama":
-        possible = sorted(row.model_type for row in ARCHITECTURES.values() if row.gguf_as_llama)
-        raise UnsupportedError(
-            f"a {row.model_type} network is not Llama's; as_llama works for {' and '.join(possible)}"
-        )
-    if row.gguf is None or row.gguf_rope is None:
-        way_out = "write it as llama (option as_llama)" if row.gguf_as_llama else "export to HF or ONNX instead"
-        reason = row.note or "llama.cpp has no such architecture"
-        raise UnsupportedError(f"GGUF cannot hold rope factors for {row.model_type}: {reason}; {way_out}")
-    return Target(row.gguf, row.gguf_rope, row.permute_qk)
+def layout_of(target: Target) -> Layout:
+    """Where its weights go."""
+    return LAYOUTS[target.layout_name]
+
+
+def has_own_head(source: SafetensorsSource, layout: Layout) -> bool:
+    """Whether a checkpoint holds an output matrix that is not a copy of its embedding."""
+    embedding = next(name for name, place in layout.outer.items() if place == "token_embd") + ".weight"
+    names = source.tensors.keys()
+    return HEAD in names and embedding in names and not same_numbers(source[HEAD], source[embedding])
+
+
+def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields that hyperparameters are made of under their usual names."""
+    return {**{ALIASES[name]: value for name, value in config.items() if name in ALIASES}, **config}
 
 
 def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
     """Fields of config.json for which llama.cpp computes one value only."""
-    config = {"sliding_window": checkpoint.architecture.default_window, **checkpoint.config}
-    for name, needed in LAYOUTS[target.architecture].needs.items():
+    config = {"sliding_window": checkpoint.architecture.default_window, **renamed_config(checkpoint.config)}
+    for name, needed in {**layout_of(target).needs, **target.needs}.items():
         given = config.get(name, needed)
         if given != needed:
             raise UnsupportedError(
@@ -260,16 +305,14 @@ def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
 
 def _refuse_sliding_window(checkpoint: Checkpoint, factors: BoundFactors) -> None:
     """llama.cpp attends to the whole context where transformers would look back fewer tokens than the target."""
-    config, row = checkpoint.config, checkpoint.architecture
-    window = config.get("sliding_window", row.default_window) if row.sliding_window else None
-    used = window and config.get("use_sliding_window", True)
-    if used and window is not None and window < factors.target:
+    window = sliding_window(checkpoint)
+    if window is not None and window < factors.target:
         raise UnsupportedError(
             f"{checkpoint.name}: transformers attends to the last {window} tokens (sliding_window), llama.cpp to all "
             f"{factors.target}; set sliding_window to null in config.json, or use a target of at most {window}"
         )
-    alike = {"full_attention", "sliding_attention"} if used else {"full_attention"}
-    others = sorted(set(config.get("layer_types") or ()) - alike)
+    alike = {"full_attention"} if window is None else {"full_attention", "sliding_attention"}
+    others = sorted(set(checkpoint.config.get("layer_types") or ()) - alike - {"attention"})
     if others:
         raise UnsupportedError(
             f"{checkpoint.name}: some layers have {' and '.join(others)} (layer_types in config.json), llama.cpp gives "
@@ -279,7 +322,8 @@ def _refuse_sliding_window(checkpoint: Checkpoint, factors: BoundFactors) -> Non
 
 # -- where each weight goes
 
-LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+LAYER = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)")
+HEAD = "lm_head.weight"
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # Routers decide between experts by small differences; llama.cpp keeps them in float32.
 _ALWAYS_F32 = ("ffn_gate_inp",)
@@ -309,14 +353,15 @@ class TensorPlanner:
         layout: of that architecture.
         matrix_type: ggml type of matrices.
         heads: number of heads of the tensors whose rows are interleaved, by module name within a layer.
-        tied: the output matrix is the embedding's; a copy in the checkpoint is left out.
+        head: where the output matrix comes from: "own" for the checkpoint's, "" for none in the file (it is the
+            embedding's), "embedding" for a copy of that.
     """
 
     architecture: str
     layout: Layout
     matrix_type: int
     heads: Mapping[str, int]
-    tied: bool
+    head: Literal["own", "embedding", ""]
 
     def plan(self, source: SafetensorsSource) -> tuple[Planned, ...]:
         """A plan for every weight, in the file's order. Raises UnsupportedError for one that has no place."""
@@ -325,6 +370,17 @@ class TensorPlanner:
             for place in self._places(name):
                 parts.setdefault(place.name, []).append((place, name))
         return tuple(self._planned(name, members, source) for name, members in parts.items())
+
+    def filled(self, fills: Iterable[Fill]) -> tuple[Planned, ...]:
+        """A plan for every tensor that is one number throughout."""
+        fills = tuple(fills)
+        source = Constants({fill.name: (fill.number, fill.shape) for fill in fills})
+        return tuple(
+            Planned(
+                TensorInfo(fill.name, fill.shape, self._type_for(fill.name, fill.shape)), (Piece(fill.name),), source
+            )
+            for fill in fills
+        )
 
     def scalars(self, source: SafetensorsSource) -> dict[str, list[float]]:
         """Metadata arrays over the layers that transformers keep as tensors."""
@@ -338,7 +394,7 @@ class TensorPlanner:
     def _kept(self, name: str) -> bool:
         layer = LAYER.fullmatch(name)
         scalar = layer is not None and layer[2] in self.layout.scalars
-        return not (scalar or (self.tied and name == "lm_head.weight") or DERIVED.fullmatch(name))
+        return not (scalar or (self.head != "own" and name == HEAD) or DERIVED.fullmatch(name))
 
     def _places(self, name: str) -> Iterator[Place]:
         module, _, suffix = name.rpartition(".")
@@ -355,6 +411,8 @@ class TensorPlanner:
             yield Place(f"{prefix}{target.lower}.{suffix}", half=1)
         else:
             yield Place(f"{prefix}{target}.{suffix}", int(expert[1]) if expert else None)
+        if target == "token_embd" and self.head == "embedding":
+            yield Place("output.weight")
 
     def _planned(self, name: str, members: list[tuple[Place, str]], source: SafetensorsSource) -> Planned:
         members = sorted(members, key=lambda member: member[0].expert or 0)

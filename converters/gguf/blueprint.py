@@ -16,32 +16,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.gguf.architectures import (
     COMMON_KEYS,
-    LAYOUTS,
     Key,
     Layout,
-    Target,
     TensorPlanner,
+    has_own_head,
+    layout_of,
     refuse_factors,
+    renamed_config,
     target_of,
 )
+from converters.gguf.carriers import Target, num_key_value_heads
 from converters.gguf.container import TensorInfo, Value, array, f32, text, u32
 from converters.gguf.factors import factor_arrays, factor_info, own_record, scaling_values
 from converters.gguf.native import gguf
 from converters.gguf.tokenizer import vocabulary_of
-from converters.gguf.vocabulary import Vocabulary
+from converters.gguf.vocabulary import Vocabulary, loadable_name
 from converters.gguf.weights import DEFAULT, OUTTYPES, OutType, Planned, SafetensorsSource
 from converters.gguf.writing import Content
-from longrope.checkpoint import HUB_ID, Checkpoint
+from longrope.checkpoint import HUB_ID, Checkpoint, cached_hub_id
 from longrope.errors import InputError
 from longrope.factors import BoundFactors
-from longrope.hf_config import rope_parameters
+from longrope.hf_config import rope_parameters, switch_length
 from longrope.provenance import usable_cpus
 
 EMBEDDING = "token_embd.weight"
@@ -57,8 +59,9 @@ class GgufOptions:
 
     Args:
         name: `general.name`; None takes the one in the model card, or the checkpoint's.
-        as_llama: write a network that differs from Llama's in name only (qwen2, seed_oss) as architecture llama, which
-            takes factors where its own does not.
+        carrier: llama.cpp's architecture that the model is written as, where there is a choice; None takes the first of
+            `carriers.TARGETS` that computes it.
+        as_llama: True for architecture llama, False for any other that computes the model.
         imatrix: importance matrix of llama-imatrix, for the types that llama.cpp quantizes.
         split_max_size: bytes of tensors in one file, as a number or like "2G"; what is larger is written in parts
             NAME-00001-of-0000N.gguf. None writes one file.
@@ -66,7 +69,8 @@ class GgufOptions:
     """
 
     name: str | None = None
-    as_llama: bool = False
+    carrier: str | None = None
+    as_llama: bool | None = None
     imatrix: str | Path | None = None
     split_max_size: int | str | None = None
     threads: int = 0
@@ -80,6 +84,8 @@ class GgufOptions:
             raise InputError(f"unknown GGUF option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         built = cls(**options)
         _ = built.max_part_bytes
+        if built.carrier and built.as_llama is not None:
+            raise InputError("carrier and as_llama say the same; give one of them")
         if not isinstance(built.threads, int) or built.threads < 0:
             raise InputError(f"threads: expected a whole number, 0 for all there are, got {built.threads!r}")
         return built
@@ -118,7 +124,7 @@ class ModelPlan:
 
     @property
     def layout(self) -> Layout:
-        return LAYOUTS[self.target.architecture]
+        return layout_of(self.target)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -128,7 +134,7 @@ class ModelPlan:
     @cached_property
     def hyperparameters(self) -> Mapping[str, Value]:
         """By name without the architecture; lengths and rotary facts come with the factors."""
-        config = {**rope_parameters(self.checkpoint.config), **self.checkpoint.config}
+        config = {**rope_parameters(self.checkpoint.config), **renamed_config(self.checkpoint.config)}
         found = {key.name: _value(key, config) for key in (*COMMON_KEYS, *self.layout.keys)}
         return {
             **{name: value for name, value in found.items() if value is not None},
@@ -143,6 +149,11 @@ class ModelPlan:
 
     @cached_property
     def tensors(self) -> tuple[Planned, ...]:
+        """A plan for every tensor but the factors. Raises as `_weights`."""
+        return (*self._weights, *self._planner.filled(self.target.fills(self.checkpoint)))
+
+    @cached_property
+    def _weights(self) -> tuple[Planned, ...]:
         """A plan for every weight. Raises InputError when one is missing, UnsupportedError for one that has no place."""
         planned = self._planner.plan(self._source)
         self._check_complete({entry.info.name: entry.info for entry in planned})
@@ -154,9 +165,13 @@ class ModelPlan:
         found, keys = self._metadata, gguf.Keys.General
         if self.checkpoint.factors is None:
             found = dataclasses.replace(found, base_models=[_base_model(self.checkpoint, found)])
+        if self.target.explanation:
+            found = dataclasses.replace(found, description=self._description(found.description))
         writer = gguf.GGUFWriter(None, self.target.architecture)
         found.set_gguf_meta_model(writer)
         values = {key: _converted(entry) for key, entry in writer.kv_data[0].items()}
+        if keys.NAME in values:
+            values[keys.NAME] = text(loadable_name(values[keys.NAME].data, self.vocabulary))
         return {
             keys.ARCHITECTURE: text(self.target.architecture),
             keys.TYPE: text(gguf.GGUFType.MODEL),
@@ -166,6 +181,11 @@ class ModelPlan:
             keys.FILE_TYPE: u32(gguf.LlamaFileType[self.outtype.file_type]),
             keys.QUANTIZATION_VERSION: u32(gguf.GGML_QUANT_VERSION),
         }
+
+    def _description(self, given: str | None) -> str:
+        """`general.description` of a file whose architecture is not the model's own."""
+        said = f"{self.checkpoint.model_type} model, {self.target.explanation}."
+        return f"{given.rstrip('.')}. {said}" if given else said
 
     @property
     def file_name(self) -> str:
@@ -180,7 +200,7 @@ class ModelPlan:
         hub = _hub_id(self.checkpoint)
         folder = Path(hub.rpartition("/")[2]) if hub else self.checkpoint.path
         name = self.name or (folder.name if hub else None)
-        count = sum(math.prod(planned.info.shape) for planned in self.tensors)
+        count = sum(math.prod(info.shape) for info in self._counted)
         found = gguf.Metadata.load(None, self.checkpoint.path, name, count)
         if hub and not found.organization:
             found.organization = hub.partition("/")[0]
@@ -188,11 +208,17 @@ class ModelPlan:
 
     @property
     def _size_label(self) -> str:
-        return _size_label([planned.info for planned in self.tensors])
+        return _size_label(self._counted)
+
+    @property
+    def _counted(self) -> list[TensorInfo]:
+        """The model's own weights, each once: no copy of the embedding."""
+        infos = [planned.info for planned in self._weights]
+        return infos if self._head == "own" else [info for info in infos if info.name != "output.weight"]
 
     @cached_property
     def _source(self) -> SafetensorsSource:
-        return SafetensorsSource(self.checkpoint.weight_files)
+        return SafetensorsSource(self.checkpoint.weight_files, self.checkpoint.text_name)
 
     @property
     def _planner(self) -> TensorPlanner:
@@ -203,7 +229,7 @@ class ModelPlan:
             self.layout,
             matrix_type=int(gguf.GGMLQuantizationType[self.outtype.matrix or self._lossless]),
             heads=heads if self.target.permute_qk else {},
-            tied=self._tied,
+            head=self._head,
         )
 
     @property
@@ -212,16 +238,20 @@ class ModelPlan:
         dtypes = {stored.dtype for stored in self._source.tensors.values()}
         return dtypes.pop() if len(dtypes) == 1 else "F32"
 
-    @property
-    def _tied(self) -> bool:
-        return bool(self.checkpoint.config.get("tie_word_embeddings"))
+    @cached_property
+    def _head(self) -> Literal["own", "embedding", ""]:
+        """Where the output matrix comes from; see `TensorPlanner`."""
+        tied = bool(self.checkpoint.config.get("tie_word_embeddings"))
+        if not tied or has_own_head(self._source, self.layout):
+            return "own"
+        return "embedding" if self.target.own_head else ""
 
     def _check_complete(self, infos: Mapping[str, TensorInfo]) -> None:
         """Every layer has what one of them has, and the embedding fits the vocabulary."""
         per_layer = {name.split(".", 2)[2] for name in infos if name.startswith("blk.")}
         layers = range(int(self.checkpoint.config["num_hidden_layers"]))
         expected = {f"blk.{layer}.{name}" for layer in layers for name in per_layer} | {EMBEDDING, "output_norm.weight"}
-        if not self._tied:
+        if self._head == "own":
             expected.add("output.weight")
         expected |= {name for name in infos if not name.startswith("blk.")}
         odd = sorted(expected ^ set(infos))
@@ -257,10 +287,11 @@ class Blueprint:
         outtype: OutType = OUTTYPES[DEFAULT],
         *,
         name: str | None = None,
-        as_llama: bool = False,
+        carrier: str | None = None,
+        as_llama: bool | None = None,
     ) -> Self:
         """Plan a file. Raises UnsupportedError when llama.cpp has nothing that computes this model with these factors."""
-        target = target_of(checkpoint, factors, as_llama=as_llama)
+        target = target_of(checkpoint, factors, carrier=carrier, as_llama=as_llama)
         return cls(ModelPlan(checkpoint, target, outtype, name), factors)
 
     def with_factors(self, factors: BoundFactors) -> Self:
@@ -277,7 +308,7 @@ class Blueprint:
             **model,
             **self.model.scalars,
             **self.model.vocabulary.values,
-            **own_record(self.factors),
+            **own_record(self.factors, self.model.target.carried),
         }
 
     def model_values(self) -> dict[str, Value]:
@@ -288,7 +319,8 @@ class Blueprint:
             "context_length": u32(self.factors.target),
             "rope.dimension_count": u32(checkpoint.rotary_dim),
             "rope.freq_base": f32(checkpoint.rope_theta),
-            **scaling_values(self.factors, self.model.target.rope),
+            **scaling_values(self.factors, self.model.target.rope, switch_length(checkpoint.config, self.factors)),
+            **self.model.target.keys(checkpoint, self.factors),
         }
 
     def contents(self) -> list[Content]:
@@ -300,11 +332,6 @@ class Blueprint:
     def factor_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The factor tensors by name."""
         return factor_arrays(self.factors, self.model.target.rope)
-
-
-def num_key_value_heads(config: Mapping[str, Any]) -> int:
-    """Heads of k and v: as many as of q when config.json is silent."""
-    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
 
 
 def _head_values(checkpoint: Checkpoint) -> dict[str, Value]:
@@ -336,10 +363,10 @@ def _base_model(checkpoint: Checkpoint, metadata: Any) -> dict[str, str]:
 
 
 def _hub_id(checkpoint: Checkpoint) -> str | None:
-    """`organization/name` of a checkpoint that came from the Hub."""
+    """`organization/name` of a checkpoint that came from the Hub, or lies in its cache."""
     if HUB_ID.fullmatch(checkpoint.name) and not Path(checkpoint.name).exists():
         return checkpoint.name.partition("@")[0]
-    return None
+    return cached_hub_id(checkpoint.path)
 
 
 def _size_label(infos: Sequence[TensorInfo]) -> str:

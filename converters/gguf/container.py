@@ -339,8 +339,13 @@ class GgufFile:
 
 def first_part(path: Path) -> Path:
     """`path`, or the first part of a split file that was written under this name."""
-    parts = [] if path.exists() else list(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*{path.suffix}"))
+    parts = [] if path.exists() else parts_named(path)
     return parts[0] if len(parts) == 1 else path
+
+
+def parts_named(path: Path) -> list[Path]:
+    """First parts of split files that were written under this name."""
+    return list(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-*{path.suffix}"))
 
 
 def part_path(path: Path, index: int, count: int) -> Path:

@@ -15,16 +15,20 @@ from typing import Any, ClassVar, Self
 
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
 from converters.gguf import native
+from converters.gguf.architectures import candidates
 from converters.gguf.blueprint import Blueprint, GgufOptions
+from converters.gguf.carriers import TARGETS
 from converters.gguf.checks import checks_of_file, static_checks
-from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, type_name
-from converters.gguf.factors import read_factors, record_of, recorded_factors
+from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, parts_named, type_name
+from converters.gguf.factors import CARRIED_KEY, factors_of, read_factors, record_of, recorded_factors
+from converters.gguf.file_rope import base_of
 from converters.gguf.native import EXTRA, gguf, llama_cpp
 from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer import difference
 from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
 from converters.gguf.writing import Content, write_gguf, write_parts
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
@@ -50,6 +54,18 @@ class GgufConverter(Converter):
         with file.open("rb") as handle:
             return file.suffix == self.suffix or handle.read(len(MAGIC)) == MAGIC
 
+    def preferred_sets(self, checkpoint: Checkpoint | None = None) -> FactorSets:
+        """Both, unless the architecture that a model is written as by default holds one."""
+        rows = TARGETS.get(checkpoint.model_type, ()) if checkpoint else ()
+        return "single" if rows and rows[0].rope == "freqs" else self.auto_factor_sets
+
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        first = max(parts_named(path), key=lambda part: part.stat().st_mtime, default=path)
+        if path.exists() or first == path:
+            return (path,)
+        with GgufFile(first) as file:
+            return tuple(part.path for part in file.parts)
+
     def check_requirements(self) -> None:
         gguf.require()
         llama_cpp.require()
@@ -74,12 +90,20 @@ class GgufConverter(Converter):
         with GgufFile(path) as file:
             if isinstance(reference, GgufCheckpoint) and may_be_copy(file, reference.file):
                 return GgufCopy(Export(reference, expected), reference)
-            as_llama = file.architecture == "llama" and reference.architecture.gguf_as_llama
-        options = GgufOptions(as_llama=as_llama)
-        return GgufExport(Export(reference, expected), Blueprint.of(reference, expected, as_llama=as_llama), options)
+            carrier: str | None = file.architecture
+        if carrier not in {row.architecture for row in candidates(reference)}:
+            carrier = None  # the check of the architecture will say so
+        options = GgufOptions(carrier=carrier)
+        return GgufExport(Export(reference, expected), Blueprint.of(reference, expected, carrier=carrier), options)
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
         return read_factors(path)
+
+    def base_rope(self, path: Path) -> BaseRope | None:
+        if (recorded := super().base_rope(path)) is not None:
+            return recorded
+        with GgufFile(path) as file:
+            return None if factors_of(file) else base_of(file)
 
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
         return recorded_factors(path)
@@ -127,6 +151,7 @@ class GgufConverter(Converter):
                 "format": "gguf",
                 "name": file.get("general.name"),
                 "architecture": file.architecture,
+                **({"carried_architecture": carried} if (carried := file.get(CARRIED_KEY)) else {}),
                 "tensors": len(file.tensors),
                 "tensor_types": dict(types),
                 "context_length": file.model_key("context_length"),
@@ -158,7 +183,12 @@ class GgufExport(PlannedExport):
         options, outtype = GgufOptions.of(export.options), outtype_named(export.outtype)
         _check_imatrix(options, outtype)
         blueprint = Blueprint.of(
-            export.checkpoint, export.factors, outtype, name=options.name, as_llama=options.as_llama
+            export.checkpoint,
+            export.factors,
+            outtype,
+            name=options.name,
+            carrier=options.carrier,
+            as_llama=options.as_llama,
         )
         return cls(export, blueprint, options)
 
@@ -181,6 +211,12 @@ class GgufExport(PlannedExport):
 
     def write(self, path: Path, progress: Progress) -> None:
         """Writes `path`, or with the option split_max_size parts named after it."""
+        if explanation := self.blueprint.model.target.explanation:
+            progress.line(f"{self.export.checkpoint.name}: {explanation}.")
+        if self.export.checkpoint.wrapper is not None:
+            progress.line(
+                f"{self.export.checkpoint.name}: the text model only; the original's mmproj file for images fits as it is."
+            )
         for name in self.blueprint.model.vocabulary.unapplied:
             progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
         if self.blueprint.model.outtype.matrix is None:

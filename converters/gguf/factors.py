@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import longrope
+from converters.gguf.carriers import TARGETS, GgufRope
 from converters.gguf.container import GgufFile, TensorInfo, Value, f32, text, u32
 from converters.gguf.native import gguf
-from longrope.architectures import ARCHITECTURES, GgufRope
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 
@@ -30,6 +30,7 @@ SHORT = "rope_factors_short.weight"
 FREQS = "rope_freqs.weight"
 OWN_PREFIX = "longrope_export."
 FACTORS_KEY = OWN_PREFIX + "factors"
+CARRIED_KEY = OWN_PREFIX + "carried"
 
 # What each key does to a model when it is wrong; the words of the checks.
 MEANINGS = {
@@ -46,20 +47,28 @@ MEANINGS = {
 
 
 def bound_to_file(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
-    """The factors with the file's lengths, theta and rotary dimension filled in. Raises InputError on a contradiction."""
-    row = ARCHITECTURES.get(factors.model_type or "")
-    fits = row is None or file.architecture == row.gguf or (row.gguf_as_llama and file.architecture == "llama")
-    if factors.model_type and not fits:
-        raise InputError(f"the factors are for {factors.model_type}, the file holds a model of {file.architecture}")
-    theta = float(file.model_key("rope.freq_base", 10_000.0))
-    if factors.rope_theta is not None and f32(factors.rope_theta).data == theta:
-        theta = factors.rope_theta  # the file has it rounded to float32
+    """A file's own factors with its lengths, theta and rotary dimension filled in. Raises InputError on a contradiction."""
+    require_same_type(file, factors)
     return factors.bound_to(
         original=int(file.model_key("rope.scaling.original_context_length") or file.required_key("context_length")),
-        rope_theta=theta,
+        rope_theta=theta_of(file, factors.rope_theta),
         rotary_dim=rotary_dim(file),
         model_type=factors.model_type or file.architecture,
+        target=file.required_key("context_length"),
     )
+
+
+def require_same_type(file: GgufFile, factors: RescaleFactors) -> None:
+    """Raise InputError for factors of a model type that is never written as this file's architecture."""
+    rows = TARGETS.get(factors.model_type or "", ())
+    if rows and file.architecture not in {row.architecture for row in rows}:
+        raise InputError(f"the factors are for {factors.model_type}, the file holds a model of {file.architecture}")
+
+
+def theta_of(file: GgufFile, known: float | None) -> float:
+    """θ of a file, which has it rounded to float32: `known` where that is what was rounded."""
+    theta = float(file.model_key("rope.freq_base", 10_000.0))
+    return known if known is not None and f32(known).data == theta else theta
 
 
 def rotary_dim(file: GgufFile) -> int:
@@ -97,23 +106,31 @@ def factor_info(name: str, data: NDArray[np.float32]) -> TensorInfo:
     return TensorInfo(name, data.shape, int(gguf.GGMLQuantizationType.F32))
 
 
-def scaling_values(factors: BoundFactors, rope: GgufRope) -> dict[str, Value]:
+def scaling_values(factors: BoundFactors, rope: GgufRope, switch: int | None = None) -> dict[str, Value]:
     """The keys `rope.scaling.*`, without the architecture.
+
+    Args:
+        switch: tokens up to which the short set is used; None for the original window.
 
     `rope.scaling.factor` is left out on purpose: llama.cpp would apply it on top.
     """
     kind = {"rope.scaling.type": text(gguf.RopeScalingType.LONGROPE.value)} if rope == "sets" else {}
     return {
         **kind,
-        "rope.scaling.original_context_length": u32(factors.original),
+        "rope.scaling.original_context_length": u32(switch or factors.original),
         "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
     }
 
 
-def own_record(factors: BoundFactors) -> dict[str, Value]:
-    """Keys of our own: the whole factors.json, with where the factors come from, and what wrote the file."""
+def own_record(factors: BoundFactors, carried: str | None = None) -> dict[str, Value]:
+    """Keys of our own: the whole factors.json, with where the factors come from, and what wrote the file.
+
+    Args:
+        carried: the model's own architecture in llama.cpp, where the file has another one.
+    """
     return {
         OWN_PREFIX + "version": text(longrope.__version__),
+        **({CARRIED_KEY: text(carried)} if carried else {}),
         FACTORS_KEY: text(json.dumps(factors.to_json(), default=str)),
     }
 
@@ -144,7 +161,7 @@ def factors_of(file: GgufFile) -> RescaleFactors | None:
         long_factor=tuple(file.floats(long).ravel().tolist()),
         original_max_position_embeddings=file.model_key("rope.scaling.original_context_length"),
         target_length=file.model_key("context_length"),
-        attention_factor=file.model_key("rope.scaling.attn_factor"),
+        attention_factor=file.model_key("rope.scaling.attn_factor", 1.0),  # as llama.cpp reads it
         rope_theta=file.model_key("rope.freq_base"),
         rotary_dim=file.model_key("rope.dimension_count"),
         method="gguf",

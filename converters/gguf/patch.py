@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.base import Check, Export, FailedReadBackError, PlannedExport
-from converters.gguf.architectures import LOADS_FREQS, LOADS_SETS
 from converters.gguf.blueprint import GgufOptions
+from converters.gguf.carriers import LOADS_FREQS, LOADS_SETS, GgufRope
 from converters.gguf.checks import checks_of_file, splice_checks
 from converters.gguf.container import (
     GgufFile,
@@ -40,25 +40,25 @@ from converters.gguf.container import (
 )
 from converters.gguf.factors import (
     FREQS,
-    bound_to_file,
+    LONG,
     factor_arrays,
     factor_info,
     own_record,
     require_expressible,
     scaling_values,
 )
+from converters.gguf.file_rope import put_on_file
 from converters.gguf.native import gguf
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.weights import outtype_named
 from converters.gguf.writing import Content, Output, encode_head, write_parts
-from longrope.architectures import GgufRope
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import staged
 from longrope.progress import Progress
 
-# Keys that would rescale the RoPE a second time.
-_STALE = ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.finetuned")
+# What a file says its RoPE by.
+_ROPE_KEYS = ("rope.scaling.", "rope.scale_linear")
 
 
 def patch_gguf(
@@ -102,33 +102,31 @@ class Splice:
     values: Mapping[str, Value]
     arrays: Mapping[str, NDArray[np.float32]]
 
+    def renamed(self, name: str) -> str:
+        """What a tensor of the file is called now: the one set of a base RoPE gives its place to the long set.
+
+        A tensor cannot just go, for llama.cpp wants them without gaps.
+        """
+        return LONG if name == FREQS and FREQS not in self.arrays else name
+
 
 def plan_splice(file: GgufFile, factors: RescaleFactors) -> Splice:
     """Check that the factors fit the file, and work out its new keys and tensors. Raises as `patch_gguf`."""
-    _refuse_other_scaling(file)
-    bound = bound_to_file(file, factors)
+    _refuse_other_architectures(file)
+    bound = put_on_file(file, factors)
     rope: GgufRope = "freqs" if file.architecture in LOADS_FREQS else "sets"
     require_expressible(bound, file.architecture, rope)
     arrays = factor_arrays(bound, rope)
-    for name in arrays:
+    for name in (*arrays, FREQS):
         _refuse_misfit_tensor(file, name, bound.num_pairs)
     return Splice(_values(file, bound, rope, arrays), arrays)
 
 
-def _refuse_other_scaling(file: GgufFile) -> None:
+def _refuse_other_architectures(file: GgufFile) -> None:
     if file.architecture not in LOADS_SETS | LOADS_FREQS:
         raise UnsupportedError(
             f"{file.path}: llama.cpp's {file.architecture or 'unknown architecture'} uses no rope factors; it does for "
             f"{', '.join(sorted(LOADS_SETS | LOADS_FREQS))}"
-        )
-    kind = file.model_key("rope.scaling.type", "none")
-    if kind not in ("none", "longrope"):
-        raise InputError(
-            f"{file.path}: its RoPE is already rescaled by {kind}; expected an unscaled or a longrope file"
-        )
-    if FREQS in file.tensors and file.architecture in LOADS_SETS:
-        raise InputError(
-            f"{file.path}: its RoPE is already rescaled by {FREQS}; expected an unscaled or a longrope file"
         )
 
 
@@ -149,9 +147,10 @@ def _values(
     changed = {**{prefix + name: value for name, value in scaling.items()}, **own_record(factors)}
     split = gguf.Keys.Split
     if split.LLM_KV_SPLIT_COUNT in file.values:
-        added = sum(name not in file.tensors for name in arrays)
-        changed[split.LLM_KV_SPLIT_TENSORS_COUNT] = i32(len(file.tensors) + added)
-    kept = {key: value for key, value in file.values.items() if key not in {prefix + name for name in _STALE}}
+        left = set(file.tensors) - {FREQS}
+        changed[split.LLM_KV_SPLIT_TENSORS_COUNT] = i32(len(left | set(arrays)))
+    rope_keys = tuple(prefix + name for name in _ROPE_KEYS)
+    kept = {key: value for key, value in file.values.items() if key in changed or not key.startswith(rope_keys)}
     return {**kept, **changed}
 
 
@@ -183,7 +182,7 @@ def _checked(path: Path, before: GgufPart, splice: Splice) -> list[Check]:
 
 def write_splice(part: GgufPart, splice: Splice, path: Path) -> None:
     """Write one file, or the first part of a split one, with its new head and the factors in it."""
-    infos, size = _infos(part, splice.arrays)
+    infos, size = _infos(part, splice)
     head = encode_head(splice.values, infos, part.alignment)
     with Output(path) as output:
         output.reserve(len(head) + size)
@@ -202,12 +201,13 @@ def _end(info: TensorInfo) -> int:
     return info.offset + info.nbytes
 
 
-def _infos(part: GgufPart, arrays: Mapping[str, NDArray[np.float32]]) -> tuple[list[TensorInfo], int]:
+def _infos(part: GgufPart, splice: Splice) -> tuple[list[TensorInfo], int]:
     """The tensors in their places, new ones behind the old; and the size of the data part."""
-    infos = sorted(part.tensors.values(), key=lambda info: info.offset)
-    end = max(map(_end, infos), default=0)
-    for name, data in arrays.items():
-        if name not in part.tensors:
+    before = sorted(part.tensors.values(), key=lambda info: info.offset)
+    infos = [dataclasses.replace(info, name=splice.renamed(info.name)) for info in before]
+    end, names = max(map(_end, infos), default=0), {info.name for info in infos}
+    for name, data in splice.arrays.items():
+        if name not in names:
             infos.append(dataclasses.replace(factor_info(name, data), offset=aligned(end, part.alignment)))
             end = _end(infos[-1])
     return infos, aligned(end, part.alignment)
@@ -238,8 +238,8 @@ class GgufCopy(PlannedExport):
         super().__init__(export)
         self.source = source
         self.options = GgufOptions.of(export.options)
-        for name in ("name", "as_llama", "imatrix"):
-            if getattr(self.options, name):
+        for name in ("name", "carrier", "as_llama", "imatrix"):
+            if getattr(self.options, name) is not None:
                 raise InputError(
                     f"the option {name} has no effect when a GGUF file keeps its weights; give an outtype too"
                 )
@@ -260,7 +260,8 @@ class GgufCopy(PlannedExport):
     def contents(self) -> list[Content]:
         """The source's tensors in their order, new factors behind them."""
         file = self.source.file
-        found = {name: Content(info, partial(iter, (file.region(name),))) for name, info in file.tensors.items()}
+        kept = {name: info for name, info in file.tensors.items() if name == self._splice.renamed(name)}
+        found = {name: Content(info, partial(iter, (file.region(name),))) for name, info in kept.items()}
         for name, data in self._splice.arrays.items():
             found[name] = Content(factor_info(name, data), partial(iter, (data,)))
         return list(found.values())

@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gguf.architectures import COMMON_KEYS, LAYOUTS, Layout
+from converters.gguf.carriers import TARGETS
 from converters.gguf.container import GgufFile, dequantize, f32, type_name
-from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file, factors_of
+from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file
+from converters.gguf.file_rope import file_rope
+from converters.gguf.native import gguf
 from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
 from converters.gguf.vocabulary import Vocabulary, vocabulary_in
 from converters.gguf.writing import Output
-from longrope.architectures import ARCHITECTURES, Architecture
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -49,12 +51,22 @@ class GgufCheckpoint(Checkpoint):
 
     file: GgufFile = field(compare=False, repr=False)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        keys = gguf.Keys.Tokenizer
+        if self.file.get(keys.MODEL) != "gpt2" or keys.PRE in self.file.values:
+            return ()
+        return (
+            f"{self.name} does not say how text is split before merging ({keys.PRE}): it is split by llama.cpp's default, "
+            "which most models were not trained with. Token ids may be others than the original model's",
+        )
+
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """One safetensors file, written on first use."""
         target = self.path / "model.safetensors"
         with errors_of_writing(target):
-            write_safetensors(target, list(_restored(self.file, self.architecture, LAYOUTS[self.file.architecture])))
+            write_safetensors(target, list(_restored(self.file, LAYOUTS[self.file.architecture])))
         return (target,)
 
 
@@ -78,11 +90,11 @@ def open_gguf(path: Path) -> GgufCheckpoint:
 
 
 def _unpack(file: GgufFile, folder: Path) -> None:
-    row = _architecture_row(file)
+    model_type = _model_type(file)
     layout = LAYOUTS[file.architecture]
     vocabulary = vocabulary_in(file.values)
-    _ = list(_restored(file, row, layout))  # every tensor has a place, before anything is written
-    write_json(folder / "config.json", _config(file, row, layout, vocabulary))
+    _ = list(_restored(file, layout))  # every tensor has a place, before anything is written
+    write_json(folder / "config.json", _config(file, model_type, layout, vocabulary))
     write_json(folder / "generation_config.json", _token_ids(vocabulary))
     write_json(folder / "tokenizer.json", rebuilt_tokenizer(vocabulary))
     write_json(folder / "tokenizer_config.json", rebuilt_tokenizer_config(vocabulary))
@@ -101,27 +113,31 @@ def _model_card(file: GgufFile) -> str:
     return "\n".join(["---", *lines, "---", "", f"# {name}", ""])
 
 
-def _architecture_row(file: GgufFile) -> Architecture:
-    """The first row of the table that is written as this architecture."""
-    rows = [row for row in ARCHITECTURES.values() if row.gguf == file.architecture]
-    if not rows or file.model_key("expert_count", 0) or not LAYOUTS[file.architecture].model_class:
-        supported = sorted({row.gguf for row in ARCHITECTURES.values() if row.gguf})
+def _model_type(file: GgufFile) -> str:
+    """The first model type whose own architecture in llama.cpp this is."""
+    own: dict[str, str] = {}
+    for model_type, rows in TARGETS.items():
+        for row in rows:
+            if row.carried is None:
+                own.setdefault(row.architecture, model_type)
+    known = sorted(name for name in own if LAYOUTS[name].model_class)
+    if file.architecture not in known or file.model_key("expert_count", 0):
         raise UnsupportedError(
             f"{file.path}: a GGUF of architecture {file.architecture!r} cannot be opened as a source; expected a dense "
-            f"model of {', '.join(supported)}. Use the original checkpoint"
+            f"model of {', '.join(known)}. Use the original checkpoint"
         )
-    return rows[0]
+    return own[file.architecture]
 
 
 # -- config.json
 
 
-def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:
+def _config(file: GgufFile, model_type: str, layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:
     heads = file.required_key("attention.head_count")
     name = file.get("general.name", file.path.stem)
     config: dict[str, Any] = {
         "architectures": [layout.model_class],
-        "model_type": row.model_type,
+        "model_type": model_type,
         "_name_or_path": name,
         "dtype": "float32",
         **layout.needs,
@@ -147,25 +163,31 @@ def _config(file: GgufFile, row: Architecture, layout: Layout, vocabulary: Vocab
 
 
 def _with_rope(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the file's own factors, if it has some; refuses any other scaling."""
-    kind = file.model_key("rope.scaling.type", "none")
-    factors = factors_of(file)
-    if factors is None and kind == "none":
-        given = {name: config[name] for name in ("rope_theta", "partial_rotary_factor") if name in config}
-        return {**config, "rope_parameters": {"rope_type": "default", **given}}
-    if factors is None or kind != "longrope":
-        by = FREQS if kind == "none" else f"rope.scaling.type {kind}"
-        raise UnsupportedError(f"{file.path}: its RoPE is rescaled by {by}; expected an unscaled or a longrope file")
-    return extended_config(config, _bound(file, factors))
+    """The config with the RoPE that llama.cpp computes from the file; its own factors, if it has some, are longrope."""
+    _refuse_sliding_window(file)
+    rope = file_rope(file)
+    if rope.factors is not None:
+        return extended_config(config, _bound(file, rope.factors))
+    given = {name: config[name] for name in ("rope_theta", "partial_rotary_factor") if name in config}
+    return {**config, "rope_parameters": {**rope.parameters, **given}}
+
+
+def _refuse_sliding_window(file: GgufFile) -> None:
+    """transformers' Phi-3 looks back over a window that llama.cpp ignores: the two are different models."""
+    window, length = file.model_key("attention.sliding_window", 0), file.required_key("context_length")
+    if isinstance(window, int) and 0 < window < length:
+        raise UnsupportedError(
+            f"{file.path}: its attention.sliding_window of {window} tokens is below its context of {length}; llama.cpp "
+            f"ignores it in {file.architecture} and transformers does not. Put factors into the file itself (patch), or use "
+            "the original checkpoint"
+        )
 
 
 def _bound(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
     """A file's own factors; an attention factor that is the formula's, rounded, is left to the formula."""
     bound = bound_to_file(file, factors)
-    formula = f32(bound.formula_attention_factor).data
-    return dataclasses.replace(
-        bound, attention_factor=None if bound.attention_factor == formula else bound.attention_factor
-    )
+    same = f32(bound.effective_attention_factor) == f32(bound.formula_attention_factor)
+    return dataclasses.replace(bound, attention_factor=None if same else bound.attention_factor)
 
 
 def _token_ids(vocabulary: Vocabulary) -> dict[str, int]:
@@ -212,16 +234,17 @@ def _halves_apart(rows: NDArray[Any], per_head: int) -> NDArray[Any]:
     return rows.reshape(-1, per_head // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _restored(file: GgufFile, row: Architecture, layout: Layout) -> Iterator[Restored]:
+def _restored(file: GgufFile, layout: Layout) -> Iterator[Restored]:
     heads = {
         "attn_q": file.required_key("attention.head_count"),
         "attn_k": file.model_key("attention.head_count_kv", file.required_key("attention.head_count")),
     }
+    permute_qk = TARGETS[_model_type(file)][0].permute_qk
     for name, info in file.tensors.items():
         if name in (LONG, SHORT, FREQS):
             continue
         dtype = _FLOATS.get(type_name(info.type), "F32")
-        permuted = heads.get(name.split(".")[-2], 0) if row.permute_qk and name.startswith("blk.") else 0
+        permuted = heads.get(name.split(".")[-2], 0) if permute_qk and name.startswith("blk.") else 0
         yield Restored(_source_name(file, layout, name), dtype, info.shape, file, name, permuted)
 
 

@@ -55,7 +55,12 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
     data = tokenizer_json(checkpoint)
     built = _reader(data["model"])(checkpoint, data, _special_tokens(checkpoint, data))
     normalizers = tuple(unexpressed_normalizers(data)) if built.model == "gpt2" else ()
-    return dataclasses.replace(built, chat_templates=_chat_templates(checkpoint.path), unapplied=normalizers)
+    return dataclasses.replace(
+        built,
+        chat_templates=_chat_templates(checkpoint.path),
+        unapplied=normalizers,
+        stripping=frozenset(added["content"] for added in data.get("added_tokens", ()) if added.get("rstrip")),
+    )
 
 
 def _reader(model: Mapping[str, Any]) -> Reader:
@@ -179,7 +184,7 @@ def _added_token(vocabulary: Vocabulary, id: int) -> dict[str, Any]:
         "content": vocabulary.tokens[id],
         "single_word": False,
         "lstrip": False,
-        "rstrip": False,
+        "rstrip": vocabulary.tokens[id] in vocabulary.stripping,
         "normalized": False,
         "special": vocabulary.types[id] != gguf.TokenType.USER_DEFINED,
     }

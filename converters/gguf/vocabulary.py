@@ -54,6 +54,7 @@ class Vocabulary:
         flags: of `FLAGS`.
         chat_templates: Jinja sources by name; "default" is the one tools use unasked.
         unapplied: names of normalizations that the tokenizer has and llama.cpp does not.
+        stripping: added tokens that swallow the white space behind them.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Vocabulary:
     flags: Mapping[str, bool] = field(default_factory=dict)
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     unapplied: tuple[str, ...] = ()
+    stripping: frozenset[str] = frozenset()
 
     @cached_property
     def values(self) -> Mapping[str, Value]:
@@ -122,7 +124,37 @@ def vocabulary_in(values: Mapping[str, Value]) -> Vocabulary:
         special={name: id for name in SPECIAL_NAMES.values() if (id := get(f"{PREFIX}{name}_token_id")) is not None},
         flags={name: on for name in FLAGS if (on := get(PREFIX + name)) is not None},
         chat_templates={} if template is None else {"default": template},
+        stripping=_stripping(get(gguf.Keys.General.NAME, ""), tokens, get(keys.TOKEN_TYPE, ())),
     )
+
+
+# llama.cpp has no key for tokens that swallow the white space behind them (`rstrip` in tokenizer.json). It does so for
+# Phi-3, which it knows by the name of the model, and looks these tokens up then: without them it ends the process.
+_PHI3, _PHI3_SPACED = re.compile(r"(phi)-?3", re.IGNORECASE), re.compile(r"(phi)[ _]3", re.IGNORECASE)
+_PHI3_KEEPS, _PHI3_STRIPS = frozenset({"<unk>", "<s>", "<|endoftext|>"}), frozenset({"</s>"})
+
+
+def _stripping(name: str, tokens: Sequence[str], types: Sequence[int]) -> frozenset[str]:
+    """What swallows white space in a file of this name."""
+    if not _PHI3.search(name):
+        return frozenset()
+    plain = (gguf.TokenType.NORMAL, gguf.TokenType.BYTE, gguf.TokenType.UNUSED)
+    added = {token for token, kind in zip(tokens, types, strict=False) if kind not in plain}
+    return frozenset(added | _PHI3_STRIPS) - _PHI3_KEEPS
+
+
+def loadable_name(name: str, vocabulary: Vocabulary) -> str:
+    """`general.name` with which llama.cpp treats white space behind added tokens as the tokenizer does.
+
+    It says Phi-3 where tokens swallow it, and does not where none does: "Phi 3" instead.
+    """
+    wanted = bool(vocabulary.stripping) and set(vocabulary.tokens) >= _PHI3_KEEPS | _PHI3_STRIPS
+    if wanted == bool(_PHI3.search(name)):
+        return name
+    if not wanted:
+        return _PHI3.sub(r"\1 3", name)
+    joined = _PHI3_SPACED.sub(r"\1-3", name)
+    return joined if _PHI3.search(joined) else f"{name} (Phi-3)"
 
 
 def tokens_by_id(

@@ -13,7 +13,7 @@ import difflib
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,22 +145,51 @@ class Stored:
 class SafetensorsSource:
     """All tensors of a sharded checkpoint by name, memory-mapped.
 
+    Args:
+        files: safetensors files.
+        renamed: what a stored tensor is called here; None leaves it out.
+
     Raises:
         InputError: a file is not whole.
         UnsupportedError: a tensor is of a type that is no plain float, such as fp8.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], renamed: Callable[[str], str | None] = str) -> None:
         self.tensors: dict[str, Stored] = {}
         for file in files:
-            self.tensors.update(_map_tensors(file))
+            self.tensors.update(_map_tensors(file, renamed))
 
     def __getitem__(self, name: str) -> Stored:
         return self.tensors[name]
 
 
-def _map_tensors(file: Path) -> Iterator[tuple[str, Stored]]:
-    header = safetensors_header(file)
+@dataclass(frozen=True)
+class Filled:
+    """A tensor that no file has: one number throughout; it takes no memory."""
+
+    number: float
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+    @property
+    def rows(self) -> Rows:
+        """[rows, columns], as `Stored.rows`."""
+        columns = self.shape[-1] if len(self.shape) > 1 else 1
+        return np.broadcast_to(np.float32(self.number), (math.prod(self.shape) // columns, columns))
+
+
+class Constants:
+    """Tensors of one number each, by name: (number, shape)."""
+
+    def __init__(self, tensors: Mapping[str, tuple[float, tuple[int, ...]]]) -> None:
+        self._tensors = {name: Filled(*content) for name, content in tensors.items()}
+
+    def __getitem__(self, name: str) -> Filled:
+        return self._tensors[name]
+
+
+def _map_tensors(file: Path, renamed: Callable[[str], str | None]) -> Iterator[tuple[str, Stored]]:
+    header = {new: entry for name, entry in safetensors_header(file).items() if (new := renamed(name))}
     with file.open("rb") as handle:
         start = 8 + int.from_bytes(handle.read(8), "little")
         mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
@@ -194,12 +223,12 @@ class Piece:
     count: int | None = None
     heads: int = 0
 
-    def rows(self, stored: Stored) -> Rows:
+    def rows(self, stored: Stored | Filled) -> Rows:
         """Its rows before any permutation."""
         end = None if self.count is None else self.first + self.count
         return stored.rows[self.first : end]
 
-    def blocks(self, stored: Stored) -> Iterator[Rows]:
+    def blocks(self, stored: Stored | Filled) -> Iterator[Rows]:
         """Its rows in their final order, a block at a time, in the stored type."""
         rows = self.rows(stored)
         columns = rows.shape[1]
@@ -212,7 +241,7 @@ class Piece:
         for at in range(0, self.heads, step):
             yield by_head[at : at + step].reshape(-1, columns)
 
-    def picked(self, stored: Stored, positions: NDArray[np.intp]) -> Rows:
+    def picked(self, stored: Stored | Filled, positions: NDArray[np.intp]) -> Rows:
         """Single rows, by their place in the final order."""
         rows = self.rows(stored)
         if self.heads:
@@ -228,10 +257,10 @@ class Planned:
 
     info: TensorInfo
     pieces: tuple[Piece, ...]
-    source: SafetensorsSource
+    source: SafetensorsSource | Constants
 
     @cached_property
-    def stored(self) -> tuple[Stored, ...]:
+    def stored(self) -> tuple[Stored | Filled, ...]:
         return tuple(self.source[piece.source] for piece in self.pieces)
 
     def content(self) -> Content:
@@ -242,10 +271,10 @@ class Planned:
         """Whether its bytes are those of the source: same type, same order of rows."""
         name = gguf.GGMLQuantizationType(self.info.type).name
         plain = all(piece == Piece(piece.source) for piece in self.pieces)
-        return plain and all(stored.dtype == name for stored in self.stored)
+        return plain and all(isinstance(stored, Stored) and stored.dtype == name for stored in self.stored)
 
     def _copied(self) -> Iterator[Region]:
-        yield from (stored.region for stored in self.stored)
+        yield from (stored.region for stored in self.stored if isinstance(stored, Stored))
 
     def retyped(self, type: int) -> Planned:
         """The same tensor in another ggml type."""
@@ -295,6 +324,15 @@ def as_float32(block: Rows, dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return (block.astype(np.uint32) << 16).view(np.float32)
     return np.ascontiguousarray(block, dtype=np.float32)
+
+
+def same_numbers(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same numbers, whatever their types."""
+    if one.shape != other.shape:
+        return False
+    whole = Piece("")
+    blocks = zip(whole.blocks(one), whole.blocks(other), strict=True)
+    return all(np.array_equal(as_float32(a, one.dtype), as_float32(b, other.dtype)) for a, b in blocks)
 
 
 # -- rounding

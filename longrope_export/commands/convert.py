@@ -54,7 +54,8 @@ def command(request: ConvertRequest) -> int:
 
     progress = ConsoleProgress()
     written = convert(request, progress)
-    progress.line(f"{written.path}: written; {len(written.checks)} read-back checks passed.")
+    names = ", ".join(map(str, written.files))
+    progress.line(f"{names}: written; {len(written.checks)} read-back checks passed.")
     return 0
 
 

@@ -5,47 +5,124 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
 
+from converters.base import Export
 from converters.gguf import GgufConverter
-from longrope.architectures import ARCHITECTURES, architecture_of
+from converters.gguf.carriers import TARGETS
+from converters.gguf.container import GgufFile, array, u32
+from longrope.architectures import architecture_of
 from longrope.checkpoint import open_checkpoint
 from longrope.errors import UnsupportedError
-from tests.gguf_files import CASES, checkpoint, export, factors_for, refused, rewrite, scores
+from tests import common
+from tests.gguf_files import CASES, WINDOW, checkpoint, export, factors_for, refused, rewrite, scores
 
-SINGLE = {"arcee", "exaone4"}
-AS_LLAMA = {"qwen2", "seed_oss"}
+
+def dual(model_type: str) -> bool:
+    return GgufConverter().preferred_sets(SimpleNamespace(model_type=model_type)) == "dual"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
     model_type, changes = CASES[name]
     model = checkpoint(tmp_path / "m", model_type, **changes)
-    factors = factors_for(model, dual=name not in SINGLE)
-    options = {"as_llama": True} if name in AS_LLAMA else {}
-    path = export(model, factors, "f32", tmp_path / "a.gguf", **options)
+    factors = factors_for(model, dual=dual(model_type))
+    path = export(model, factors, "f32", tmp_path / "a.gguf")
     for regime, score in scores(model, factors, path).items():
         assert score.max_logit_diff <= 1e-3, regime
-        assert score.kl_mean <= 1e-6, regime
+        assert score.kl_mean <= 1e-9, regime
 
 
 def test_every_supported_row_is_tested() -> None:
-    supported = {row.model_type for row in ARCHITECTURES.values() if row.gguf_rope or row.gguf_as_llama}
-    assert supported - {"llama"} == {model_type for model_type, _ in CASES.values()}
+    assert set(TARGETS) - {"llama"} == {model_type for model_type, _ in CASES.values()}
+
+
+# -- carriers
+
+CARRIED = [("qwen2", "llama", "qwen2"), ("qwen3", "exaone-moe", "qwen3"), ("smollm3", "granite_swa", "smollm3")]
+
+
+@pytest.mark.parametrize(("name", "architecture", "own"), CARRIED)
+def test_a_carrier_is_named_everywhere(tmp_path: Path, name: str, architecture: str, own: str) -> None:
+    model_type, changes = CASES[name]
+    folder = common.pico_folder(tmp_path / "m", model_type, max_position_embeddings=WINDOW, **changes)
+    factors = tmp_path / "factors.json"
+    factors_for(open_checkpoint(folder)).save(factors)
+    done = common.run_cli("convert", folder, "--to", "gguf", "--factors", factors, "-o", tmp_path / "a.gguf")
+    assert done.code == 0
+    assert f"written as architecture {architecture}, which computes the same network" in done.err
+    with GgufFile(tmp_path / "a.gguf") as file:
+        assert file.architecture == architecture
+        assert f"llama.cpp's own {own} loads no rope factors" in file.get("general.description")
+    shown = common.run_cli("inspect", tmp_path / "a.gguf").out
+    assert f"architecture: {architecture}" in shown
+    assert f"carried_architecture: {own}" in shown
+
+
+def test_both_sets_of_qwen3_take_another_carrier(tmp_path: Path) -> None:
+    model_type, changes = CASES["qwen3"]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    factors = factors_for(model)
+    path = export(model, factors, "f32", tmp_path / "a.gguf")
+    with GgufFile(path) as file:
+        assert (file.architecture, file.model_key("block_count")) == ("step35", 3)
+    for regime, score in scores(model, factors, path).items():
+        assert score.max_logit_diff <= 2e-4, regime
+    checks = GgufConverter().static_checks(path, factors, model)
+    assert {check.status for check in checks} == {"pass"}
+
+
+def test_a_carrier_can_be_asked_for(tmp_path: Path) -> None:
+    model_type, changes = CASES["qwen3"]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    single = factors_for(model).as_single()
+    path = export(model, single, "q8_0", tmp_path / "a.gguf", carrier="step35")
+    with GgufFile(path) as file:
+        assert file.architecture == "step35"
+    refused(UnsupportedError, "one factor set", model, factors_for(model), options={"carrier": "exaone-moe"})
+    refused(
+        UnsupportedError, "written as llama; expected exaone-moe, step35", model, single, options={"carrier": "llama"}
+    )
+
+
+def test_the_size_of_a_carried_model_is_its_own(tmp_path: Path) -> None:
+    model_type, changes = CASES["qwen3"]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    names = [
+        GgufConverter().plan(Export(model, factors)).values()["general.size_label"].data
+        for factors in (factors_for(model), factors_for(model).as_single())
+    ]
+    assert names[0] == names[1] == gguf.size_label(model.num_parameters, model.num_parameters, 0, 0)
+
+
+@pytest.mark.parametrize("key", ["attention.sliding_window", "attention.sliding_window_pattern"])
+def test_a_carriers_keys_are_checked(tmp_path: Path, key: str) -> None:
+    model_type, changes = CASES["qwen3"]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    factors = factors_for(model).as_single()
+    path = export(model, factors, "f16", tmp_path / "a.gguf")
+
+    def fault(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+        wrong = u32(16) if key.endswith("window") else array(gguf.GGUFValueType.BOOL, [True, False])
+        values[f"exaone-moe.{key}"] = wrong
+
+    checks = GgufConverter().static_checks(rewrite(path, tmp_path / "bad.gguf", fault), factors, model)
+    assert [check.id for check in checks if check.status == "fail"] == [f"gguf.{key}"]
 
 
 @pytest.mark.parametrize(
     ("model_type", "changes", "reason"),
     [
-        ("qwen2", {}, "as_llama"),
-        ("qwen3", {"head_dim": 16}, "qwen3 loads no rope factors"),
-        ("olmo2", {}, "olmo2 loads no rope factors"),
-        ("mistral", {"sliding_window": 512}, "sliding_window"),
+        ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("olmo2", {}, "for olmo2: llama.cpp has no architecture that computes this network"),
+        ("phi3", {"sliding_window": 512, "pad_token_id": 0}, "sliding_window"),
+        ("qwen2", {"sliding_window": 512, "use_sliding_window": True}, "last 512 tokens"),
         ("minicpm3", {"scale_emb": 10, "head_dim": 16, "qk_rope_head_dim": 16}, "scale_emb"),
-        ("exaone4", {"sliding_window": 512}, "sliding_window"),
-        ("exaone4", {"sliding_window": None, "layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ("qwen2", {"layer_types": ["chunked_attention", "full_attention"]}, "layer_types"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused(
@@ -55,19 +132,21 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     refused(UnsupportedError, reason, model, factors_for(model))
 
 
-@pytest.mark.parametrize("model_type", ["exaone4", "mistral"])
-def test_a_sliding_window_that_config_json_leaves_unsaid_is_transformers_own(tmp_path: Path, model_type: str) -> None:
-    model = checkpoint(tmp_path / "m", model_type, **CASES[model_type][1])
+def test_a_sliding_window_that_config_json_leaves_unsaid_is_transformers_own(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", "mistral", **CASES["mistral"][1])
     silent = {name: value for name, value in model.config.items() if name != "sliding_window"}
     (model.path / "config.json").write_text(json.dumps(silent))
     model = open_checkpoint(model.path)
-    refused(UnsupportedError, "sliding_window.*4096|4096.*sliding_window", model, factors_for(model, target=8192))
+    values = GgufConverter().plan(Export(model, factors_for(model, target=8192))).values()
+    assert values["general.architecture"].data == "granite_swa"
+    assert values["granite_swa.attention.sliding_window"].data == 4096
+    assert values["granite_swa.attention.sliding_window_pattern"].data == (True, True)
 
 
 def test_a_window_in_some_layers_only_is_one_too(tmp_path: Path) -> None:
     some = {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
     model = checkpoint(tmp_path / "m", "qwen2", sliding_window=512, **some)
-    refused(UnsupportedError, "last 512 tokens", model, factors_for(model), options={"as_llama": True})
+    refused(UnsupportedError, "last 512 tokens", model, factors_for(model))
 
 
 def test_single_set_architectures_refuse_two(tmp_path: Path) -> None:
@@ -75,9 +154,13 @@ def test_single_set_architectures_refuse_two(tmp_path: Path) -> None:
     refused(UnsupportedError, "--factor-sets single", model, factors_for(model))
 
 
-def test_as_llama_is_for_llamas_only(tmp_path: Path) -> None:
+def test_llama_can_be_forced_and_forbidden(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", "granite")
-    refused(UnsupportedError, "not Llama's", model, factors_for(model), options={"as_llama": True})
+    refused(
+        UnsupportedError, "written as llama; expected granite", model, factors_for(model), options={"as_llama": True}
+    )
+    model = checkpoint(tmp_path / "q", "qwen2")
+    refused(UnsupportedError, "as anything but llama", model, factors_for(model), options={"as_llama": False})
 
 
 def test_phimoe_says_why_it_cannot_be() -> None:

@@ -127,11 +127,6 @@ def test_start_tokens_are_refused(tmp_path: Path) -> None:
     refused(UnsupportedError, "n_hat = 4", model, dataclasses.replace(factors_for(model), n_hat=4))
 
 
-def test_architectures_without_factors_are_refused(tmp_path: Path) -> None:
-    model = checkpoint(tmp_path / "m", "qwen3", head_dim=16)
-    refused(UnsupportedError, "qwen3 loads no rope factors", model, factors_for(model))
-
-
 def test_unknown_types_and_options_are_refused(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m")
     refused(UnsupportedError, "'f8'", model, factors_for(model), outtype="f8")

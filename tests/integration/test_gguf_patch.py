@@ -10,32 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile, f32, text
 from converters.gguf.patch import patch_gguf
 from converters.gguf.writing import copy_range
-from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.progress import Silent
-from tests.gguf_files import checkpoint, factors_for, rewrite, scores
-
-
-def stock(model: Checkpoint, path: Path, outtype: str = "q8_0", **options: Any) -> Path:
-    """A file as other tools write it: the weights, and nothing of LongRoPE."""
-    GgufConverter().convert(Export(model, factors_for(model), outtype, options), path, Silent())
-    if options:
-        return path
-
-    def strip(values: dict[str, Any], tensors: dict[str, Any]) -> None:
-        for name in [name for name in tensors if name.startswith("rope_")]:
-            del tensors[name]
-        for key in [key for key in values if ".rope.scaling." in key or key.startswith("longrope_export.")]:
-            del values[key]
-        values["llama.context_length"] = dataclasses.replace(values["llama.context_length"], data=256)
-
-    plain = path.with_name(f"stock-{path.name}")
-    return rewrite(path, plain, strip)
+from tests.gguf_files import checkpoint, factors_for, rewrite, scores, stock
 
 
 @pytest.mark.parametrize("outtype", ["q8_0", "f32", "q4_0"])
@@ -126,7 +106,12 @@ def test_contradictions_are_refused(tmp_path: Path, changes: dict[str, Any], rea
 @pytest.mark.parametrize(
     ("key", "value", "error", "reason"),
     [
-        ("llama.rope.scaling.type", text("yarn"), InputError, "already rescaled by yarn"),
+        (
+            "llama.rope.scaling.type",
+            text("ntk"),
+            UnsupportedError,
+            "rope.scaling.type 'ntk': expected one of none, linear",
+        ),
         ("general.architecture", text("qwen2"), UnsupportedError, "qwen2 uses no rope factors"),
         ("llama.rope.freq_base", f32(5000.0), InputError, "rope_theta"),
     ],

@@ -95,7 +95,7 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "error", "reason"),
     [
-        ("llama.rope.scaling.type", "yarn", UnsupportedError, "rescaled by rope.scaling.type yarn"),
+        ("llama.rope.scaling.type", "yarn", UnsupportedError, "does not load rope_factors_long.weight beside"),
         ("general.architecture", "qwen3", UnsupportedError, "architecture 'qwen3'"),
         ("tokenizer.ggml.model", "bert", UnsupportedError, "'bert' vocabulary"),
         ("tokenizer.ggml.pre", "mystery", UnsupportedError, "pre-tokenizer 'mystery'"),

@@ -1,0 +1,338 @@
+"""What each model type is written as: the architectures of llama.cpp that compute its network *and* load rope factors.
+
+    qwen2 ── its own architecture loads no factors ──► carried by llama: the same network, q and k interleaved
+    qwen3 ── the same ──► carried by exaone-moe (one set for every context) or step35 (both sets)
+
+One table, one row a model type, the default first; the first that computes a model with its factors is taken. What a
+carrier wants beyond the model's own keys and weights stands in its row: keys, tensors of one number, an output matrix of
+its own. A carrier is a stock architecture, so files run in every program with llama.cpp inside that knows it.
+
+Source: llama.cpp as vendored by llama-cpp-python 0.3.36 (src/models/*.cpp).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from converters.gguf.container import Value, array, f32, flag, u32
+from converters.gguf.native import gguf
+from longrope.checkpoint import Checkpoint
+from longrope.factors import BoundFactors
+
+GgufRope = Literal["sets", "freqs"]
+Values = dict[str, Value]
+
+# What an attention sink must be to take no part: exp(x - max) is 0 for it. An infinity would fail `--check-tensors`.
+NO_SINK = -1e30
+# Width of a shared expert that adds nothing: one block of the simple quantized types.
+_ZERO_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A tensor that the carrier wants and the model does not have: one number throughout."""
+
+    name: str
+    shape: tuple[int, ...]
+    number: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of a model that carriers' keys and tensors are made of."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Sizes:
+        config = checkpoint.config
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            intermediate=int(config["intermediate_size"]),
+            heads=int(config["num_attention_heads"]),
+            kv_heads=num_key_value_heads(config),
+            head_dim=checkpoint.head_dim,
+        )
+
+
+def _no_keys(_checkpoint: Checkpoint, _factors: BoundFactors) -> Values:
+    return {}
+
+
+def _no_fills(_checkpoint: Checkpoint) -> Iterator[Fill]:
+    yield from ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a checkpoint is written as.
+
+    Args:
+        architecture: llama.cpp's name.
+        rope: "sets" for both factor tensors, "freqs" for the one that serves every context.
+        permute_qk: the rows of q and k are interleaved.
+        carried: the model's own architecture in llama.cpp, which is not taken; None where this is it.
+        reason: why it is not.
+        layout: name in `LAYOUTS`; "" for the architecture's own.
+        keys: hyperparameters beside those of the layout, some in their place.
+        fills: tensors that the model does not have.
+        own_head: the output matrix must be in the file, even where it is the embedding's.
+        slides: attention looks back over the model's sliding window, as in transformers; else over the whole context.
+        needs: fields of config.json with the only value that is computed, beside those of the layout.
+    """
+
+    architecture: str
+    rope: GgufRope = "sets"
+    permute_qk: bool = False
+    carried: str | None = None
+    reason: str = "loads no rope factors"
+    layout: str = ""
+    keys: Callable[[Checkpoint, BoundFactors], Values] = _no_keys
+    fills: Callable[[Checkpoint], Iterator[Fill]] = _no_fills
+    own_head: bool = False
+    slides: bool = False
+    needs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout_name(self) -> str:
+        return self.layout or self.architecture
+
+    @property
+    def explanation(self) -> str | None:
+        """Why tools will show another architecture than the model's own; None where they don't."""
+        if self.carried is None:
+            return None
+        return (
+            f"written as architecture {self.architecture}, which computes the same network and is what tools show: "
+            f"llama.cpp's own {self.carried} {self.reason}"
+        )
+
+
+# -- exaone-moe: rotates and takes factors in its sliding layers only, so every layer slides, over the whole window
+
+
+def _exaone_moe(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    layers = Sizes.of(checkpoint).layers
+    return {
+        "attention.sliding_window": u32(factors.target),
+        "attention.sliding_window_pattern": _flags([True] * layers),
+        "expert_gating_func": u32(gguf.ExpertGatingFuncType.SOFTMAX),
+    }
+
+
+def _exaone_moe_dense(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    sizes = Sizes.of(checkpoint)
+    return {
+        **_exaone_moe(checkpoint, factors),
+        "leading_dense_block_count": u32(sizes.layers),
+        "expert_feed_forward_length": u32(sizes.intermediate),
+    }
+
+
+def _exaone_moe_sparse(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    config = checkpoint.config
+    return {
+        **_exaone_moe(checkpoint, factors),
+        "expert_count": u32(config.get("num_experts") or config["num_local_experts"]),
+        "expert_used_count": u32(config["num_experts_per_tok"]),
+        "expert_feed_forward_length": u32(config["moe_intermediate_size"]),
+        "expert_shared_feed_forward_length": u32(_ZERO_WIDTH),
+        "expert_weights_norm": flag(config.get("norm_topk_prob", False)),
+        "expert_weights_scale": f32(1.0),
+    }
+
+
+def _zero_shared_experts(checkpoint: Checkpoint) -> Iterator[Fill]:
+    sizes = Sizes.of(checkpoint)
+    for layer in range(sizes.layers):
+        for name, shape in (
+            ("gate", (_ZERO_WIDTH, sizes.hidden)),
+            ("up", (_ZERO_WIDTH, sizes.hidden)),
+            ("down", (sizes.hidden, _ZERO_WIDTH)),
+        ):
+            yield Fill(f"blk.{layer}.ffn_{name}_shexp.weight", shape, 0.0)
+
+
+# -- step35: rotates half of `rope.dimension_count`, takes factors where it does not slide, and aborts unless a layer
+#    slides: one layer of zeros, which adds nothing, does
+
+
+def _step35(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    sizes = Sizes.of(checkpoint)
+    return {
+        "block_count": u32(sizes.layers + 1),
+        "rope.dimension_count": u32(2 * checkpoint.rotary_dim),
+        "rope.dimension_count_swa": u32(checkpoint.rotary_dim),
+        "attention.sliding_window": u32(factors.target),
+        "attention.sliding_window_pattern": _flags([False] * sizes.layers + [True]),
+        "attention.head_count": _numbers([sizes.heads] * sizes.layers + [1]),
+        "attention.head_count_kv": _numbers([sizes.kv_heads] * sizes.layers + [1]),
+        "expert_feed_forward_length": u32(sizes.intermediate),
+    }
+
+
+def _zero_layer(checkpoint: Checkpoint) -> Iterator[Fill]:
+    sizes = Sizes.of(checkpoint)
+    hidden, head, wide = sizes.hidden, sizes.head_dim, sizes.intermediate
+    norms = {"attn_norm": hidden, "ffn_norm": hidden, "attn_q_norm": head, "attn_k_norm": head}
+    matrices = {
+        "attn_q": (head, hidden),
+        "attn_k": (head, hidden),
+        "attn_v": (head, hidden),
+        "attn_output": (hidden, head),
+        "ffn_gate": (wide, hidden),
+        "ffn_up": (wide, hidden),
+        "ffn_down": (hidden, wide),
+    }
+    for name, size in norms.items():
+        yield Fill(f"blk.{sizes.layers}.{name}.weight", (size,), 1.0)
+    for name, shape in matrices.items():
+        yield Fill(f"blk.{sizes.layers}.{name}.weight", shape, 0.0)
+
+
+# -- granite_swa: Llama with sliding layers, layers that are not rotated, and sinks
+
+
+def _granite_swa(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    """Where no layer slides one must: the last one does, over the whole window."""
+    slides = sliding_layers(checkpoint)
+    return {
+        "attention.sliding_window": u32(sliding_window(checkpoint) or factors.target),
+        "attention.sliding_window_pattern": _flags(slides if any(slides) else [*slides[:-1], True]),
+        "logit_scale": f32(1.0),
+    }
+
+
+def _granite_swa_nope(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    config, layers = checkpoint.config, Sizes.of(checkpoint).layers
+    every = int(config.get("no_rope_layer_interval") or 4)
+    rotated = config.get("no_rope_layers") or [(layer + 1) % every != 0 for layer in range(layers)]
+    return {**_granite_swa(checkpoint, factors), "attention.rope_pattern": _numbers(map(int, rotated))}
+
+
+def _no_sinks(checkpoint: Checkpoint) -> Iterator[Fill]:
+    sizes = Sizes.of(checkpoint)
+    for layer in range(sizes.layers):
+        yield Fill(f"blk.{layer}.attn_sinks.weight", (sizes.heads,), NO_SINK)
+
+
+def sliding_window(checkpoint: Checkpoint) -> int | None:
+    """Tokens that layers look back over; None where all layers see everything."""
+    config, row = checkpoint.config, checkpoint.architecture
+    if not (row.sliding_window and config.get("use_sliding_window", True)):
+        return None
+    return config.get("sliding_window", row.default_window) or None
+
+
+def sliding_layers(checkpoint: Checkpoint) -> list[bool]:
+    """Which layers look back over the sliding window only."""
+    layers, slides = Sizes.of(checkpoint).layers, sliding_window(checkpoint) is not None
+    types = checkpoint.config.get("layer_types") or ["sliding_attention"] * layers
+    return [slides and kind == "sliding_attention" for kind in types]
+
+
+# -- the table
+
+_LLAMA = Target("llama", permute_qk=True)
+_SLIDING = Target(
+    "granite_swa",
+    permute_qk=True,
+    carried="llama",
+    reason="attends to the whole context, without the model's sliding window",
+    layout="llama",
+    keys=_granite_swa,
+    fills=_no_sinks,
+    slides=True,
+)
+_GRANITEMOE = Target("granitemoe", permute_qk=True)
+
+
+_ONE_SET = "loads one factor set only"
+
+
+def _as_llama(carried: str, **changes: Any) -> Target:
+    return dataclasses.replace(_LLAMA, carried=carried, **changes)
+
+
+TARGETS: Mapping[str, tuple[Target, ...]] = {
+    "llama": (_LLAMA,),
+    "mistral": (_LLAMA, _SLIDING),
+    "mixtral": (_LLAMA,),
+    "ministral3": (Target("mistral3", permute_qk=True),),
+    "granite": (Target("granite", permute_qk=True),),
+    "granitemoe": (_GRANITEMOE,),
+    "granitemoeshared": (_GRANITEMOE,),
+    "granitemoehybrid": (
+        Target(
+            "granite",
+            permute_qk=True,
+            carried="granitehybrid",
+            reason=_ONE_SET,
+            layout="granitemoehybrid",
+            needs={"position_embedding_type": "rope", "num_local_experts": 0},
+        ),
+    ),
+    "minicpm3": (Target("minicpm3"),),
+    "phi3": (Target("phi3"),),
+    "apertus": (Target("apertus"),),
+    "arcee": (Target("arcee", "freqs", permute_qk=True),),
+    "exaone4": (Target("exaone4", "freqs"),),
+    "exaone": (_as_llama("exaone", reason=_ONE_SET, layout="exaone"),),
+    "internlm3": (_LLAMA,),
+    "ernie4_5": (_as_llama("ernie4_5", permute_qk=False),),  # rotates neighbouring rows, as llama.cpp does
+    "seed_oss": (_as_llama("seed_oss"),),
+    "qwen2": (_as_llama("qwen2"),),
+    "qwen3": (
+        Target("exaone-moe", "freqs", carried="qwen3", layout="qwen3", keys=_exaone_moe_dense, own_head=True),
+        Target("step35", carried="qwen3", layout="qwen3", keys=_step35, fills=_zero_layer, own_head=True),
+    ),
+    "qwen3_moe": (
+        Target(
+            "exaone-moe",
+            "freqs",
+            carried="qwen3moe",
+            layout="qwen3_moe",
+            keys=_exaone_moe_sparse,
+            fills=_zero_shared_experts,
+            own_head=True,
+            needs={"decoder_sparse_step": 1, "mlp_only_layers": []},
+        ),
+    ),
+    "smollm3": (
+        Target(
+            "granite_swa",
+            permute_qk=True,
+            carried="smollm3",
+            layout="llama",
+            keys=_granite_swa_nope,
+            fills=_no_sinks,
+            slides=True,
+        ),
+    ),
+}
+
+# What llama.cpp uses, whether transformers has such a type or not: files of these can be patched.
+LOADS_SETS = frozenset({"llama", "mistral3", "deci", "granite", "granitemoe", "minicpm", "minicpm3", "phi3", "apertus"})
+LOADS_FREQS = frozenset({"arcee", "exaone", "exaone4"})
+
+
+def num_key_value_heads(config: Mapping[str, Any]) -> int:
+    """Heads of k and v: as many as of q when config.json is silent."""
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def _flags(data: list[bool]) -> Value:
+    return array(gguf.GGUFValueType.BOOL, data)
+
+
+def _numbers(data: Any) -> Value:
+    return array(gguf.GGUFValueType.UINT32, data)
