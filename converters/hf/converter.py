@@ -57,6 +57,9 @@ class HuggingFaceExport(PlannedExport):
     def write(self, path: Path, progress: Progress) -> None:
         path.mkdir()
         source, factors = self.export.checkpoint, self.export.factors
+        if source.wrapper is not None:
+            kind = source.wrapper["model_type"]
+            progress.line(f"{kind} is multimodal: its text part ({source.model_type}) is extended, the rest kept as it is")
         with progress.task("write hf", len(source.weight_files)) as task:
             for file in source.weight_files:
                 weights.copy(file, path / file.name, self.export.outtype or "auto")
