@@ -59,7 +59,9 @@ class HuggingFaceExport(PlannedExport):
         source, factors = self.export.checkpoint, self.export.factors
         if source.wrapper is not None:
             kind = source.wrapper["model_type"]
-            progress.line(f"{kind} is multimodal: its text part ({source.model_type}) is extended, the rest kept as it is")
+            progress.line(
+                f"{kind} is multimodal: its text part ({source.model_type}) is extended, the rest kept as it is"
+            )
         with progress.task("write hf", len(source.weight_files)) as task:
             for file in source.weight_files:
                 weights.copy(file, path / file.name, self.export.outtype or "auto")
