@@ -151,10 +151,6 @@ EXPERTS = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
 }
-MLA = {
-    **{"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 16},
-    **{"num_key_value_heads": 4, "head_dim": 16, "n_group": 1, "topk_group": 1},
-}
 PARTIAL = {
     "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
     "num_key_value_heads": 4,
@@ -191,7 +187,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("phi", "stablelm", "nemotron", "gpt_neox"), PARTIAL),
     "apertus": PICO_CHANGES["apertus"],
     "cohere": {"logit_scale": 0.1},
-    "deepseek_v2": {**MLA, **EXPERTS, "first_k_dense_replace": 1, "n_shared_experts": 1, "routed_scaling_factor": 2.0},
+    "deepseek_v2": {
+        **{**MLA, **SMALL_EXPERTS, "qk_nope_head_dim": 24, "head_dim": 16},
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.0,
+    },
     "exaone4": PICO_CHANGES["exaone4"],
     "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 4},
     "glm": {**PARTIAL, "head_dim": 16, "attention_bias": True},
