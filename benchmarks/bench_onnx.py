@@ -468,10 +468,10 @@ def scores_of(checkpoint: Checkpoint, outtype: str, room: Path, *, dual: bool) -
         with suppress(UnsupportedError):  # latent attention has no grouped spelling
             OnnxConverter().convert(export, path, Silent())
             sources[attention] = OnnxSource(path, factors, threads=1)
-    scores: list[WindowScore] = []
+    reference, scores = TorchSource(model, factors), list[WindowScore]()
     for length, regime in ((WINDOW, "short"), (TARGET, "long")):
         ids = np.random.default_rng(0).integers(0, checkpoint.vocab_size, length)
-        compared = compare_windows(TorchSource(model, factors), sources, [ids], factor_set=regime, chunk=CHUNK)
+        compared = compare_windows(reference, sources, [ids], factor_set=regime, chunk=CHUNK)
         scores += compared.values()
     return scores
 

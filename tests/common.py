@@ -193,6 +193,12 @@ FEATURES: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "routed_scaling_factor": 2.0,
     },
+    # Two of four groups are chosen first, then two of their four experts.
+    "deepseek_v3": {
+        **{**MLA, **SMALL_EXPERTS, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "n_shared_experts": 1},
+        **{"first_k_dense_replace": 1, "num_local_experts": 8},
+    },
+    "glm4_moe": {**EXPERTS, "first_k_dense_replace": 1, "n_shared_experts": 1, "use_qk_norm": True, "head_dim": 16},
     "exaone4": PICO_CHANGES["exaone4"],
     "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 4},
     "glm": {**PARTIAL, "head_dim": 16, "attention_bias": True},

@@ -23,6 +23,7 @@ class Experts:
     Args:
         layout: each expert's matrices by themselves ("list"); or stacked [E, out, in], gate above up ("stacked"), or
             [E, in, out], gate and up in turns, with biases ("interleaved").
+        scores: "sigmoid": each expert's own, chosen with a trained correction; else of all experts together.
         clamped: gate and up are kept within ± swiglu_limit: (up + 1) × gate × sigmoid(alpha × gate).
         normalized: the chosen experts' weights sum to 1; None: where config.json says norm_topk_prob.
         shared: name of an expert that every token uses, if there is one.
@@ -31,6 +32,7 @@ class Experts:
     """
 
     layout: Literal["list", "stacked", "interleaved"] = "list"
+    scores: Literal["softmax", "sigmoid"] = "softmax"
     clamped: bool = False
     normalized: bool | None = True
     shared: str | None = None
@@ -246,6 +248,18 @@ BLOCKS: Mapping[str, DecoderBlock] = {
     "minicpm3": DecoderBlock(latent=True),
     "deepseek_v2": DecoderBlock(
         latent=True, interleaved=True, experts=Experts(normalized=False, shared="shared_experts")
+    ),
+    "deepseek_v3": DecoderBlock(
+        latent=True,
+        interleaved=True,
+        mlp_bias=False,
+        experts=Experts(scores="sigmoid", normalized=None, shared="shared_experts"),
+    ),
+    "glm4_moe": DecoderBlock(
+        qk_norm="head",
+        out_bias=False,
+        mlp_bias=False,
+        experts=Experts(scores="sigmoid", normalized=None, shared="shared_experts"),
     ),
     "gpt_oss": DecoderBlock(
         sinks=True,

@@ -220,10 +220,14 @@ class Decoder:
 
 
 def _resolved(block: DecoderBlock, config: Any) -> DecoderBlock:
-    """GPT-NeoX and StableLM say in config.json whether attention and MLP stand side by side."""
-    if getattr(config, "use_parallel_residual", True) or not block.norms.startswith("parallel"):
-        return block
-    return dataclasses.replace(block, norms="pre")
+    """Some types say in config.json whether attention and MLP stand side by side, norm q and k, or interleave pairs."""
+    parallel = block.norms.startswith("parallel") and getattr(config, "use_parallel_residual", True)
+    return dataclasses.replace(
+        block,
+        norms=block.norms if parallel or not block.norms.startswith("parallel") else "pre",
+        qk_norm=block.qk_norm if getattr(config, "use_qk_norm", True) else None,
+        interleaved=block.interleaved and getattr(config, "rope_interleave", True),
+    )
 
 
 def _kv_heads(config: Any) -> int:
@@ -292,7 +296,8 @@ def _router(config: Any, block: DecoderBlock) -> Router | None:
     if block.experts is None:
         return None
     normalized = block.experts.normalized
-    grouped = getattr(config, "topk_method", None) == "group_limited_greedy"
+    by_method = getattr(config, "topk_method", None) == "group_limited_greedy"
+    grouped = by_method or (block.experts.scores == "sigmoid" and hasattr(config, "n_group"))
     return Router(
         num_experts=getattr(config, "num_experts", None) or config.num_local_experts,
         chosen=config.num_experts_per_tok,

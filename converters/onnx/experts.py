@@ -18,6 +18,9 @@ from converters.onnx.decoder import Router
 from converters.onnx.parts import FLOAT, Parts
 from converters.onnx.weights import Part
 
+CORRECTION = "gate.e_score_correction_bias"
+LOWEST = -3.0e38
+
 
 class Mixture:
     """Builds mixtures of experts.
@@ -52,29 +55,54 @@ class Mixture:
         g, router = self.graph, self.router
         logits = self.parts.exact_linear("gate", flat, router.num_experts, bias=self.experts.router_bias)
         wide = self.parts.cast(logits, "gate_float32", FLOAT)
-        scores = g.op("Softmax", wide, name="scores", axis=-1)
+        scores = choice = self._scores(wide)
+        if self._corrects:
+            bias = self.parts.vector_of(g.path(CORRECTION), (router.num_experts,), lambda array: array, FLOAT)
+            choice = g.op("Add", scores, bias, name="corrected_scores")
         if router.groups > 1:
-            scores = self._within_best_groups(scores)
+            choice = self._within_best_groups(choice)
         values, chosen = g.ops(
-            "TopK", scores, g.ints(router.chosen), outputs=["best", "best_experts"], name="choice", axis=-1
+            "TopK", choice, g.ints(router.chosen), outputs=["best", "best_experts"], name="choice", axis=-1
         )
+        if self._corrects:
+            values = g.op("GatherElements", scores, chosen, name="best_scores", axis=-1)
         if router.normalized:
             values = g.op("Div", values, g.op("ReduceSum", values, g.ints(-1), name="sum"), name="shares")
         values = self.parts.times(values, router.scale, "scaled_shares", FLOAT)
         weights = self.parts.cast(values, "weights", g.dtype)
         return weights, g.op("Reshape", chosen, g.ints(-1), name="chosen")
 
+    @property
+    def _corrects(self) -> bool:
+        """A correction decides which experts are chosen, and not what they weigh."""
+        return self.experts.scores == "sigmoid"
+
+    def _scores(self, logits: ir.Value) -> ir.Value:
+        if self.experts.scores == "sigmoid":
+            return self.graph.op("Sigmoid", logits, name="scores")
+        return self.graph.op("Softmax", logits, name="scores", axis=-1)
+
+    def _rank(self, grouped: ir.Value) -> ir.Value:
+        """What groups [N,groups,experts] are chosen by: their best expert, or their best two, [N,groups]."""
+        g = self.graph
+        if not self._corrects:
+            return g.op("ReduceMax", grouped, g.ints(-1), name="best_of_group", keepdims=0)
+        two, _ = g.ops("TopK", grouped, g.ints(2), outputs=["best_two", "best_two_ids"], name="pair", axis=-1)
+        return g.op("ReduceSum", two, g.ints(-1), name="best_of_group", keepdims=0)
+
     def _within_best_groups(self, scores: ir.Value) -> ir.Value:
-        """Scores [N,E], 0 outside the groups whose best expert is best."""
+        """Scores [N,E], below all others outside the groups that rank highest."""
         g, router = self.graph, self.router
         grouped = g.op("Reshape", scores, g.ints(0, router.groups, -1), name="by_group")
-        best = g.op("ReduceMax", grouped, g.ints(-1), name="best_of_group", keepdims=0)
+        best = self._rank(grouped)
         top, _ = g.ops(
             "TopK", best, g.ints(router.groups_chosen), outputs=["groups", "group_ids"], name="group_choice", axis=-1
         )
         last = g.op("ReduceMin", top, g.ints(-1), name="last_group", keepdims=1)
         kept = g.op("Unsqueeze", g.op("GreaterOrEqual", best, last, name="kept"), g.ints(-1), name="kept_groups")
-        masked = g.op("Where", kept, grouped, g.scalar("no_score", 0.0, FLOAT), name="masked")
+        masked = g.op(
+            "Where", kept, grouped, g.scalar("no_score", LOWEST if self._corrects else 0.0, FLOAT), name="masked"
+        )
         return g.op("Reshape", masked, g.ints(0, router.num_experts), name="group_scores")
 
     # -- the experts

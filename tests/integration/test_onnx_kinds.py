@@ -125,3 +125,16 @@ def test_a_bias_that_config_does_not_announce_is_refused(
     odd = changed(llama, tmp_path / "odd", {"bias": True}, **{f"model.layers.0.{weight}": bias})
     with pytest.raises(UnsupportedError, match=f"transformers would ignore it.*set {key} to true"):
         OnnxConverter().plan(Export(odd, odd.bind(pico_factors(odd.rotary_dim))))
+
+
+def test_a_correction_chooses_experts_and_does_not_weigh_them(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", "glm4_moe", **FEATURES["glm4_moe"])
+    bias = np.array([0.9, -0.9, 0.3, 0.0], dtype=np.float32)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    odd = changed(checkpoint, tmp_path / "odd", {}, **{name: bias})
+    factors = odd.bind(pico_factors(odd.rotary_dim, dual=False))
+    OnnxConverter().convert(Export(odd, factors), tmp_path / "onnx", Silent())
+    ids = tokens(WINDOW)
+    ours = torch.cat(list(OnnxSource(tmp_path / "onnx", factors, threads=1).logits(ids, "long", 64)))
+    theirs = build_model(odd, factors)(torch.as_tensor(ids)[None]).logits[0]
+    assert float((ours - theirs).abs().max()) < 1e-3
