@@ -16,7 +16,6 @@ A row says how transformers builds the rotary embedding, and what each format ca
   local_theta  the v4 spelling's key of the sliding layers' θ; v5_only: there is no v4 spelling
   softmax_scale  the softmax scale is computed from the rotary parameters factor and mscale_all_dim, which stay
   drops_cache_at_crossing  transformers' generate empties the cache where the factor sets change
-  onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
 
@@ -36,27 +35,6 @@ FULL, SLIDING = "full_attention", ("sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
-class DecoderBlock:
-    """What a config.json does not say about a decoder layer, because the model class does.
-
-    Args:
-        norms: where they sit: before attention and MLP ("pre"), after both ("post"), or around both ("sandwich").
-        qk_norm: queries and keys are normalized per head, over all heads at once, or not.
-        norm_plus_one: the stored norm weight is an offset from 1.
-        packed: q, k, v lie in one qkv_proj, gate and up in one gate_up_proj.
-        scaled_embedding: token embeddings are multiplied by the square root of the hidden size.
-        gated: the MLP has a gate; else it is up_proj, activation, down_proj.
-    """
-
-    norms: Literal["pre", "post", "sandwich"] = "pre"
-    qk_norm: Literal["head", "all"] | None = None
-    norm_plus_one: bool = False
-    packed: bool = False
-    scaled_embedding: bool = False
-    gated: bool = True
-
-
-@dataclass(frozen=True)
 class Architecture:
     """Facts about one transformers model type; see the module's docstring."""
 
@@ -65,7 +43,6 @@ class Architecture:
     gguf_rope: GgufRope | None = None
     permute_qk: bool = False
     gguf_as_llama: bool = False
-    onnx: DecoderBlock | None = None
     sliding_window: bool = False
     hybrid: bool = False
     default_window: int | None = None
@@ -134,19 +111,18 @@ WRAPPERS = {
 }
 
 ARCHITECTURES = _table(
-    Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
+    Architecture("llama", gguf="llama", gguf_rope="sets", permute_qk=True),
     Architecture(
         "mistral",
         gguf="llama",
         gguf_rope="sets",
         permute_qk=True,
-        onnx=DecoderBlock(),
         sliding_window=True,
         default_window=4096,
     ),
     Architecture("mixtral", gguf="llama", gguf_rope="sets", permute_qk=True, sliding_window=True),
     Architecture("ministral3", gguf="mistral3", gguf_rope="sets", permute_qk=True, sliding_window=True),
-    Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True, onnx=DecoderBlock()),
+    Architecture("granite", gguf="granite", gguf_rope="sets", permute_qk=True),
     Architecture("granitemoe", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
     Architecture("granitemoeshared", gguf="granitemoe", gguf_rope="sets", permute_qk=True),
     Architecture("minicpm3", gguf="minicpm3", gguf_rope="sets", softmax_scale=True),
@@ -154,7 +130,6 @@ ARCHITECTURES = _table(
         "phi3",
         gguf="phi3",
         gguf_rope="sets",
-        onnx=DecoderBlock(packed=True),
         sliding_window=True,
         drops_cache_at_crossing=True,
     ),
@@ -164,7 +139,7 @@ ARCHITECTURES = _table(
         "llama.cpp computes RMS norms and a softmax router where it has layer norms and a sparse mixer",
     ),
     Architecture("apertus", gguf="apertus", gguf_rope="sets"),
-    Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True, onnx=DecoderBlock(gated=False)),
+    Architecture("arcee", gguf="arcee", gguf_rope="freqs", permute_qk=True),
     Architecture(
         "exaone4",
         gguf="exaone4",
@@ -174,35 +149,26 @@ ARCHITECTURES = _table(
         rotary="local",
         default_window=4096,
     ),
-    Architecture(
-        "seed_oss", gguf_as_llama=True, onnx=DecoderBlock(), note="llama.cpp's seed_oss loads no rope factors"
-    ),
+    Architecture("seed_oss", gguf_as_llama=True, note="llama.cpp's seed_oss loads no rope factors"),
     Architecture(
         "qwen2",
         gguf_as_llama=True,
-        onnx=DecoderBlock(),
         sliding_window=True,
         note="llama.cpp's qwen2 loads no rope factors",
     ),
-    Architecture(
-        "qwen3", onnx=DecoderBlock(qk_norm="head"), sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"
-    ),
-    Architecture(
-        "olmo2", onnx=DecoderBlock(norms="post", qk_norm="all"), note="llama.cpp's olmo2 loads no rope factors"
-    ),
+    Architecture("qwen3", sliding_window=True, note="llama.cpp's qwen3 loads no rope factors"),
+    Architecture("olmo2", note="llama.cpp's olmo2 loads no rope factors"),
     Architecture(
         "gemma",
-        onnx=DecoderBlock(norm_plus_one=True, scaled_embedding=True),
         note="llama.cpp's gemma loads no rope factors",
     ),
     Architecture(
         "gemma2",
-        onnx=DecoderBlock(norms="sandwich", norm_plus_one=True, scaled_embedding=True),
         sliding_window=True,
         hybrid=True,
         note="llama.cpp's gemma2 loads no rope factors; every other layer attends to its sliding window only",
     ),
-    Architecture("smollm3", onnx=DecoderBlock(), rotary="listed", note="llama.cpp's smollm3 loads no rope factors"),
+    Architecture("smollm3", rotary="listed", note="llama.cpp's smollm3 loads no rope factors"),
     Architecture("qwen2_moe", sliding_window=True),
     Architecture("qwen3_moe", sliding_window=True),
     Architecture("qwen3_next", default_partial=0.25),

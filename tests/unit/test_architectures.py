@@ -89,7 +89,6 @@ def test_layers_that_see_everything_and_known_mixtures_are_not(config: dict[str,
 def test_llama_is_exported_everywhere() -> None:
     row = ARCHITECTURES["llama"]
     assert (row.gguf, row.gguf_rope, row.permute_qk) == ("llama", "sets", True)
-    assert row.onnx is not None
 
 
 @pytest.mark.parametrize(
