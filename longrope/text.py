@@ -116,7 +116,7 @@ def load_corpus(paths: Sequence[str | Path], encode: Callable[[str], Sequence[in
 def read_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of every document under `path`, in the order of their names."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
             raise InputError(f"{path}: expected {', '.join(SUFFIXES)} files in this folder, found none")
         for file in files:
@@ -132,7 +132,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         yield path.name, content
         return
     for number, line in enumerate(content.split("\n"), start=1):  # splitlines would cut at U+2028 inside a string

@@ -192,7 +192,7 @@ class ModelPlan:
 
     @cached_property
     def _source(self) -> SafetensorsSource:
-        return SafetensorsSource(self.checkpoint.weight_files)
+        return SafetensorsSource(self.checkpoint.weight_files, self.checkpoint.weight_names)
 
     @property
     def _planner(self) -> TensorPlanner:
@@ -210,7 +210,7 @@ class ModelPlan:
     def _lossless(self) -> str:
         """The float type that holds all source weights; llama.cpp quantizes from it."""
         dtypes = {stored.dtype for stored in self._source.tensors.values()}
-        return dtypes.pop() if len(dtypes) == 1 else "F32"
+        return dtypes.pop() if len(dtypes) == 1 and "F64" not in dtypes else "F32"
 
     @property
     def _tied(self) -> bool:

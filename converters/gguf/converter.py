@@ -28,6 +28,7 @@ from converters.gguf.writing import Content, write_gguf, write_parts
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
+from longrope.loading import require_announced
 from longrope.progress import Progress
 
 # Weight types by how finely they round, finest first; every other type has about 4 bits or less.
@@ -60,6 +61,8 @@ class GgufConverter(Converter):
         if isinstance(checkpoint, GgufCheckpoint) and keeps_weights(checkpoint, export.outtype):
             planned = GgufCopy(export, checkpoint)
         else:
+            if not isinstance(checkpoint, GgufCheckpoint):
+                require_announced(checkpoint, names_are_known=True)
             planned = GgufExport.of(export)
         infos = [content.info for content in planned.contents()]
         found = difference(checkpoint.tokenizer, planned.values(), infos, name=checkpoint.name)

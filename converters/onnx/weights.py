@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
+from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError, UnsupportedError
+from longrope.weights import safetensors_header
 
 Array = NDArray[Any]
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -52,7 +53,8 @@ class Weights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.name = checkpoint.name
-        self.entries = {name: entry for file in checkpoint.weight_files for name, entry in _entries(file)}
+        names = checkpoint.weight_names
+        self.entries = {names[name]: entry for file in checkpoint.weight_files for name, entry in _entries(file)}
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
