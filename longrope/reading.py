@@ -34,10 +34,15 @@ def read_json(path: Path, name: str | None = None) -> Any:
         InputError: no such file, too large, not UTF-8 or not JSON, nested too deep, a key twice, half a surrogate pair.
     """
     name = name or str(path)
-    content = _read(path, name)
+    return parsed_json(_read(path, name), name)
+
+
+def parsed_json(content: bytes, name: str) -> Any:
+    """As `read_json`, of bytes that have been read."""
     try:
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
-        if _SURROGATE.search(content.decode("utf-8")):
+        text = content.decode("utf-8")
+        data = json.loads(text, object_pairs_hook=_unique)
+        if _SURROGATE.search(text):
             json.dumps(data, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise InputError(f"{name} is nested too deep; expected at most {MAX_DEPTH} levels") from None

@@ -9,7 +9,6 @@ spanning two documents. Documents too short for a window are counted, and an err
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrope.errors import InputError
+from longrope.reading import parsed_json
 
 TokenIds = NDArray[np.int64]
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -142,8 +142,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
 
 def _text_field(path: Path, number: int, line: str) -> str:
     try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        text = parsed_json(line.encode("utf-8"), f"{path}, line {number}")["text"]
+    except (InputError, KeyError, TypeError):
         raise InputError(f"{path}, line {number}: expected a JSON object with a field `text`") from None
     if not isinstance(text, str):
         raise InputError(f"{path}, line {number}: expected `text` to be a string, got {type(text).__name__}")

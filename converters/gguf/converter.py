@@ -186,6 +186,8 @@ class GgufExport(PlannedExport):
         """Writes `path`, or with the option split_max_size parts named after it."""
         for name in self.blueprint.model.vocabulary.unapplied:
             progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
+        if fault := self.blueprint.model.card_fault:
+            progress.warn(f"the model card cannot be read, the file says only what is known without it ({fault})")
         if self.blueprint.model.outtype.matrix is None:
             self._write_quantized(path, progress)
         else:

@@ -218,6 +218,19 @@ CASES: dict[str, Case] = {
     "a value transformers does not take": Case(
         SEARCH, 2, "config.json: transformers does not take it", config(attention_dropout="a lot")
     ),
+    "factors nested too deep": Case(CONVERT, 2, "factors.json is nested too deep", put("factors.json", DEEP)),
+    "factors with a number of 5,000 digits": Case(
+        CONVERT, 2, "factors.json is not valid JSON", put("factors.json", '{"n_hat": ' + "1" * 5000 + "}")
+    ),
+    "a text with half a surrogate pair": Case(
+        SEARCH.replace("TEXT", "ROOM/t.jsonl"),
+        2,
+        "line 1: expected a JSON object with a field `text`",
+        put("t.jsonl", r'{"text": "\ud800"}'),
+    ),
+    "a text nested too deep": Case(
+        SEARCH.replace("TEXT", "ROOM/t.jsonl"), 2, "line 1: expected a JSON object", put("t.jsonl", DEEP)
+    ),
     # which weights they are
     **{f"two sets of weights, to {name}": Case(to(name), 2, DIFFERENT, shards_beside(doubled)) for name in FORMATS},
     "two sets of weights to search": Case(SEARCH, 2, DIFFERENT, shards_beside(doubled)),
@@ -295,6 +308,7 @@ CASES: dict[str, Case] = {
             ("hf", "tokenizer.json"),
             ("hf", "config.json"),
             ("gguf", "chat_template.jinja"),
+            ("gguf", "README.md"),
             ("onnx", "chat_template.jinja"),
         )
     },
@@ -448,6 +462,20 @@ def test_attention_factors_of_each_set_do_not_vanish_in_silence(room: Path) -> N
     done = run_cli(*arguments(room, "convert MODEL --to hf -o OUT"))
     assert done.code == 0, done.err
     assert "short_mscale and long_mscale, which transformers ignores" in done.err
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("---\ntags: [a, b\nlicense: }\n---\n# Pico\n", "README.md: while parsing"),
+        ("---\ntags: [llama, 3]\n---\n# Pico\n", "README.md: expected tags and languages to be words, got 3"),
+    ],
+    ids=["broken", "a number among its tags"],
+)
+def test_a_broken_model_card_is_left_out_with_a_word(room: Path, card: str, said: str) -> None:
+    (room / "model" / "README.md").write_text(card)
+    lines = converted(room, "gguf")
+    assert any("the model card cannot be read" in line and said in line for line in lines), lines
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
