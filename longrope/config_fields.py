@@ -20,12 +20,13 @@ from longrope.reading import (
     check_fields,
 )
 
+# Ten times what the deepest model has; every layer costs time before its weights are looked for.
+LAYERS = Kind("a whole number from 1 to 10000", lambda value: COUNT.fits(value) and value <= 10_000)
 # Field → type. Null stands for "not said" in every one of them.
 _TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: (
         "vocab_size",
         "hidden_size",
-        "num_hidden_layers",
         "num_attention_heads",
         "head_dim",
         "max_position_embeddings",
@@ -47,6 +48,7 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         "n_routed_experts",
         "n_shared_experts",
     ),
+    LAYERS: ("num_hidden_layers",),
     NUMBER: ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
     POSITIVE: ("rope_theta", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor", "rotary_pct"),
     BOOLEAN: ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"),

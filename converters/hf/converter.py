@@ -81,7 +81,8 @@ class HuggingFaceConverter(Converter):
     outtypes: ClassVar[Sequence[str]] = ("auto", "f32", "f16", "bf16")
 
     def recognizes(self, path: Path) -> bool:
-        if not path.is_dir() or not (path / "config.json").is_file() or any(path.glob("*.onnx")):
+        known = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if not path.is_dir() or not known or any(path.glob("*.onnx")):
             return False
         return has_weights(path) or not any(path.glob("onnx/*.onnx"))
 
@@ -169,6 +170,7 @@ class HuggingFaceConverter(Converter):
         return {
             "architecture": artifact.model_type,
             "weights": sorted(weights.dtypes(artifact)),
+            **({"quantization": artifact.quantization} if artifact.quantization else {}),
             "files": [file.name for file in artifact.weight_files],
             "max_position_embeddings": artifact.max_position_embeddings,
         }

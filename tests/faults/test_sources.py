@@ -184,7 +184,7 @@ CASES: dict[str, Case] = {
     "a number as a string": Case(
         SEARCH,
         2,
-        "config.json: num_hidden_layers: expected a whole number above 0, got '2'",
+        "config.json: num_hidden_layers: expected a whole number from 1 to 10000, got '2'",
         config(num_hidden_layers="2"),
     ),
     "a number as a string, to onnx": Case(
@@ -202,6 +202,18 @@ CASES: dict[str, Case] = {
     "a theta of infinity": Case(CONVERT, 2, "rope_theta: expected a finite number above 0", config(rope_theta=1e999)),
     "a billion layers beyond any size": Case(
         CONVERT, 2, "hidden_size: expected a whole number", config(hidden_size=1 << 60)
+    ),
+    "a billion layers": Case(
+        CONVERT,
+        2,
+        "num_hidden_layers: expected a whole number from 1 to 10000, got 1000000000",
+        config(num_hidden_layers=10**9),
+    ),
+    "more layers than weights": Case(
+        CONVERT,
+        2,
+        "num_hidden_layers: expected as many layers as there are weights of, got 9999",
+        config(num_hidden_layers=9999),
     ),
     "rope_scaling that is no object": Case(
         EXTEND, 2, "config.json: rope_scaling: expected an object, got ['linear']", config(rope_scaling=["linear"])
@@ -247,6 +259,13 @@ CASES: dict[str, Case] = {
         renamed("consolidated.safetensors"),
     ),
     "an ONNX graph only": Case(CONVERT, 2, "only an ONNX graph (model.onnx)", renamed("model.onnx")),
+    "an adapter to inspect": Case("inspect MODEL", 2, "holds an adapter for 'org/base', not a model", adapter),
+    "an adapter beside a model": Case(
+        SEARCH,
+        2,
+        "transformers does not load it",
+        put("model/adapter_config.json", '{"base_model_name_or_path": "org/b"}'),
+    ),
     "an adapter": Case(EXTEND, 2, "holds an adapter for 'org/base', not a model; merge it first", adapter),
     "weights that git left behind": Case(CONVERT, 2, "is a Git LFS pointer", put(f"model/{WEIGHTS}", POINTER * 2)),
     # that they are the model's
