@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import MissingRequirementError, UnsupportedError
-from longrope.reading import own_file, refuse_pointer
+from longrope.reading import own_file, read_object, refuse_pointer
 
 TOKENIZER = "tokenizer.json"
 SENTENCEPIECE = "tokenizer.model"
@@ -63,7 +63,7 @@ def tokenizer_file(folder: Path, name: str) -> TokenizerFile:
     if (folder / SENTENCEPIECE).is_file():
         return _made(folder, name, (SENTENCEPIECE,), _like_sentencepiece)
     if all((folder / file).is_file() for file in BPE_FILES):
-        return _made(folder, name, BPE_FILES, lambda room, tokenizer: tokenizer)
+        return _made(folder, name, BPE_FILES, _like_its_vocabulary)
     others = [path.name for pattern in _OTHERS for path in folder.glob(pattern)]
     found = f", only {others[0]}" if others else f" and neither {SENTENCEPIECE} nor {' with '.join(BPE_FILES)}"
     raise UnsupportedError(f"{name}: no {TOKENIZER}{found}; {WAY_OUT}")
@@ -115,6 +115,20 @@ def _like_sentencepiece(folder: Path, made: Any) -> Any:
         if all(tokenizer.encode(text, add_special_tokens=False).ids == truth.encode(text) for text in SAMPLES):
             return tokenizer
     raise ValueError("the one that transformers makes splits text otherwise than sentencepiece")
+
+
+def _like_its_vocabulary(folder: Path, made: Any) -> Any:
+    """The tokenizer as made, where it has the ids of vocab.json and gives texts back, as byte-level BPE does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = made.get_vocab()
+    if any(known.get(token) != id for token, id in read_object(folder / BPE_FILES[0]).items()):
+        raise ValueError(f"the one that transformers makes has other ids than {BPE_FILES[0]}")
+    if any(made.decode(made.encode(text, add_special_tokens=False).ids) != text for text in SAMPLES):
+        raise ValueError("the one that transformers makes does not give texts back")
+    return made
 
 
 def _prepending(made: Any) -> Any:

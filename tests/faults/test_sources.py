@@ -631,6 +631,15 @@ def test_a_tokenizer_is_made_of_vocabulary_and_merges(room: Path, pico: Checkpoi
     assert open_checkpoint(room / "out").encode("storm") == made.encode("storm")
 
 
+def test_a_tokenizer_whose_class_is_not_known_is_not_guessed(room: Path, pico: Checkpoint) -> None:
+    folder = room / "model"
+    pico.tokenizer.model.save(str(folder))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LongRopeError, match=r"none can be made of vocab\.json and merges\.txt"):
+        _ = open_checkpoint(folder).tokenizer
+
+
 def sentencepiece_model(folder: Path, text: Path) -> None:
     """A tokenizer.model of the Llama 2 kind in place of tokenizer.json."""
     sentencepiece = pytest.importorskip("sentencepiece")
