@@ -76,10 +76,10 @@ def convert(
     if known is None:
         raise InputError(f"{checkpoint.name} has no rescale factors of its own, and none were given")
     chosen = converter.choose_sets(known, factor_sets)
-    for oddity in chosen.oddities():
-        progress.warn(oddity)
     converter.check_requirements()
     planned = converter.plan(Export(checkpoint, chosen, outtype, options or {}))
+    for oddity in (*checkpoint.oddities(), *chosen.oddities()):
+        progress.warn(oddity)
     path = output / planned.file_name if converter.suffix and output.is_dir() else output
     return Conversion(path, planned.save(path, progress, overwrite=overwrite))
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
+from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError, UnsupportedError
+from longrope.weights import safetensors_header
 
 Array = NDArray[Any]
 Replacements = Sequence[tuple[str, str]]
