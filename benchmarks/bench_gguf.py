@@ -101,7 +101,10 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.model.path.iterdir():
             (folder / file.name).unlink(missing_ok=True)
-            (folder / file.name).symlink_to(file)
+            if file.suffix == ".safetensors":
+                (folder / file.name).symlink_to(file)
+            else:
+                shutil.copyfile(file, folder / file.name)
         (folder / "config.json").unlink()
         config = {**self.model.config, "max_position_embeddings": PATCH_ORIGINAL}
         (folder / "config.json").write_text(json.dumps(config))

@@ -78,13 +78,11 @@ def convert(
     if known is None:
         raise InputError(f"{checkpoint.name} has no rescale factors of its own, and none were given")
     chosen = converter.choose_sets(known, factor_sets, checkpoint)
-    for oddity in chosen.oddities():
-        progress.warn(oddity)
     converter.check_requirements()
     planned = converter.plan(Export(checkpoint, chosen, outtype, options or {}))
+    for oddity in (*checkpoint.oddities(), *chosen.oddities()):
+        progress.warn(oddity)
     path = output / planned.file_name if converter.suffix and output.is_dir() else output
-    for note in checkpoint.notes:
-        progress.warn(note)
     checks = planned.save(path, progress, overwrite=overwrite)
     files = converter.files_of(path)
     return Conversion(files[0], checks, files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from converters import registry
@@ -11,6 +10,7 @@ from longrope import rope
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors, read_authors_csv
 from longrope.hf_config import from_config
+from longrope.reading import read_json
 
 CSV_SUFFIXES = (".csv", ".txt")
 
@@ -67,12 +67,7 @@ def import_factors(path: Path, *, short: Path | None, original: int | None, targ
 
 def _read_json(path: Path) -> RescaleFactors:
     """factors.json or config.json, told apart by what is in it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    data = read_json(path)
     if isinstance(data, dict) and "model_type" in data and "schema_version" not in data:
         found = from_config(data)
         if found is None:

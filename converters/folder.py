@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,28 +13,61 @@ from converters.base import Check
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
 from longrope.hf_config import FULL, SLIDING, extended_config
+from longrope.reading import own_file, read_json
 from longrope.rope import attention_factor_formula
+from longrope.tokenizer_files import TOKENIZER
 
 # Rotary parameters with a check of their own, or without a meaning.
 _CHECKED = ("type", "rope_type", "rope_theta", "factor", "attention_factor")
-COMPANIONS = (
-    "tokenizer.json",
+TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "tekken.json",
     "chat_template.jinja",
-    "generation_config.json",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
+# What turns images, sound and video into tokens, where the language model is a part of such a model.
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "SYSTEM_PROMPT.txt",
+)
+COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+# Terms that bind whoever passes the model on.
+_TERMS = re.compile(r"[\w-]*(LICEN[CS]E|NOTICE|COPYING|USE[-_]POLICY)[\w-]*(\.(txt|md|rst|pdf))?", re.I)
 
 
-def copy_files(checkpoint: Checkpoint, folder: Path, names: Sequence[str] = COMPANIONS) -> None:
-    """Copy those of a checkpoint's files that are there, byte for byte."""
-    for name in names:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, folder / name)
+def copy_files(checkpoint: Checkpoint, folder: Path, patterns: Sequence[str] = COMPANIONS) -> None:
+    """Copy those of a checkpoint's files that are there, byte for byte, its tokenizer.json and its terms of use.
+
+    Args:
+        checkpoint: where from.
+        folder: where to.
+        patterns: names, or patterns of names, below the checkpoint's folder.
+
+    Raises:
+        InputError: a file is a link that leads out of the checkpoint, or is not the JSON that its name says.
+    """
+    shutil.copyfile(checkpoint.tokenizer_file, folder / TOKENIZER)
+    for name in companions(checkpoint.path, patterns):
+        file = own_file(checkpoint.path, name)
+        if file.suffix == ".json":
+            read_json(file)
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / name)
+
+
+def companions(folder: Path, patterns: Sequence[str] = COMPANIONS) -> list[str]:
+    """Names, relative to a model's folder, of its files that match, and of its terms of use."""
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    terms = [path for path in sorted(folder.iterdir()) if _TERMS.fullmatch(path.name)]
+    return [path.relative_to(folder).as_posix() for path in (*found, *terms) if path.is_file()]
 
 
 def config_checks(

@@ -1,7 +1,7 @@
 """What is known of each model type: one table, one row a type, no branches elsewhere.
 
-A row says how transformers builds the rotary embedding, and what ONNX can express; what llama.cpp can is in
-`converters/gguf/carriers.py`:
+A row says how transformers builds the rotary embedding; what a format can express stands in its own package, for llama.cpp
+in `converters/gguf/carriers.py`:
   refusal     why nothing can be done with this type
   sliding_window  config.sliding_window limits attention, in every layer where layer_types says nothing else
   default_window  transformers' sliding_window where config.json is silent
@@ -13,7 +13,6 @@ A row says how transformers builds the rotary embedding, and what ONNX can expre
   local_theta  the v4 spelling's key of the sliding layers' θ; v5_only: there is no v4 spelling
   softmax_scale  the softmax scale is computed from the rotary parameters factor and mscale_all_dim, which stay
   drops_cache_at_crossing  transformers' generate empties the cache where the factor sets change
-  onnx        how a decoder layer is put together, for the graph that ONNX export builds; None: not tested, refused
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
 
@@ -32,32 +31,10 @@ FULL, SLIDING = "full_attention", ("sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
-class DecoderBlock:
-    """What a config.json does not say about a decoder layer, because the model class does.
-
-    Args:
-        norms: where they sit: before attention and MLP ("pre"), after both ("post"), or around both ("sandwich").
-        qk_norm: queries and keys are normalized per head, over all heads at once, or not.
-        norm_plus_one: the stored norm weight is an offset from 1.
-        packed: q, k, v lie in one qkv_proj, gate and up in one gate_up_proj.
-        scaled_embedding: token embeddings are multiplied by the square root of the hidden size.
-        gated: the MLP has a gate; else it is up_proj, activation, down_proj.
-    """
-
-    norms: Literal["pre", "post", "sandwich"] = "pre"
-    qk_norm: Literal["head", "all"] | None = None
-    norm_plus_one: bool = False
-    packed: bool = False
-    scaled_embedding: bool = False
-    gated: bool = True
-
-
-@dataclass(frozen=True)
 class Architecture:
     """Facts about one transformers model type; see the module's docstring."""
 
     model_type: str
-    onnx: DecoderBlock | None = None
     sliding_window: bool = False
     hybrid: bool = False
     default_window: int | None = None
@@ -125,35 +102,30 @@ WRAPPERS = {
 }
 
 ARCHITECTURES = _table(
-    Architecture("llama", onnx=DecoderBlock()),
-    Architecture("mistral", onnx=DecoderBlock(), sliding_window=True, default_window=4096),
+    Architecture("llama"),
+    Architecture("mistral", sliding_window=True, default_window=4096),
     Architecture("mixtral", sliding_window=True),
     Architecture("ministral3", sliding_window=True),
-    Architecture("granite", onnx=DecoderBlock()),
+    Architecture("granite"),
     Architecture("granitemoe"),
     Architecture("granitemoeshared"),
     Architecture("minicpm3", softmax_scale=True),
-    Architecture("phi3", onnx=DecoderBlock(packed=True), sliding_window=True, drops_cache_at_crossing=True),
+    Architecture("phi3", sliding_window=True, drops_cache_at_crossing=True),
     Architecture(
         "phimoe",
         refusal="its RoPE has one attention factor a set (short_mscale, long_mscale), which no other engine reads, and "
         "llama.cpp computes RMS norms and a softmax router where it has layer norms and a sparse mixer",
     ),
     Architecture("apertus"),
-    Architecture("arcee", onnx=DecoderBlock(gated=False)),
+    Architecture("arcee"),
     Architecture("exaone4", sliding_window=True, hybrid=True, rotary="local", default_window=4096),
-    Architecture("seed_oss", onnx=DecoderBlock()),
-    Architecture("qwen2", onnx=DecoderBlock(), sliding_window=True),
-    Architecture("qwen3", onnx=DecoderBlock(qk_norm="head"), sliding_window=True),
-    Architecture("olmo2", onnx=DecoderBlock(norms="post", qk_norm="all")),
-    Architecture("gemma", onnx=DecoderBlock(norm_plus_one=True, scaled_embedding=True)),
-    Architecture(
-        "gemma2",
-        onnx=DecoderBlock(norms="sandwich", norm_plus_one=True, scaled_embedding=True),
-        sliding_window=True,
-        hybrid=True,
-    ),
-    Architecture("smollm3", onnx=DecoderBlock(), rotary="listed"),
+    Architecture("seed_oss"),
+    Architecture("qwen2", sliding_window=True),
+    Architecture("qwen3", sliding_window=True),
+    Architecture("olmo2"),
+    Architecture("gemma"),
+    Architecture("gemma2", sliding_window=True, hybrid=True),
+    Architecture("smollm3", rotary="listed"),
     Architecture("qwen2_moe", sliding_window=True),
     Architecture("qwen3_moe", sliding_window=True),
     Architecture("qwen3_next", default_partial=0.25),

@@ -20,18 +20,35 @@ from typing import TYPE_CHECKING, Any
 
 from longrope.architectures import WRAPPERS, Architecture, Rotates, architecture_of
 from longrope.base_rope import BaseRope, base_rope, plain_rope
+from longrope.config_fields import check_config
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.hf_config import FULL, extended_config, from_config, rope_parameters, transformers_config
+from longrope.reading import own_file, read_object
+from longrope.tokenizer_files import TokenizerFile, tokenizer_file
+from longrope.weights import (
+    is_packed,
+    names_of,
+    quantization_method,
+    refuse_adapter,
+    safetensors_header,
+    way_out_of,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}(?=/|$)")
+HUB_PAGE = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(?P<id>[\w.-]+/[\w.-]+?)(?:/tree/(?P<revision>[\w./-]+?)|/blob/.*)?/?"
+)
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 SUFFIXES = {b"GGUF": ".gguf"}  # first bytes of files that come without a suffix, such as Ollama's blobs
+# Attention factors of each set, which only phimoe's model class applies.
+PER_SET_FACTORS = ("short_mscale", "long_mscale")
 # Bytes of a weight file that its fingerprint takes: its start, and a sample in every so many.
 FIRST_WEIGHTS, SAMPLE, SAMPLE_EVERY = 1 << 20, 1 << 14, 1 << 23
 # Where multimodal checkpoints keep their text model, in place of `model.`; and its output head.
@@ -169,7 +186,7 @@ class Checkpoint:
         """What the names of the text model's weights begin with in the files: `model.`, of multimodal models another."""
         if self.wrapper is None:
             return "model."
-        names = [name for file in self.weight_files for name in safetensors_header(file)]
+        names = self.weight_names.values()
         found = [prefix for prefix in TEXT_PREFIXES if any(name.startswith(prefix) for name in names)]
         if len(found) != 1:
             raise InputError(f"{self.name}: expected weights of a text model under {' or '.join(TEXT_PREFIXES)}")
@@ -177,12 +194,13 @@ class Checkpoint:
 
     def text_name(self, stored: str) -> str | None:
         """The name of a stored weight within the text model (`model.layers.0…`, `lm_head.weight`); None for the others'."""
+        name = self.weight_names[stored]
         if self.wrapper is None:
-            return stored
-        if stored.startswith(self.text_prefix):
-            return "model." + stored.removeprefix(self.text_prefix)
-        head = next((head for head in TEXT_HEADS if stored.startswith(head)), None)
-        return head and TEXT_HEADS[head] + stored.removeprefix(head)
+            return name
+        if name.startswith(self.text_prefix):
+            return "model." + name.removeprefix(self.text_prefix)
+        head = next((head for head in TEXT_HEADS if name.startswith(head)), None)
+        return head and TEXT_HEADS[head] + name.removeprefix(head)
 
     @property
     def vocab_size(self) -> int:
@@ -267,28 +285,32 @@ class Checkpoint:
             target=target,
         )
 
+    @cached_property
+    def _tokenizer_file(self) -> TokenizerFile:
+        return tokenizer_file(self.path, self.name)
+
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What whoever converts this checkpoint should know of it."""
-        return ()
+    def tokenizer_file(self) -> Path:
+        """tokenizer.json: the folder's own, or one that transformers made of tokenizer.model or of vocabulary and merges.
+
+        Raises:
+            MissingRequirementError: a library that this takes is missing.
+            UnsupportedError: there is none, and none can be made.
+        """
+        return self._tokenizer_file.path
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizers-library tokenizer of tokenizer.json, which neither cuts nor pads, whatever the file says.
 
         Raises:
-            UnsupportedError: there is no tokenizer.json, or the tokenizers library cannot read it.
+            MissingRequirementError, UnsupportedError: as `tokenizer_file`, or the tokenizers library cannot read it.
         """
         from tokenizers import Tokenizer
 
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise UnsupportedError(
-                f"{self.name}: no tokenizer.json; convert the tokenizer first "
-                "(transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-            )
+        file = str(self.tokenizer_file)
         try:
-            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer.from_file(file)
         except Exception as error:  # noqa: BLE001  the library raises bare Exception
             raise UnsupportedError(
                 f"{self.name}: tokenizer.json is not one the tokenizers library knows: {error}"
@@ -298,13 +320,25 @@ class Checkpoint:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with whatever the tokenizer adds by itself (BOS)."""
-        ids: list[int] = self.tokenizer.encode(text).ids
-        return ids
+        """Token ids of `text`, with whatever the tokenizer adds by itself (BOS).
+
+        Raises:
+            InputError: a token that the model has no row for.
+        """
+        return self._with_rows(self.tokenizer.encode(text).ids)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of `text` alone, as a part of a longer one."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of `text` alone, as a part of a longer one. Raises as `encode`."""
+        return self._with_rows(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _with_rows(self, ids: list[int]) -> list[int]:
+        """Token ids that all have a row in the embedding."""
+        last = max(ids, default=0)
+        if last >= self.vocab_size:
+            raise InputError(
+                f"{self.name}: the text holds the token {self.tokenizer.id_to_token(last)!r} ({last}), but the model has "
+                f"rows for {self.vocab_size} tokens only (vocab_size); take it out of the text"
+            )
         return ids
 
     @cached_property
@@ -317,12 +351,69 @@ class Checkpoint:
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files, each with a sound header and complete. Raises InputError."""
-        return _weight_files(self.path)
+        return weight_files(self.path)
+
+    @cached_property
+    def weight_headers(self) -> Mapping[Path, Mapping[str, Any]]:
+        """The header of each weight file: name in the file → {dtype, shape, data_offsets}. Raises InputError."""
+        return {file: safetensors_header(file) for file in self.weight_files}
+
+    @cached_property
+    def weight_names(self) -> Mapping[str, str]:
+        """Name of each tensor in the files → its name in transformers' model. Raises InputError."""
+        try:
+            return names_of(name for header in self.weight_headers.values() for name in header)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+
+    @property
+    def quantization(self) -> str | None:
+        """The method by which the weights are quantized (gptq, fp8, …); None for plain floats, whatever config.json says."""
+        dtypes = {entry["dtype"] for header in self.weight_headers.values() for entry in header.values()}
+        method = quantization_method(self.whole_config)
+        if method and any(map(is_packed, dtypes)):
+            return method
+        return next((dtype for dtype in sorted(dtypes) if dtype.startswith(("F8", "F4"))), None)
+
+    def require_float_weights(self) -> None:
+        """Refuse weights that nothing here computes with.
+
+        Raises:
+            UnsupportedError: they are quantized.
+            InputError: config.json says so, and they are not.
+        """
+        if method := self.quantization:
+            raise UnsupportedError(f"{self.name}: its weights are quantized ({method}); {way_out_of(method)}")
+        if method := quantization_method(self.whole_config):
+            raise InputError(
+                f"{self.name}: config.json has a quantization_config ({method}), but the weights are plain floats; "
+                "remove quantization_config from config.json if they were dequantized"
+            )
+
+    def oddities(self) -> list[str]:
+        """What was mended or left out in reading the folder, in words, to be said before it is used."""
+        said = []
+        if renamed := [name for name, new in self.weight_names.items() if name != new]:
+            said.append(
+                f"{len(renamed)} weights have other names than in the model, as training tools and models saved without "
+                f"their head leave them; {renamed[0]} is taken for {self.weight_names[renamed[0]]}"
+            )
+        if ignored := [name for name in PER_SET_FACTORS if name in rope_parameters(self.config)]:
+            said.append(
+                f"config.json has {' and '.join(ignored)}, which transformers ignores for {self.model_type}; exports are "
+                "written without"
+            )
+        if method := self.quantization:
+            said.append(
+                f"its weights are quantized ({method}): copied as they are and not run here; to validate the folder, compare "
+                "it with the original model in a runtime that has this quantization"
+            )
+        return said
 
     @cached_property
     def num_parameters(self) -> int:
         """Numbers in the weight files. Raises InputError."""
-        shapes = [entry["shape"] for file in self.weight_files for entry in safetensors_header(file).values()]
+        shapes = [entry["shape"] for header in self.weight_headers.values() for entry in header.values()]
         return sum(math.prod(shape) for shape in shapes)
 
     @cached_property
@@ -333,7 +424,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         tokenizer = self.path / "tokenizer.json"
-        digest.update(tokenizer.read_bytes() if tokenizer.is_file() else b"")
+        digest.update(own_file(self.path, tokenizer.name).read_bytes() if tokenizer.is_file() else b"")
         for file in self.weight_files:
             with file.open("rb") as handle:
                 length = int.from_bytes(handle.read(8), "little")
@@ -381,6 +472,7 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         UnsupportedError: the model type is not in the table.
     """
     path = Path(name)
+    name = hub_name(str(name))
     if path.is_file():
         return _opener(path)(path)
     if path.is_dir():
@@ -402,15 +494,11 @@ def open_folder(
         needs_weights: False for folders of which only the configuration and the tokenizer are wanted (ONNX).
     """
     name = name or str(path)
-    file = path / "config.json"
-    if not file.is_file():
+    refuse_adapter(path, name)
+    if not (path / "config.json").is_file():
         raise InputError(f"{name}: expected a Hugging Face folder, found no config.json in it")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{name}: config.json is not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{name}: config.json: expected an object, got {type(config).__name__}")
+    config = read_object(own_file(path, "config.json"), f"{name}: config.json")
+    check_config(config, name)
     text = config.get("text_config") if config.get("model_type") in WRAPPERS else None
     checkpoint = Checkpoint(path, name, config, keep_alive)
     if isinstance(text, dict):
@@ -429,68 +517,6 @@ def _completed(config: Mapping[str, Any], text: Mapping[str, Any]) -> Mapping[st
     return {**{name: value for name, value in full.items() if "rope" not in name}, **shared, **data}
 
 
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: name → {dtype, shape, data_offsets}, checked against the file's size.
-
-    Raises:
-        InputError: truncated, or not a safetensors file.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise InputError(
-                f"{path}: truncated or not safetensors: its header says {length} bytes, the file has {size}"
-            )
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-            raise InputError(f"{path}: not a safetensors file: its header cannot be read") from None
-    if size != 8 + length + end:
-        raise InputError(f"{path}: truncated or damaged: expected {8 + length + end} bytes, got {size}")
-    return dict(header)
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = _indexed_files(index)
-    elif (folder / "model.safetensors").is_file():
-        names = ["model.safetensors"]
-    else:
-        raise InputError(f"{folder}: {_why_no_weights(folder)}")
-    files = []
-    for name in names:
-        file = folder / name
-        if Path(name).name != name:
-            raise InputError(f"{index}: weight file {name!r} lies outside the folder; refused")
-        if not file.is_file():
-            raise InputError(f"{file}: no such file, but the index names it")
-        safetensors_header(file)
-        files.append(file)
-    return tuple(files)
-
-
-def _indexed_files(index: Path) -> list[str]:
-    """The files that model.safetensors.index.json names."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        names = set()
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{index}: expected a weight_map of tensor names to files")
-    return sorted(names)
-
-
-def _why_no_weights(folder: Path) -> str:
-    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
-    if pickles:
-        return f"only pickle weights ({pickles[0]}), which can run code when loaded; convert them to safetensors first"
-    return "expected model.safetensors or model.safetensors.index.json, found neither"
-
-
 def _opener(path: Path) -> Callable[[Path], Checkpoint]:
     found = list(entry_points(group=OPENERS, name=path.suffix.lower()))
     if not found:
@@ -506,6 +532,19 @@ def cached_hub_id(path: Path) -> str | None:
     """`org/name` of a folder in the Hub's cache, `models--org--name/snapshots/COMMIT`, or a file in it; None elsewhere."""
     found = _CACHED.search(path.absolute().as_posix())
     return found and f"{found[1]}/{found[2]}"
+
+
+def hub_name(name: str) -> str:
+    """`org/name@revision` of what people copy from the Hub's pages, `https://huggingface.co/org/name/tree/revision`.
+
+    A name that is none, or that is a path here, comes back as it is.
+    """
+    if Path(name).exists():
+        return name
+    found = HUB_PAGE.fullmatch(name)
+    if found is None:
+        return name
+    return f"{found['id']}@{found['revision']}" if found["revision"] else found["id"]
 
 
 def is_hub_id(name: str) -> bool:

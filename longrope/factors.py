@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any, Literal, Self, get_args
 from longrope.base_rope import BaseRope
 from longrope.errors import FactorError, InputError, UnsupportedError, choices
 from longrope.files import write_json
+from longrope.reading import read_json
 from longrope.rope import attention_factor_formula
 
 SCHEMA_VERSION = 1
@@ -304,7 +304,7 @@ class RescaleFactors:
     @staticmethod
     def load(path: Path) -> RescaleFactors:
         """Read factors.json. Raises InputError when the file is missing, not JSON or invalid."""
-        return RescaleFactors.from_json(_read_json(path), source=str(path))
+        return RescaleFactors.from_json(read_json(path), source=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,10 +423,3 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from longrope.architectures import Architecture, architecture_of
 from longrope.base_rope import DEFAULT_THETA
-from longrope.errors import FactorError, UnsupportedError
+from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.rope import attention_factor_formula
 
@@ -58,8 +58,11 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     """transformers' configuration object of a parsed config.json, without any code that comes with it."""
     from transformers import AutoConfig
 
-    data = {name: _numbers(value) for name, value in config.items() if name != "auto_map"}
-    return AutoConfig.for_model(data.pop("model_type"), **data)
+    data = {name: _numbers(value) for name, value in with_current_names(config).items() if name != "auto_map"}
+    try:
+        return AutoConfig.for_model(data.pop("model_type"), **data)
+    except Exception as error:  # its strict configurations raise many kinds
+        raise InputError(f"config.json: transformers does not take it: {' '.join(str(error).split())}") from error
 
 
 def _numbers(value: Any) -> Any:
@@ -68,6 +71,16 @@ def _numbers(value: Any) -> Any:
         special = value.get("__float__")
         return float(special) if isinstance(special, str) else {name: _numbers(each) for name, each in value.items()}
     return [_numbers(each) for each in value] if isinstance(value, list) else value
+
+
+def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config.json whose RoPE type is called as transformers calls it today: `su` was longrope's first name."""
+    renamed = {
+        spelling: {**rope, **{key: "longrope" for key in ("rope_type", "type") if rope.get(key) == "su"}}
+        for spelling in ("rope_scaling", "rope_parameters")
+        if (rope := config.get(spelling))
+    }
+    return {**config, **renamed}
 
 
 def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def resolve(device: str, dtype: Dtype, checkpoint: Checkpoint) -> tuple[str, Pre
 
 def stored_precision(checkpoint: Checkpoint) -> Precision:
     """The type that most weights of a checkpoint are stored in; float32 for types that are none of torch's floats."""
-    from longrope.checkpoint import safetensors_header
+    from longrope.weights import safetensors_header
 
     sizes: Counter[str] = Counter()
     for file in checkpoint.weight_files:

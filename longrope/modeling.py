@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from longrope import rope
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError, is_out_of_memory
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import FULL, transformers_config
+from longrope.loading import load_pretrained
 from longrope.scoring import Stop, never
 from longrope.text import TokenIds
 
@@ -92,40 +93,15 @@ def build_model(
         as_it_is: do not compare the model with its own factors; for artifacts whose faults are to be measured.
 
     Raises:
-        InputError: transformers does not load it.
+        InputError: transformers does not load it, or its weights do not fit its configuration.
         MissingRequirementError: the device is not there.
-        LongRopeError: the model's inverse frequencies are not the factors', or its weights do not fit its configuration.
+        UnsupportedError: its weights are quantized.
+        LongRopeError: the model's inverse frequencies are not the factors'.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.utils import logging as transformers_logging
-
     require_device(device)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
-    _ = checkpoint.weight_files  # a GGUF source unpacks them when they are asked for
+    checkpoint.require_float_weights()
     in_config = None if factors is not None and factors.n_hat else factors
-    try:
-        auto = AutoModelForCausalLM if checkpoint.wrapper is None else AutoModelForImageTextToText
-        model, loading = auto.from_pretrained(
-            checkpoint.path,
-            config=build_config(checkpoint, in_config),
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(f"{checkpoint.name}: transformers does not load it: {error}") from error
-    for key, fault in (
-        ("missing_keys", "are missing"),
-        ("mismatched_keys", "have another shape than config.json says"),
-    ):
-        if odd := sorted(loading[key]):
-            raise InputError(f"{checkpoint.name}: {len(odd)} weights {fault}, the first is {odd[0]}")
+    model = load_pretrained(checkpoint, build_config(checkpoint, in_config), dtype=DTYPES[dtype])
     model = model.to(device).eval().requires_grad_(False)
     if factors is not None and factors.n_hat:
         replace_rotary(model, RescaledRotary.of(factors, detect_layout(model, checkpoint.base)))

@@ -9,7 +9,6 @@ spanning two documents. Documents too short for a window are counted, and an err
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrope.errors import InputError
+from longrope.reading import parsed_json
 
 TokenIds = NDArray[np.int64]
 SUFFIXES = (".txt", ".md", ".jsonl")
@@ -116,7 +116,7 @@ def load_corpus(paths: Sequence[str | Path], encode: Callable[[str], Sequence[in
 def read_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of every document under `path`, in the order of their names."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
             raise InputError(f"{path}: expected {', '.join(SUFFIXES)} files in this folder, found none")
         for file in files:
@@ -132,7 +132,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         yield path.name, content
         return
     for number, line in enumerate(content.split("\n"), start=1):  # splitlines would cut at U+2028 inside a string
@@ -142,8 +142,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
 
 def _text_field(path: Path, number: int, line: str) -> str:
     try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        text = parsed_json(line.encode("utf-8"), f"{path}, line {number}")["text"]
+    except (InputError, KeyError, TypeError):
         raise InputError(f"{path}, line {number}: expected a JSON object with a field `text`") from None
     if not isinstance(text, str):
         raise InputError(f"{path}, line {number}: expected `text` to be a string, got {type(text).__name__}")

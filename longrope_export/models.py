@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from longrope.checkpoint import HUB_FILES, Checkpoint, hub_snapshot, is_hub_id, open_checkpoint
+from longrope.checkpoint import HUB_FILES, Checkpoint, hub_name, hub_snapshot, is_hub_id, open_checkpoint
 from longrope.errors import InputError
 from longrope.progress import Progress
 from longrope.text import Corpus, load_corpus
@@ -33,6 +33,7 @@ def artifact_path(name: str) -> Path:
         InputError: a Hub repository of several GGUF files, or none such.
         MissingRequirementError: the Hub cannot be reached.
     """
+    name = hub_name(name)
     if Path(name).exists() or not (name == DEFAULT or is_hub_id(name)):
         return Path(name)
     if name == DEFAULT:

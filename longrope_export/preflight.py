@@ -30,6 +30,7 @@ from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import json_text, refuse_existing
 from longrope.finetune.options import TrainOptions
 from longrope.journal import differences
+from longrope.loading import require_loadable
 from longrope.modeling import require_device
 from longrope.progress import Progress
 from longrope.search import SearchOptions, check_search
@@ -99,6 +100,7 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
     """
     check_processes(request.options)
     checkpoint = open_model(request.model)
+    check_weights(checkpoint, progress)
     check_target(checkpoint, request.target_length)
     request = on_checkpoint(request, checkpoint)
     options = request.options
@@ -119,6 +121,14 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
 
 
 # -- what several commands check
+
+
+def check_weights(checkpoint: Checkpoint, progress: Progress) -> None:
+    """Refuse weights that transformers would not load as they are; say what was mended in reading them."""
+    checkpoint.require_float_weights()
+    require_loadable(checkpoint)
+    for oddity in checkpoint.oddities():
+        progress.warn(oddity)
 
 
 def check_target(checkpoint: Checkpoint, target: int) -> None:
@@ -155,7 +165,7 @@ def check_machine(
 
 
 def prepare_search(
-    request: SearchRequest, *, planning: bool = False
+    request: SearchRequest, progress: Progress, *, planning: bool = False
 ) -> tuple[Checkpoint, Corpus | None, SearchOptions]:
     """The model, the texts and the options for them, checked; a plan may go without texts and output.
 
@@ -163,6 +173,7 @@ def prepare_search(
         LongRopeError: the first thing in this list that cannot be.
     """
     checkpoint, target, output = open_model(request.model), request.target_length, request.output
+    check_weights(checkpoint, progress)
     options = request.search.on(checkpoint)
     check_target(checkpoint, target)
     check_base(checkpoint, target, options.from_factors)

@@ -144,6 +144,28 @@ PICO_CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {**LINEAR, "num_experts": 4, "num_experts_per_tok": 2},
 }
 
+EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+}
+PARTIAL = {
+    "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+    "num_key_value_heads": 4,
+}
+YARN = {
+    **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": WINDOW // 2},
+    **{"beta_fast": 32.0, "beta_slow": 1.0},
+}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
+DELTA_NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    "head_dim": 32,
+}
+
 # What makes a model type that ONNX can express use the features that set it apart.
 FEATURES: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
@@ -162,6 +184,43 @@ FEATURES: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
     },
     "llama": {"attention_bias": True, "mlp_bias": True},
+    **dict.fromkeys(("phi", "stablelm", "nemotron", "gpt_neox"), PARTIAL),
+    "apertus": PICO_CHANGES["apertus"],
+    "cohere": {"logit_scale": 0.1},
+    "deepseek_v2": {
+        **{**MLA, **SMALL_EXPERTS, "qk_nope_head_dim": 24, "head_dim": 16},
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.0,
+    },
+    # Two of four groups are chosen first, then two of their four experts.
+    "deepseek_v3": {
+        **{**MLA, **SMALL_EXPERTS, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "n_shared_experts": 1},
+        **{"first_k_dense_replace": 1, "num_local_experts": 8},
+    },
+    "glm4_moe": {**EXPERTS, "first_k_dense_replace": 1, "n_shared_experts": 1, "use_qk_norm": True, "head_dim": 16},
+    "exaone4": PICO_CHANGES["exaone4"],
+    "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 4},
+    "glm": {**PARTIAL, "head_dim": 16, "attention_bias": True},
+    "glm4": {**PARTIAL, "head_dim": 16, "attention_bias": True},
+    "gpt_oss": {**SLIDING, **EXPERTS, "head_dim": 16, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    **dict.fromkeys(("granitemoe", "mixtral"), EXPERTS),
+    "granitemoeshared": {**EXPERTS, "shared_intermediate_size": 64},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "internlm3": {"head_dim": 16},
+    "minicpm3": {**PICO_CHANGES["minicpm3"], "scale_emb": 3, "scale_depth": 1.4},
+    "ministral3": {
+        "head_dim": 16,
+        # Windows of 32 tokens, so that queries grow within the text.
+        "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5},
+    },
+    "olmo3": {**SLIDING, "num_key_value_heads": 4},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 64},
+    "qwen3_moe": {**EXPERTS, "head_dim": 16, "decoder_sparse_step": 2},
+    "qwen3_5_text": DELTA_NET,
+    "qwen3_5_moe_text": {**DELTA_NET, **EXPERTS, "shared_expert_intermediate_size": 64},
+    "olmoe": {**EXPERTS, "num_key_value_heads": 4},
+    "qwen3_next": {**DELTA_NET, **EXPERTS, "shared_expert_intermediate_size": 64},
     "phi3": {"partial_rotary_factor": 0.5, "pad_token_id": 0},
     "qwen2": {"tie_word_embeddings": True},
     "smollm3": {"num_hidden_layers": 4},

@@ -32,6 +32,7 @@ from converters.gguf.architectures import (
     renamed_config,
     target_of,
 )
+from converters.gguf.card import metadata_of
 from converters.gguf.carriers import Target, num_key_value_heads
 from converters.gguf.container import TensorInfo, Value, array, f32, text, u32
 from converters.gguf.factors import factor_arrays, factor_info, own_record, scaling_values
@@ -194,17 +195,26 @@ class ModelPlan:
         parts = (found.name, found.basename, found.finetune, found.version, self._size_label, self.outtype.name)
         return f"{gguf.naming_convention(*parts)}.gguf"
 
-    @cached_property
+    @property
     def _metadata(self) -> Any:
+        return self._card[0]
+
+    @property
+    def card_fault(self) -> str:
+        """What is wrong with the model card; empty for a sound one."""
+        return self._card[1]
+
+    @cached_property
+    def _card(self) -> tuple[Any, str]:
         """What `gguf` finds in the model card, config.json and the name of the folder or of the Hub's repository."""
         hub = _hub_id(self.checkpoint)
         folder = Path(hub.rpartition("/")[2]) if hub else self.checkpoint.path
         name = self.name or (folder.name if hub else None)
         count = sum(math.prod(info.shape) for info in self._counted)
-        found = gguf.Metadata.load(None, self.checkpoint.path, name, count)
+        found, fault = metadata_of(self.checkpoint.path, name, count)
         if hub and not found.organization:
             found.organization = hub.partition("/")[0]
-        return found
+        return found, fault
 
     @property
     def _size_label(self) -> str:
@@ -236,7 +246,7 @@ class ModelPlan:
     def _lossless(self) -> str:
         """The float type that holds all source weights; llama.cpp quantizes from it."""
         dtypes = {stored.dtype for stored in self._source.tensors.values()}
-        return dtypes.pop() if len(dtypes) == 1 else "F32"
+        return dtypes.pop() if len(dtypes) == 1 and "F64" not in dtypes else "F32"
 
     @cached_property
     def _head(self) -> Literal["own", "embedding", ""]:

@@ -32,6 +32,7 @@ from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
+from longrope.loading import require_announced
 from longrope.progress import Progress
 
 # Weight types by how finely they round, finest first; every other type has about 4 bits or less.
@@ -76,6 +77,8 @@ class GgufConverter(Converter):
         if isinstance(checkpoint, GgufCheckpoint) and keeps_weights(checkpoint, export.outtype):
             planned = GgufCopy(export, checkpoint)
         else:
+            if not isinstance(checkpoint, GgufCheckpoint):
+                require_announced(checkpoint, names_are_known=True)
             planned = GgufExport.of(export)
         infos = [content.info for content in planned.contents()]
         found = difference(checkpoint.tokenizer, planned.values(), infos, name=checkpoint.name)
@@ -219,6 +222,8 @@ class GgufExport(PlannedExport):
             )
         for name in self.blueprint.model.vocabulary.unapplied:
             progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
+        if fault := self.blueprint.model.card_fault:
+            progress.warn(f"the model card cannot be read, the file says only what is known without it ({fault})")
         if self.blueprint.model.outtype.matrix is None:
             self._write_quantized(path, progress)
         else:

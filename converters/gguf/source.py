@@ -51,15 +51,15 @@ class GgufCheckpoint(Checkpoint):
 
     file: GgufFile = field(compare=False, repr=False)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
+    def oddities(self) -> list[str]:
+        """How text is split where the file does not say; nothing else was mended, and no weight is unpacked for this."""
         keys = gguf.Keys.Tokenizer
         if self.file.get(keys.MODEL) != "gpt2" or keys.PRE in self.file.values:
-            return ()
-        return (
+            return []
+        return [
             f"{self.name} does not say how text is split before merging ({keys.PRE}): it is split by llama.cpp's default, "
-            "which most models were not trained with. Token ids may be others than the original model's",
-        )
+            "which most models were not trained with. Token ids may be others than the original model's"
+        ]
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:

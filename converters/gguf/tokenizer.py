@@ -9,7 +9,6 @@ tokenizer.json ──► tokenizers ──ids───────────�
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ from converters.gguf.vocabulary import (
 )
 from converters.gguf.writing import write_skeleton
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import UnsupportedError
 from longrope.files import errors_of_writing
+from longrope.reading import own_file, read_object, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,8 +77,7 @@ def _reader(model: Mapping[str, Any]) -> Reader:
 def tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
     """tokenizer.json, parsed, of a checkpoint whose tokenizer the tokenizers library can read."""
     _ = checkpoint.tokenizer
-    data: dict[str, Any] = json.loads((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
-    return data
+    return read_object(checkpoint.tokenizer_file)
 
 
 def _special_tokens(checkpoint: Checkpoint, data: Mapping[str, Any]) -> SpecialTokens:
@@ -114,12 +113,15 @@ def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
     return dict(vocab) if isinstance(vocab, dict) else {token: id for id, (token, _) in enumerate(vocab)}
 
 
+_NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+
+
 def _chat_templates(folder: Path) -> dict[str, str]:
     """chat_template.jinja and additional_chat_templates/, or what tokenizer_config.json holds."""
     file = folder / "chat_template.jinja"
-    extra = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("additional_chat_templates/*.jinja")}
+    extra = {path.stem: read_text(folder, f"{path.parent.name}/{path.name}") for path in folder.glob(_NAMED_TEMPLATES)}
     if file.is_file():
-        return {"default": file.read_text(encoding="utf-8"), **extra}
+        return {"default": read_text(folder, file.name), **extra}
     template = _json_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}
@@ -130,13 +132,7 @@ def _json_object(file: Path) -> dict[str, Any]:
     """A JSON object, empty when there is no such file. Raises InputError when it is something else."""
     if not file.is_file():
         return {}
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{file}: expected an object, got {type(data).__name__}")
-    return data
+    return read_object(own_file(file.parent, file.name))
 
 
 # -- vocabulary → tokenizer.json

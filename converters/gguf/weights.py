@@ -26,8 +26,8 @@ from converters.gguf import native
 from converters.gguf.container import MAGIC, GgufFile, Region, TensorInfo, tensor_bytes
 from converters.gguf.native import Importance, gguf
 from converters.gguf.writing import Content
-from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, UnsupportedError
+from longrope.weights import safetensors_header
 
 # Elements of one block: half a megabyte of float32, so that it and what is made of it stay in a processor's cache.
 BLOCK_ELEMENTS = 1 << 17
@@ -37,7 +37,12 @@ Floats = NDArray[np.float32]
 _HALF_INFINITY = 0x7C00
 
 # Source types by their name, the same in safetensors and ggml: numpy's type of that width. BF16 has none of its own.
-_NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 
 
 # -- the types a user can ask for, one row each
@@ -198,7 +203,7 @@ def _map_tensors(file: Path, renamed: Callable[[str], str | None]) -> Iterator[t
         if dtype not in _NUMPY_TYPES:
             raise UnsupportedError(
                 f"{file.name}: tensor {name} is {dtype}; expected one of {', '.join(_NUMPY_TYPES)}. "
-                "Dequantize the checkpoint first (transformers: from_pretrained(..., dtype='bfloat16') and save_pretrained)"
+                "If it is a quantized weight, dequantize the checkpoint first, or take the original model"
             )
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * _NUMPY_TYPES[dtype].itemsize:

@@ -6,14 +6,13 @@ config.json. transformers' `save_pretrained` is not used: it writes only the v5 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
-from converters.folder import COMPANIONS, config_checks, copy_files
+from converters.folder import COMPANIONS, PROCESSOR_FILES, config_checks, copy_files
 from converters.hf import weights
 from longrope.architectures import ARCHITECTURES
 from longrope.base_rope import BaseRope
@@ -21,21 +20,15 @@ from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_json
+from longrope.loading import require_announced
 from longrope.progress import Progress
+from longrope.reading import read_object
+from longrope.weights import has_weights
 
 if TYPE_CHECKING:
     from longrope.scoring import LogitSource
 
 PROVENANCE_FILE = "longrope.json"
-# What multimodal checkpoints have beside the tokenizer.
-_PROCESSOR = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "tekken.json",
-    "SYSTEM_PROMPT.txt",
-)
 
 
 class HuggingFaceExport(PlannedExport):
@@ -57,11 +50,13 @@ class HuggingFaceExport(PlannedExport):
     def write(self, path: Path, progress: Progress) -> None:
         path.mkdir()
         source, factors = self.export.checkpoint, self.export.factors
-        with progress.task("write hf", len(source.weight_files)) as task:
-            for file in source.weight_files:
-                weights.copy(file, path / file.name, self.export.outtype or "auto")
-                task.advance()
-        copy_files(source, path, ("model.safetensors.index.json", *COMPANIONS, *_PROCESSOR))
+        if source.wrapper is not None:
+            kind = source.wrapper["model_type"]
+            progress.line(
+                f"{kind} is multimodal: its text part ({source.model_type}) is extended, the rest kept as it is"
+            )
+        weights.copy(source, path, self.export.outtype or "auto", progress)
+        copy_files(source, path, (*COMPANIONS, *PROCESSOR_FILES))
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / PROVENANCE_FILE, factors.to_json())
         _limit_tokenizer(path / "tokenizer_config.json", factors.target)
@@ -91,7 +86,10 @@ class HuggingFaceConverter(Converter):
     outtypes: ClassVar[Sequence[str]] = ("auto", "f32", "f16", "bf16")
 
     def recognizes(self, path: Path) -> bool:
-        return path.is_dir() and (path / "config.json").is_file() and not any(path.glob("*.onnx"))
+        known = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if not path.is_dir() or not known or any(path.glob("*.onnx")):
+            return False
+        return has_weights(path) or not any(path.glob("onnx/*.onnx"))
 
     def check_requirements(self) -> None:
         """Nothing beyond the core is needed."""
@@ -102,6 +100,9 @@ class HuggingFaceConverter(Converter):
         if export.options:
             raise InputError(f"hf: unknown options {', '.join(export.options)}; it takes none")
         _ = export.checkpoint.tokenizer
+        if export.outtype not in (None, "auto"):
+            export.checkpoint.require_float_weights()  # packed ones would be cast as if they were weights
+        require_announced(export.checkpoint)
         return HuggingFaceExport(export)
 
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> HuggingFaceExport:
@@ -174,6 +175,7 @@ class HuggingFaceConverter(Converter):
         return {
             "architecture": artifact.model_type,
             "weights": sorted(weights.dtypes(artifact)),
+            **({"quantization": artifact.quantization} if artifact.quantization else {}),
             "files": [file.name for file in artifact.weight_files],
             "max_position_embeddings": artifact.max_position_embeddings,
         }
@@ -200,7 +202,7 @@ def _limit_tokenizer(path: Path, target: int) -> None:
     """Raise the tokenizer's own length limit to the new window, where the file has one."""
     if not path.is_file():
         return
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_object(path)
     if "model_max_length" in data:
         data["model_max_length"] = target
         write_json(path, data, keep_non_finite=True)

@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from converters.base import Check
-from longrope.checkpoint import Checkpoint, safetensors_header
+from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
+from longrope.files import write_json
+from longrope.progress import Progress
+from longrope.weights import INDEX, SINGLE, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_COPIED_AT_ONCE = 16 << 20
 
 
-def copy(source: Path, target: Path, outtype: str) -> None:
-    """Write `source`'s tensors to `target`: as they are for `auto`, else cast to `outtype` (f32, f16, bf16)."""
-    if outtype == "auto":
-        shutil.copyfile(source, target)
-        return
+def copy(checkpoint: Checkpoint, folder: Path, outtype: str, progress: Progress) -> None:
+    """Write a checkpoint's weight files, and their index where there are several, into `folder`.
+
+    Args:
+        checkpoint: where from; names that training tools have left are mended.
+        folder: where to.
+        outtype: `auto` keeps the tensors' bytes; f32, f16 and bf16 cast them.
+        progress: shows a task.
+    """
+    with progress.task("write hf", len(checkpoint.weight_files)) as task:
+        for file in checkpoint.weight_files:
+            if outtype != "auto":
+                _cast(checkpoint, file, folder / file.name, outtype)
+            elif all(name == checkpoint.weight_names[name] for name in checkpoint.weight_headers[file]):
+                shutil.copyfile(file, folder / file.name)
+            else:
+                _renamed(checkpoint, file, folder / file.name)
+            task.advance()
+    if (len(checkpoint.weight_files) > 1) or checkpoint.weight_files[0].name != SINGLE:
+        _write_index(checkpoint, folder / INDEX)
+
+
+def _renamed(checkpoint: Checkpoint, source: Path, target: Path) -> None:
+    """The same tensors' bytes under the model's names."""
+    header = {checkpoint.weight_names[name]: entry for name, entry in checkpoint.weight_headers[source].items()}
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with source.open("rb") as old, target.open("wb") as new:
+        old.seek(8 + int.from_bytes(old.read(8), "little"))
+        new.write(len(encoded).to_bytes(8, "little") + encoded)
+        shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
+
+
+def _cast(checkpoint: Checkpoint, source: Path, target: Path, outtype: str) -> None:
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    dtype = getattr(torch, DTYPE_NAMES[outtype])
+    dtype, names = getattr(torch, DTYPE_NAMES[outtype]), checkpoint.weight_names
     with safe_open(source, "pt") as file:
-        cast = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  not a dict
+        cast = {names[name]: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  not a dict
     if outtype == "f16" and not all(bool(torch.isfinite(tensor).all()) for tensor in cast.values()):
         raise UnsupportedError(f"{source.name}: weights beyond 65504 do not fit f16; use --outtype bf16 or f32")
     target.touch()
@@ -33,9 +67,18 @@ def copy(source: Path, target: Path, outtype: str) -> None:
     target.chmod(mode)
 
 
+def _write_index(checkpoint: Checkpoint, path: Path) -> None:
+    """model.safetensors.index.json of the files as they have been written beside it."""
+    headers = {file.name: safetensors_header(path.parent / file.name) for file in checkpoint.weight_files}
+    spans = [entry["data_offsets"] for header in headers.values() for entry in header.values()]
+    table = {name: file for file, header in headers.items() for name in header}
+    size = sum(end - start for start, end in spans)
+    write_json(path, {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))})
+
+
 def dtypes(checkpoint: Checkpoint) -> set[str]:
     """Names of the weight types in a checkpoint."""
-    return {entry["dtype"] for file in checkpoint.weight_files for entry in safetensors_header(file).values()}
+    return {entry["dtype"] for header in checkpoint.weight_headers.values() for entry in header.values()}
 
 
 def check(artifact: Checkpoint, reference: Checkpoint) -> Check:
@@ -48,7 +91,7 @@ def check(artifact: Checkpoint, reference: Checkpoint) -> Check:
         odd = sorted(set(actual) ^ set(expected))
         return Check(id, "fail", f"{len(expected)} tensors", f"{len(actual)} tensors", f"first difference: {odd[0]}")
     for name in sorted(actual):
-        ours, theirs = _tensor(actual[name], name), _tensor(expected[name], name)
+        ours, theirs = _tensor(*actual[name]), _tensor(*expected[name])
         if ours.shape != theirs.shape:
             return Check(id, "fail", list(theirs.shape), list(ours.shape), f"{name} has another shape")
         if not torch.equal(ours, theirs.to(ours.dtype)):
@@ -56,8 +99,10 @@ def check(artifact: Checkpoint, reference: Checkpoint) -> Check:
     return Check(id, "pass", f"{len(expected)} tensors", f"{len(actual)} equal tensors")
 
 
-def _index(checkpoint: Checkpoint) -> dict[str, Path]:
-    return {name: file for file in checkpoint.weight_files for name in safetensors_header(file)}
+def _index(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
+    """Name in the model → file, and name in it."""
+    headers = checkpoint.weight_headers.items()
+    return {checkpoint.weight_names[name]: (file, name) for file, header in headers for name in header}
 
 
 def _tensor(file: Path, name: str) -> Any:

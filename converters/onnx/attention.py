@@ -12,12 +12,14 @@ finite, so a padding query that sees nothing gives a mean and not NaN.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from converters.onnx.decoder import Decoder
 from converters.onnx.graph import CONTRIB, Dim, GraphBuilder
+from longrope.errors import UnsupportedError
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 PAST, TOTAL = "past_sequence_length", "total_sequence_length"
@@ -34,57 +36,118 @@ class CachedAttention(ABC):
 
     def __init__(self, graph: GraphBuilder, decoder: Decoder, input_ids: ir.Value, mask: ir.Value) -> None:
         self.graph, self.decoder = graph, decoder
-        windows = dict.fromkeys(layer.window for layer in decoder.layers)
+        windows = dict.fromkeys(layer.window for layer in decoder.layers if not layer.linear)
         self.bias = _biases(graph, input_ids, mask, list(windows))
 
-    def attend(self, index: int, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
-        """Layer `index`: q [B,T,heads × head_dim], k and v [B,T,kv_heads × head_dim] → [B,T,heads × head_dim]."""
-        past = [self._cache_input(index, kind) for kind in ("key", "value")]
+    def attend(self, index: int, query: ir.Value, key: ir.Value, value: ir.Value, sinks: ir.Value | None) -> ir.Value:
+        """Layer `index`: q [B,T,heads × head_dim], k and v [B,T,kv_heads × head_dim], sinks [heads] or none → as q."""
+        dtype = self.graph.dtype
+        past = [
+            self.graph.input(f"past_key_values.{index}.{kind}", dtype, shape)
+            for kind, shape in self._cache_shapes(PAST).items()
+        ]
         bias = self.bias[self.decoder.layers[index].window]
-        mixed, *present = self._node(query, key, value, past, bias)
-        for kind, cache in zip(("key", "value"), present, strict=True):
-            self.graph.output(cache, f"present.{index}.{kind}", self.graph.dtype, self._cache_shape(TOTAL))
+        mixed, *present = self._node(query, key, value, past, bias, sinks)
+        for (kind, shape), cache in zip(self._cache_shapes(TOTAL).items(), present, strict=True):
+            self.graph.output(cache, f"present.{index}.{kind}", dtype, shape)
         return mixed
 
     @abstractmethod
     def _node(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, past: list[ir.Value], bias: ir.Value
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: list[ir.Value],
+        bias: ir.Value,
+        sinks: ir.Value | None,
     ) -> list[ir.Value]:
         """The operator: mixed values, the grown keys and values."""
 
-    def _cache_input(self, index: int, kind: str) -> ir.Value:
-        return self.graph.input(f"past_key_values.{index}.{kind}", self.graph.dtype, self._cache_shape(PAST))
-
-    def _cache_shape(self, length: str) -> list[Dim]:
-        return [BATCH, self.decoder.num_kv_heads, length, self.decoder.head_dim]
+    def _cache_shapes(self, length: str) -> dict[str, list[Dim]]:
+        heads = self.decoder.num_kv_heads
+        return {
+            "key": [BATCH, heads, length, self.decoder.head_dim],
+            "value": [BATCH, heads, length, self.decoder.value_dim],
+        }
 
 
 OUTPUTS = ("attention", "present_key", "present_value")
 
 
 class StandardAttention(CachedAttention):
-    """ONNX's Attention operator."""
+    """ONNX's Attention operator.
+
+    It has no sinks; a sink is a key behind all others, of zeros, whose score is its bias, and whose value is zero.
+    """
 
     def _node(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, past: list[ir.Value], bias: ir.Value
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: list[ir.Value],
+        bias: ir.Value,
+        sinks: ir.Value | None,
     ) -> list[ir.Value]:
+        if sinks is None:
+            return self._attention(OUTPUTS, query, key, value, bias, *past)
+        present = [
+            self._grown(name, *pair) for name, pair in {"key": (past[0], key), "value": (past[1], value)}.items()
+        ]
+        padded = [self._with_zeros(name, cache) for name, cache in zip(("keys", "values"), present, strict=True)]
+        heads = self.graph.op("Reshape", query, self._by_head(), name="q_heads")
+        heads = self.graph.op("Transpose", heads, name="q_by_head", perm=[0, 2, 1, 3])
+        (mixed,) = self._attention(("by_head",), heads, *padded, self._with_sinks(bias, sinks))
+        mixed = self.graph.op("Transpose", mixed, name="by_token", perm=[0, 2, 1, 3])
+        return [self.graph.op("Reshape", mixed, self.graph.ints(0, 0, -1), name="mixed"), *present]
+
+    def _attention(self, outputs: tuple[str, ...], *inputs: ir.Value) -> list[ir.Value]:
+        heads: dict[str, Any] = {"q_num_heads": self.decoder.num_heads, "kv_num_heads": self.decoder.num_kv_heads}
+        if len(outputs) == 1:  # in four dimensions, the operator finds the heads by itself
+            heads = {}
         found = self.graph.ops(
             "Attention",
-            *(query, key, value, bias, *past),
-            outputs=OUTPUTS,
+            *inputs,
+            outputs=outputs,
             name="attention",
-            q_num_heads=self.decoder.num_heads,
-            kv_num_heads=self.decoder.num_kv_heads,
+            **heads,
             scale=self.decoder.attention_scale,
             softcap=self.decoder.attention_softcap,
         )
         return list(found)
+
+    def _by_head(self) -> ir.Value:
+        return self.graph.ints(0, 0, -1, self.decoder.head_dim)
+
+    def _grown(self, name: str, past: ir.Value, new: ir.Value) -> ir.Value:
+        """The cache with new keys or values [B,T,kv_heads × head_dim] behind it."""
+        g = self.graph
+        heads = g.op("Reshape", new, self._by_head(), name=f"{name}_heads")
+        turned = g.op("Transpose", heads, name=f"{name}_by_head", perm=[0, 2, 1, 3])
+        return g.op("Concat", past, turned, name=f"present_{name}", axis=2)
+
+    def _with_zeros(self, name: str, cache: ir.Value) -> ir.Value:
+        return self.graph.op("Pad", cache, self.graph.ints(0, 0, 0, 0, 0, 0, 1, 0), name=f"{name}_and_sink")
+
+    def _with_sinks(self, bias: ir.Value, sinks: ir.Value) -> ir.Value:
+        """[B,1,T,S] and [heads] → [B,heads,T,S + 1]."""
+        g = self.graph
+        column = g.op("Reshape", sinks, g.ints(1, -1, 1, 1), name="sink_column")
+        wide = g.op("Expand", bias, g.ints(1, self.decoder.num_heads, 1, 1), name="bias_by_head")
+        shape = g.op("Concat", g.op("Shape", wide, name="bias_rows", end=3), g.ints(1), name="sink_shape", axis=0)
+        return g.op("Concat", wide, g.op("Expand", column, shape, name="sink_rows"), name="bias_and_sinks", axis=-1)
 
 
 class GroupedAttention(CachedAttention):
     """onnxruntime's GroupQueryAttention; q and k come rotated, so that one rotary part serves both spellings."""
 
     def __init__(self, graph: GraphBuilder, decoder: Decoder, input_ids: ir.Value, mask: ir.Value) -> None:
+        if decoder.value_dim != decoder.head_dim:
+            raise UnsupportedError(
+                f"attention=grouped: GroupQueryAttention wants keys and values of one size, and this model's heads have "
+                f"{decoder.head_dim} and {decoder.value_dim}; expected attention=standard"
+            )
         super().__init__(graph, decoder, input_ids, mask)
         with graph.scope("attention_lengths"):
             total = graph.op("Shape", mask, name="num_keys", start=1, end=2)
@@ -98,12 +161,18 @@ class GroupedAttention(CachedAttention):
             self.last = graph.op("Expand", last, batch, name="last_by_row")
 
     def _node(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, past: list[ir.Value], bias: ir.Value
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: list[ir.Value],
+        bias: ir.Value,
+        sinks: ir.Value | None,
     ) -> list[ir.Value]:
         no_tables = (None, None, None)
         found = self.graph.ops(
             "GroupQueryAttention",
-            *(query, key, value, *past, self.last, self.total, *no_tables, bias),
+            *(query, key, value, *past, self.last, self.total, *no_tables, bias, sinks),
             outputs=OUTPUTS,
             name="attention",
             domain=CONTRIB,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,18 @@ OPSETS = (23, 24)
 ANGLE_TOLERANCE = 1e-6
 
 
-def static_checks(path: Path, expected: BoundFactors, model: ir.Model) -> list[Check]:
-    """All static checks against the planned model; when the model file cannot be read, only that one."""
+def static_checks(path: Path, expected: BoundFactors, model: ir.Model, source: Mapping[str, Any]) -> list[Check]:
+    """All static checks against the planned model and the configuration that was extended; of an unreadable file, one."""
     try:
         file = OnnxFile(path)
-        return [Check("onnx.readable", "pass"), *_checks(file, path, expected, model)]
+        return [Check("onnx.readable", "pass"), *_checks(file, path, expected, model, source)]
     except InputError as error:
         return [Check("onnx.readable", "fail", "a sound ONNX model", "a damaged one", str(error))]
 
 
-def _checks(file: OnnxFile, path: Path, expected: BoundFactors, model: ir.Model) -> list[Check]:
+def _checks(
+    file: OnnxFile, path: Path, expected: BoundFactors, model: ir.Model, source: Mapping[str, Any]
+) -> list[Check]:
     graph = onnx_graph(model)
     return [
         _opset(file),
@@ -46,7 +48,7 @@ def _checks(file: OnnxFile, path: Path, expected: BoundFactors, model: ir.Model)
         _metadata(file, expected),
         _structure(file, graph),
         _weights(file, model),
-        *_config(path if path.is_dir() else path.parent, expected),
+        *_config(path if path.is_dir() else path.parent, expected, source),
     ]
 
 
@@ -258,13 +260,13 @@ def _weights(file: OnnxFile, model: ir.Model) -> Check:
     return Check(id, "pass", f"{len(wanted)} tensors", f"{len(wanted)} equal tensors")
 
 
-def _config(folder: Path, expected: BoundFactors) -> Iterator[Check]:
+def _config(folder: Path, expected: BoundFactors, source: Mapping[str, Any]) -> Iterator[Check]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield Check("onnx.config", "fail", "config.json", None, f"tools that load the folder need it ({error})")
         return
-    yield from config_checks(config, expected, keys="onnx.config", rope="onnx.config")
+    yield from config_checks(config, expected, keys="onnx.config", rope="onnx.config", source=source)
 
 
 def onnx_graph(model: ir.Model) -> onnx.GraphProto:

@@ -13,6 +13,7 @@ from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.loading import require_announced
 
 if TYPE_CHECKING:
     from converters.onnx.export import OnnxExport
@@ -48,6 +49,7 @@ class OnnxConverter(Converter):
         from converters.onnx.export import OnnxExport
 
         _ = export.checkpoint.tokenizer
+        require_announced(export.checkpoint, names_are_known=True)
         return OnnxExport.of(export)
 
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> OnnxExport:

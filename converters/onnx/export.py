@@ -88,7 +88,7 @@ class OnnxExport(PlannedExport):
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         from converters.onnx.checks import static_checks
 
-        return static_checks(path, self.export.factors, self.model)
+        return static_checks(path, self.export.factors, self.model, self.export.checkpoint.config)
 
 
 def outtype_of(export: Export) -> str:
@@ -104,7 +104,8 @@ def options_of(export: Export) -> OnnxOptions:
 def _built(export: Export, decoder: Decoder) -> ir.Model:
     """The model that is written, with its weights unread; see `DecoderGraph.build` for what it raises."""
     precision = PRECISIONS[outtype_of(export)]
-    graph = DecoderGraph(decoder, Weights(export.checkpoint), export.factors, precision, options_of(export)).build()
+    weights = Weights(export.checkpoint, decoder.block.names)
+    graph = DecoderGraph(decoder, weights, export.factors, precision, options_of(export)).build()
     model = graph.model(decoder.model_type, producer_name=PRODUCER, producer_version=__version__)
     _annotate(model, export)
     return model

@@ -15,7 +15,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from converters.onnx.readback import OnnxFile
-from converters.onnx.rope_graph import TOTAL_LENGTH
+from converters.onnx.rope_graph import LOCAL_INV_FREQ, TOTAL_LENGTH
 from longrope.errors import InputError
 
 ROTARY = "RotaryEmbedding"
@@ -31,10 +31,12 @@ class RopePart:
 
     def __init__(self, file: OnnxFile) -> None:
         tables = {tuple(node.input[1:3]) for node in file.nodes if node.op_type == ROTARY and not node.domain}
+        if len(tables) > 1:  # layers with a table of their own, which factors do not touch
+            tables = {pair for pair in tables if LOCAL_INV_FREQ not in _ancestors(file, pair)[1]}
         if len(tables) != 1:
             what = "no rotary operators" if not tables else f"rotary operators with {len(tables)} different tables"
             raise InputError(
-                f"{file.path}: expected every layer to rotate by one pair of cos and sin tables, found {what}"
+                f"{file.path}: expected every extended layer to rotate by one pair of cos and sin tables, found {what}"
             )
         self.outputs = [_before_rounding(file, name) for name in next(iter(tables))]
         nodes, roots = _ancestors(file, self.outputs)

@@ -14,6 +14,9 @@
 In float64 an angle of two million radians is exact to 1e-9, so the only rounding is that of the reduced angle to
 float32: 1.2e-7 rad at any position. The set is chosen for each row of a batch by itself, so a short text gives the same
 logits alone and beside a long one.
+
+Models that rotate their sliding layers by a table of their own (Gemma 3, OLMo 3) get a second one, rope.local, without
+factors.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import onnx_ir as ir
 
 from converters.onnx.graph import GraphBuilder
 from longrope import rope
+from longrope.base_rope import BaseRope
 from longrope.factors import BoundFactors
 
 TOTAL_LENGTH = "rope_total_length"
@@ -34,6 +38,8 @@ ATTENTION_FACTOR = "rope.attention_factor"
 ORIGINAL = "rope.original_max_position_embeddings"
 N_HAT = "rope.n_hat"
 USE_LONG = "rope.use_long"
+LOCAL_INV_FREQ = "rope.local.inv_freq"
+LOCAL_ATTENTION_FACTOR = "rope.local.attention_factor"
 Tensors = Mapping[str, ir.TensorProtocol]
 
 
@@ -81,6 +87,18 @@ def rotary_tables(graph: GraphBuilder, position_ids: ir.Value, factors: BoundFac
         attention_factor = graph.tensor(tensors[ATTENTION_FACTOR])
         scale = graph.op("Cast", attention_factor, name="attention_factor_float32", to=ir.DataType.FLOAT)
         return _scaled(graph, "Cos", reduced, scale), _scaled(graph, "Sin", reduced, scale)
+
+
+def local_tables(graph: GraphBuilder, position_ids: ir.Value, base: BaseRope) -> tuple[ir.Value, ir.Value]:
+    """cos and sin of layers that keep the model's own local embedding, [B, T, d/2] in the graph's type."""
+    frequencies = rope.inv_freq(base.rope_theta, base.rotary_dim, np.array(base.long_factor))
+    inv_freq = graph.constant(LOCAL_INV_FREQ, frequencies, "radians per position in layers that are not extended")
+    factor = graph.constant(LOCAL_ATTENTION_FACTOR, np.float32(base.attention_factor))
+    with graph.scope("rope.local"):
+        position = graph.op("Cast", position_ids, name="position_float64", to=ir.DataType.DOUBLE)
+        position = graph.op("Unsqueeze", position, graph.ints(-1), name="position")
+        reduced = _reduce(graph, graph.op("Mul", position, inv_freq, name="angle"))
+        return _scaled(graph, "Cos", reduced, factor), _scaled(graph, "Sin", reduced, factor)
 
 
 def _frequency(graph: GraphBuilder, tensors: Tensors, position_ids: ir.Value, factors: BoundFactors) -> ir.Value:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from converters.onnx.attention import BATCH, PAST
 from converters.onnx.decoder_graph import LOGITS_TO_KEEP
 from converters.onnx.readback import locate
 from converters.onnx.rope_graph import TOTAL_LENGTH
@@ -40,17 +41,20 @@ class OnnxSession:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self._session = _open(path, threads)
-        self._past = [item for item in self._session.get_inputs() if item.name.startswith("past_key_values.")]
+        self._past = [item for item in self._session.get_inputs() if item.name.startswith("past_")]
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._optional = {item.name for item in self._session.get_overridable_initializers()}
         self.switches = TOTAL_LENGTH in self._optional
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
 
     def empty_cache(self) -> Cache:
+        return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self._empty(1).items()}
+
+    def _empty(self, batch: int) -> dict[str, np.ndarray[Any, Any]]:
+        """Caches without tokens, and states of zeros."""
+        sizes: dict[Any, int] = {BATCH: batch, PAST: 0}
         return {
-            item.name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((1, item.shape[1], 0, item.shape[3]), dtype=NUMPY_TYPES[item.type])
-            )
+            item.name: np.zeros([sizes.get(size, size) for size in item.shape], dtype=NUMPY_TYPES[item.type])
             for item in self._past
         }
 
@@ -79,18 +83,19 @@ class OnnxSession:
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
         results = self._session.run_with_ort_values(self._outputs, {**values, **cache})
         named = dict(zip(self._outputs, results, strict=True))
-        grown = {item.name: named[item.name.replace("past_key_values", "present")] for item in self._past}
+        grown = {item.name: named[present_name(item.name)] for item in self._past}
         return torch.from_numpy(named["logits"].numpy()[0]).float(), grown
 
     def run(self, feeds: dict[str, Any]) -> np.ndarray[Any, Any]:
         """Logits [B, T, V] of a batch from an empty cache, with any mask and positions."""
-        batch = len(feeds["input_ids"])
-        empty = {
-            item.name: np.zeros((batch, item.shape[1], 0, item.shape[3]), dtype=NUMPY_TYPES[item.type])
-            for item in self._past
-        }
-        logits: np.ndarray[Any, Any] = self._session.run(["logits"], {**feeds, **empty})[0]
+        feeds = {**feeds, **self._empty(len(feeds["input_ids"]))}
+        logits: np.ndarray[Any, Any] = self._session.run(["logits"], feeds)[0]
         return logits
+
+
+def present_name(past: str) -> str:
+    """The output that a cache's input is fed from."""
+    return past.replace("past_key_values", "present").replace("past_", "present_")
 
 
 def _open(path: Path, threads: int | None) -> Any:

@@ -1,12 +1,14 @@
 """A checkpoint's tensors, read one at a time, as the initializers of a graph.
 
 Nothing is kept: a tensor is read from its safetensors file when its bytes are written to the artifact, so the peak
-memory of an export is that of its largest tensor, whatever the model's size.
+memory of an export is that of its largest tensor, whatever the model's size. A part of a stacked tensor (one expert's
+matrix) is an entry like any other, under a name of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +17,59 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
+from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError, UnsupportedError
+from longrope.weights import safetensors_header
 
 Array = NDArray[Any]
+Replacements = Sequence[tuple[str, str]]
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
+class Part:
+    """What to take of a stacked tensor: its `index`-th matrix [out, in] (or vector), of that rows `start`, + `step`, ….
+
+    Args:
+        transposed: the matrix lies as [in, out].
+    """
+
+    index: int
+    start: int = 0
+    stop: int | None = None
+    step: int = 1
+    transposed: bool = False
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop, self.step)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies, its safetensors type and its shape."""
+    """Where a tensor lies, its safetensors type and its shape; `part` where it is a part of what lies there."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    part: Part | None = None
 
     def read(self) -> Array:
         """The tensor in float32."""
         with safe_open(self.file, "pt") as file:  # numpy has no bfloat16
-            array: Array = file.get_tensor(self.name).float().numpy()
-        return array
+            if self.part is None:
+                array: Array = file.get_tensor(self.name).float().numpy()
+                return array
+            whole: Array = file.get_slice(self.name)[self.part.index].float().numpy()
+        return (whole.T if self.part.transposed else whole)[self.part.rows]
+
+    def taken(self, part: Part) -> Entry:
+        """The entry of a part of this tensor."""
+        inner = self.shape[1:]
+        rows, *columns = reversed(inner) if part.transposed else inner
+        shape = (len(range(rows)[part.rows]), *columns)
+        return dataclasses.replace(self, shape=shape, part=part)
 
 
 @dataclass(frozen=True)
@@ -48,11 +82,18 @@ class Stack:
 
 
 class Weights:
-    """The tensors of a checkpoint by name; remembers which were asked for."""
+    """The tensors of a checkpoint's text model by name; remembers which were asked for.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Args:
+        checkpoint: whose.
+        names: what to replace in its names, in this order.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, names: Replacements = ()) -> None:
         self.name = checkpoint.name
-        self.entries = {name: entry for file in checkpoint.weight_files for name, entry in _entries(file)}
+        stored = {name: entry for file in checkpoint.weight_files for name, entry in _entries(file)}
+        text = {checkpoint.text_name(name): entry for name, entry in stored.items()}
+        self.entries = {_renamed(name, names): entry for name, entry in text.items() if name is not None}
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -75,6 +116,17 @@ class Weights:
         self._used.add(name)
         return found
 
+    def take(self, source: str, parts: Mapping[str, Part]) -> None:
+        """Give parts of a stacked tensor names of their own; the tensor counts as asked for."""
+        entry = self.entry(source)
+        self.entries.update({name: entry.taken(part) for name, part in parts.items()})
+        self._used.update(parts)
+
+    def differ(self, first: str, second: str) -> bool:
+        """Whether two tensors hold different numbers, or have different shapes."""
+        one, other = self.entry(first), self.entry(second)
+        return one.shape != other.shape or not np.array_equal(one.read(), other.read())
+
     def stack(self, names: Sequence[str]) -> Stack:
         """Matrices of equal width, one below the other. Raises InputError when they are not."""
         shapes = [self.entry(name).shape for name in names]
@@ -91,7 +143,7 @@ class Weights:
 
         def read() -> Array:
             parts = [entry.read() for entry in entries]
-            wide = np.ascontiguousarray(change(parts[0] if len(parts) == 1 else np.concatenate(parts)))
+            wide = np.asarray(change(parts[0] if len(parts) == 1 else np.concatenate(parts)), order="C")
             with np.errstate(over="ignore"):
                 found = wide.astype(dtype, copy=False)
             if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():
@@ -113,6 +165,12 @@ class Weights:
                 f"{self.name}: {len(unknown)} weights have no place in the ONNX graph of this model type, the first is "
                 f"{unknown[0]}; the model is not what its config.json says"
             )
+
+
+def _renamed(name: str, replacements: Replacements) -> str:
+    for old, new in replacements:
+        name = name.replace(old, new)
+    return name
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Entry]]:

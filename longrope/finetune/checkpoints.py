@@ -38,9 +38,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, MissingRequirementError
 from longrope.files import PARTIAL, errors_of_writing, remove_partial, sync, write_atomically
+from longrope.weights import safetensors_header
 
 CHECKPOINT_VERSION = 1
 # A file is put together in memory before it is written.

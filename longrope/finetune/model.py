@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longrope.checkpoint import DERIVED, Checkpoint, safetensors_header
+from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors
 from longrope.files import staged
@@ -28,6 +28,7 @@ from longrope.finetune.parallel import Parallel, full_weights
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
 from longrope.modeling import DTYPES, build_model, detect_layout, replace_rotary, require_device
+from longrope.weights import safetensors_header
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 # What LoRA leaves alone and is trained in full: few parameters, and longer windows need them (LongLoRA, arXiv 2309.12307).

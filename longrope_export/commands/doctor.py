@@ -16,6 +16,7 @@ from longrope_export import options
 State = Literal["ok", "missing", "broken"]
 GIB = 2**30
 EXTRAS = {
+    "sentencepiece": ("sentencepiece",),
     "gguf": ("gguf", "llama_cpp"),
     "onnx": ("onnx", "onnx_ir", "onnxruntime"),
     "report": ("matplotlib",),

@@ -173,6 +173,7 @@ def _prepare(request: FinetuneRequest) -> _Prepared:
     from longrope_export.models import open_model
 
     checkpoint = open_model(request.model)
+    checkpoint.require_float_weights()
     factors, length = known_factors(checkpoint, request.factors), request.stage.sequence_length
     if length is not None and length > factors.target:
         raise InputError(f"--length {length}: expected at most the factors' target of {factors.target} tokens")

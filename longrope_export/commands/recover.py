@@ -69,8 +69,10 @@ def run_recover(request: RecoverRequest, progress: Progress) -> Recovery:
     from longrope.search import recover_short
     from longrope.text import load_corpus
     from longrope_export.models import open_model
+    from longrope_export.preflight import check_weights
 
     checkpoint = open_model(request.model)
+    check_weights(checkpoint, progress)
     known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:
         raise InputError(f"{request.model} has no rescale factors; pass --factors FACTORS.json")

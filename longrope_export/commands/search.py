@@ -65,7 +65,7 @@ def run_search(request: SearchRequest, progress: Progress) -> SearchResult:
         raise click.MissingParameter(param_type="option", param_hint="'--text'")  # only a plan goes without
     if request.output is None:
         raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
-    checkpoint, corpus, search_options = prepare_search(request)
+    checkpoint, corpus, search_options = prepare_search(request, progress)
     assert corpus is not None, "there are texts"
     result = search(
         checkpoint,
@@ -90,9 +90,10 @@ def plan_lines(request: SearchRequest) -> list[str]:
         LongRopeError: what `run_search` refuses before it begins, but for a lack of memory, which the lines report.
     """
     from longrope.estimates.search import search_estimate
+    from longrope.progress import Silent
     from longrope_export.preflight import prepare_search
 
-    checkpoint, _, search_options = prepare_search(request, planning=True)
+    checkpoint, _, search_options = prepare_search(request, Silent(), planning=True)
     return search_estimate(checkpoint, request.target_length, search_options).lines()
 
 

@@ -5,62 +5,29 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from converters import registry
-from converters.base import Export
-from longrope.checkpoint import Checkpoint
-from longrope.factors import BoundFactors, RescaleFactors
-from longrope.progress import Silent
-from tests.common import PICO_BUDGET, TARGET, cli_process, pico_factors, run_cli
-
-Breaking = Callable[[Path], object]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Hostile input as data.
-
-    Args:
-        command: arguments; MODEL, TEXT, FACTORS and OUT are replaced by paths in the room.
-        code: the exit code.
-        line: what the one line must say.
-        breaking: what is done to the room first.
-    """
-
-    command: str
-    code: int
-    line: str
-    breaking: Breaking = lambda room: None
-
-
-EXTEND = f"extend MODEL --target-length {TARGET} -o OUT --text TEXT {PICO_BUDGET}"
-SEARCH = f"search MODEL --target-length {TARGET} -o OUT --text TEXT --max-evals 2 --documents 1 --threads 1"
-CONVERT = "convert MODEL --factors FACTORS -o OUT --to hf"
-VALIDATE = "validate HF --reference MODEL --text TEXT --windows 64 --threads 1 --json OUT"
-
-
-def put(name: str, content: str | bytes) -> Breaking:
-    return lambda room: (room / name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def cut(name: str, size: int) -> Breaking:
-    return lambda room: (room / name).write_bytes((room / name).read_bytes()[:size])
-
-
-def config(**changes: object) -> Breaking:
-    def change(room: Path) -> None:
-        file = room / "model" / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-    return change
+from longrope.factors import RescaleFactors
+from tests.common import TARGET, cli_process, run_cli
+from tests.rooms import (
+    CONVERT,
+    EXTEND,
+    SEARCH,
+    VALIDATE,
+    Breaking,
+    Case,
+    arguments,
+    assert_one_line,
+    config,
+    cut,
+    listing,
+    put,
+)
 
 
 def factors(num_pairs: int = 8, **changes: object) -> Breaking:
@@ -199,54 +166,6 @@ CASES: dict[str, Case] = {
     ),
     "nothing to resume": Case(f"{EXTEND} --resume", 2, "no such run to resume"),
 }
-
-
-@pytest.fixture
-def room(pico: Checkpoint, dual: BoundFactors, sound: Path, tmp_path: Path) -> Path:
-    """A folder with a model, its artifacts, factors and a text, all sound, to break."""
-    return shutil.copytree(sound, tmp_path / "room")
-
-
-@pytest.fixture(scope="module")
-def sound(pico: Checkpoint, dual: BoundFactors, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    room = tmp_path_factory.mktemp("sound")
-    shutil.copytree(pico.path, room / "model")
-    registry.converter("hf").convert(Export(pico, dual), room / "hf", Silent())
-    registry.converter("gguf").convert(Export(pico, dual, "f32"), room / "model.gguf", Silent())
-    pico_factors().save(room / "factors.json")
-    (room / "text.txt").write_text("".join(file.read_text("utf-8") for file in sorted(texts.iterdir())), "utf-8")
-    return room
-
-
-def arguments(room: Path, command: str) -> list[str]:
-    places = {
-        "MODEL": room / "model",
-        "HF": room / "hf",
-        "GGUF": room / "model.gguf",
-        "TEXT": room / "text.txt",
-        "FACTORS": room / "factors.json",
-        "OUT": room / "out",
-        "ROOM": room,
-    }
-    found = []
-    for word in command.split():
-        head, slash, tail = word.partition("/")
-        found.append(f"{places[head]}{slash}{tail}" if head in places else word)
-    return found
-
-
-def listing(room: Path) -> dict[str, int]:
-    """Every file and its size."""
-    return {str(path.relative_to(room)): path.stat().st_size for path in sorted(room.rglob("*")) if path.is_file()}
-
-
-def assert_one_line(lines: Sequence[str], wanted: str) -> None:
-    """One line of error; lines of progress and warnings may stand before it."""
-    errors = [line for line in lines if line.startswith("Error: ")]
-    assert len(errors) == 1, lines
-    assert wanted in errors[0]
-    assert lines[-1] == errors[0]
-    assert not any("Traceback" in line or "fault of this program" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longrope.checkpoint import safetensors_header
 from longrope.errors import InputError, MissingRequirementError
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.parallel import Parallel
+from longrope.weights import safetensors_header
 from tests.common import pico_folder
 from tests.processes import Run, file_size_limit, run_processes, start_process, train
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longrope.checkpoint import Checkpoint, open_folder, safetensors_header
+from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.estimates.training import checkpoint_bytes
 from longrope.factors import BoundFactors, RescaleFactors
@@ -32,6 +32,7 @@ from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import finetune, mixture_of
 from longrope.modeling import build_model
 from longrope.text import Corpus, load_corpus
+from longrope.weights import safetensors_header
 from tests.common import REPOSITORY, pico_checkpoint
 
 STAGE = Stage(256, steps=6, learning_rate=3e-3, warmup=2, batch=2, short_share=0.3, retrieval_share=0.2)

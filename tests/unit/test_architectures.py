@@ -79,7 +79,6 @@ def test_layers_that_see_everything_and_known_mixtures_are_not(config: dict[str,
 
 
 def test_llama_is_exported_everywhere() -> None:
-    assert ARCHITECTURES["llama"].onnx is not None
     assert "llama" in TARGETS
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from longrope import checkpoint
-from longrope.checkpoint import Checkpoint, open_checkpoint, safetensors_header
+from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import FactorError, InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.factors import RescaleFactors
 from longrope.hf_config import extended_config
 from longrope.rope import attention_factor_formula
+from longrope.weights import safetensors_header
 from tests.common import TARGET, WINDOW, pico_factors
 
 
@@ -108,6 +109,7 @@ def make_pickle(folder: Path) -> None:
 
 def make_index(weight_map: Any) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
     return write
@@ -150,7 +152,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
     "index of numbers": (make_index({"a": 1}), InputError, "expected a weight_map"),
     "index is a list": (make_index([1, 2]), InputError, "expected a weight_map"),
     "index is empty": (make_index({}), InputError, "expected a weight_map"),
-    "index not JSON": (put("model.safetensors.index.json", b"{"), InputError, "expected a weight_map"),
+    "index not JSON": (put("model.safetensors.index.json", b"{"), InputError, "index.json is not valid JSON"),
     "weights empty": (put("model.safetensors", b""), InputError, "truncated or not safetensors"),
     "header cut off": (cut("model.safetensors", 100), InputError, "truncated or not safetensors"),
     "data cut off": (cut("model.safetensors", -10_000), InputError, r"truncated or damaged: expected \d+ bytes, got"),

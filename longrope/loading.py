@@ -1,0 +1,248 @@
+"""What transformers would load from a folder, compared with what is in it, before anything is exported or computed.
+
+names and shapes of the files ──in_doubt──► no: exports of other formats, which know every tensor, go on without torch
+                                      └──► yes, and for Hugging Face folders always: transformers' own loading report,
+                                           on the meta device, where no weight is read
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from longrope.checkpoint import DERIVED, Checkpoint
+from longrope.errors import InputError, LongRopeError, is_out_of_memory
+from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, WRAPPERS
+
+_LAYER = re.compile(r"(?P<layers>.*\blayers)\.(?P<number>\d+)\.(?P<module>.+)\.\w+")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+# Types whose decoder layers are Llama's, with norms of their own beside, and those that always have biases.
+_LIKE_LLAMA: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("llama", "mistral", "ministral3", "granite", "qwen2", "smollm3", "seed_oss", "gemma"), ()),
+    "qwen3": ("self_attn.q_norm", "self_attn.k_norm"),
+}
+_ALWAYS_BIASED: Mapping[str, Sequence[str]] = {"qwen2": _ATTENTION[:3]}
+_HEAD = "lm_head.weight"
+_BIAS = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.bias")
+Shape = tuple[int, ...]
+
+
+# -- without transformers
+
+
+def require_announced(checkpoint: Checkpoint, *, names_are_known: bool = False) -> None:
+    """Refuse a checkpoint whose weights are not those that its config.json announces; torch is imported only in doubt.
+
+    Args:
+        checkpoint: what is to be exported.
+        names_are_known: the format's own plan refuses weights that are missing or have no place; only biases, which no
+            plan can judge, for config.json says whether they are applied, leave a doubt then.
+
+    Raises:
+        InputError: names the first weight, and the field where it is one of config.json.
+        UnsupportedError: the weights are quantized, and `names_are_known`.
+    """
+    packed = checkpoint.quantization is not None
+    if names_are_known or not packed:
+        checkpoint.require_float_weights()
+    if names_are_known:
+        in_doubt = _biases(checkpoint) != set(_announced_biases(checkpoint))
+    else:
+        in_doubt = packed or not _is_as_announced(checkpoint)
+    if in_doubt:
+        require_loadable(checkpoint)
+
+
+def _biases(checkpoint: Checkpoint) -> set[str]:
+    """Modules of Llama's layers that have biases in the files; any other name of a bias stands for itself."""
+    text = (checkpoint.text_name(stored) or "" for stored in checkpoint.weight_names)
+    names = [name for name in text if name.endswith(".bias") and not DERIVED.fullmatch(name)]
+    return {found[1] if (found := _BIAS.fullmatch(name)) else name for name in names}
+
+
+def _announced_biases(checkpoint: Checkpoint) -> Sequence[str]:
+    """Those modules that config.json gives biases."""
+    config, always = checkpoint.config, _ALWAYS_BIASED.get(checkpoint.model_type, ())
+    attention = _ATTENTION if config.get("attention_out_bias", True) else _ATTENTION[:3]
+    return (*always, *(attention if config.get("attention_bias") else ()), *(_MLP if config.get("mlp_bias") else ()))
+
+
+def _is_as_announced(checkpoint: Checkpoint) -> bool:
+    """Whether names and shapes are those of transformers' model, of a type whose model is known here."""
+    expected = announced_weights(checkpoint)
+    if expected is None:
+        return False
+    names = checkpoint.weight_names
+    shapes = {
+        names[name]: tuple(entry["shape"])
+        for header in checkpoint.weight_headers.values()
+        for name, entry in header.items()
+        if not DERIVED.fullmatch(names[name])
+    }
+    if checkpoint.config.get("tie_word_embeddings"):
+        shapes.setdefault(_HEAD, expected[_HEAD])
+    return shapes == expected
+
+
+def announced_weights(checkpoint: Checkpoint) -> dict[str, Shape] | None:
+    """Names and shapes of all weights of transformers' model, the output head among them; None for types not known here."""
+    config, norms = checkpoint.config, _LIKE_LLAMA.get(checkpoint.model_type)
+    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
+    sizes = [config.get(name) for name in fields]
+    if norms is None or not all(isinstance(size, int) for size in sizes):
+        return None
+    _refuse_more_layers(checkpoint)
+    hidden, inner, layers, heads, kv_heads = (int(size or 0) for size in sizes)
+    queries, keys = heads * checkpoint.head_dim, kv_heads * checkpoint.head_dim
+    matrices = {
+        **dict(zip(_ATTENTION, ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)), strict=True)),
+        **dict(zip(_MLP, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True)),
+    }
+    within: dict[str, Shape] = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    within |= {f"{name}.weight": (checkpoint.head_dim,) for name in norms}
+    for name, shape in matrices.items():
+        module = f"{'self_attn' if name in _ATTENTION else 'mlp'}.{name}"
+        within[f"{module}.weight"] = shape
+        if name in _announced_biases(checkpoint):
+            within[f"{module}.bias"] = shape[:1]
+    ends: dict[str, Shape] = {
+        f"{BASE_PREFIX}{BASE_EMBEDDING}": (checkpoint.vocab_size, hidden),
+        f"{BASE_PREFIX}norm.weight": (hidden,),
+        _HEAD: (checkpoint.vocab_size, hidden),
+    }
+    return ends | {f"model.layers.{n}.{name}": shape for n in range(layers) for name, shape in within.items()}
+
+
+# -- with transformers
+
+
+def require_loadable(checkpoint: Checkpoint) -> None:
+    """`require_announced` by transformers' own loading report, for every model; weights may be quantized.
+
+    Raises:
+        InputError: transformers does not load it, or would start some weights at random, or ignore some.
+    """
+    from longrope.modeling import build_config
+
+    _refuse_more_layers(checkpoint)
+    packed = checkpoint.quantization is not None
+    config = build_config(checkpoint, None)
+    if packed:
+        config.quantization_config = None
+        del config.quantization_config
+    load_pretrained(checkpoint, config, device_map="meta", packed=packed)
+
+
+def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False, **options: Any) -> Any:
+    """transformers' causal model of a checkpoint, every weight of which is in its files and has its place.
+
+    Args:
+        checkpoint: the folder.
+        config: transformers' configuration.
+        packed: weights are quantized, and the configuration does not say so: packed tensors stand for a weight.
+        options: of `from_pretrained`.
+
+    Raises:
+        InputError: transformers does not load it, or the weights are not those of the configuration.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
+    auto = AutoModelForCausalLM if checkpoint.wrapper is None else AutoModelForImageTextToText
+    renamed = any(name != new for name, new in checkpoint.weight_names.items())
+    model, loading = reading(
+        checkpoint,
+        lambda: auto.from_pretrained(
+            checkpoint.path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            key_mapping=dict.fromkeys(WRAPPERS, "") if renamed else None,
+            **options,
+        ),
+    )
+    missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    mismatched = sorted(loading["mismatched_keys"])
+    if packed:
+        modules = tuple({_module(name) for name in extra})
+        missing = [name for name in missing if not any(module.startswith(_module(name)) for module in modules)]
+        extra, mismatched = [], []
+    for odd, fault in ((missing, "are missing"), (mismatched, "have another shape than config.json says")):
+        if odd:
+            raise InputError(
+                f"{checkpoint.name}: {len(odd)} weights {fault}, the first is {odd[0]}{_head_hint(odd[0])}"
+            )
+    _refuse_ignored(checkpoint, config, extra, model.state_dict())
+    return model
+
+
+def reading(checkpoint: Checkpoint, read: Callable[[], Any]) -> Any:
+    """What `read` returns; whatever transformers raises on somebody else's files is one line that names them."""
+    try:
+        return read()
+    except LongRopeError:
+        raise
+    except Exception as error:  # there is no common base of what its configurations and models raise
+        if is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{checkpoint.name}: transformers does not load it: {said}") from error
+
+
+def _refuse_more_layers(checkpoint: Checkpoint) -> None:
+    """Refuse more layers than there are weights, before any of them is built."""
+    layers, found = checkpoint.config.get("num_hidden_layers"), len(checkpoint.weight_names)
+    if isinstance(layers, int) and layers > found:
+        raise InputError(
+            f"{checkpoint.name}: config.json: num_hidden_layers: expected as many layers as there are weights of, got "
+            f"{layers} layers and {found} weights"
+        )
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _head_hint(missing: Any) -> str:
+    if missing != _HEAD:
+        return ""
+    return (
+        "; transformers would start the output head at random. Set tie_word_embeddings to true in config.json if the head "
+        "is the embedding, or save the model with its head"
+    )
+
+
+def _refuse_ignored(checkpoint: Checkpoint, config: Any, extra: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse weights of layers that the model has, which transformers would leave out."""
+    layers = {(found["layers"], found["number"]) for name in known if (found := _LAYER.fullmatch(name))}
+    ignored = [
+        name
+        for name in extra
+        if not DERIVED.fullmatch(name)
+        and (found := _LAYER.fullmatch(name))
+        and (found["layers"], found["number"]) in layers
+    ]
+    if not ignored:
+        return
+    raise InputError(
+        f"{checkpoint.name}: {len(ignored)} weights have no place in the model that config.json describes, the first is "
+        f"{ignored[0]}; transformers would ignore them{_switch_for(ignored[0], config)}"
+    )
+
+
+def _switch_for(name: str, config: Any) -> str:
+    """Which field of config.json announces a bias."""
+    if not name.endswith(".bias"):
+        return ""
+    switches = [key for key, value in config.to_dict().items() if "bias" in key and value is False]
+    words = ("attention", "attn", "qkv") if "attn" in name or "attention" in name else ("mlp", "ffn")
+    fitting = [key for key in switches if any(word in key for word in words)] or switches
+    return f". Set {' or '.join(fitting)} to true in config.json if the model was trained with it" if fitting else ""

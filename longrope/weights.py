@@ -1,0 +1,230 @@
+"""The safetensors files of a folder: which of them transformers would load, what their tensors are called, what is packed.
+
+    folder ──weight_files──► files with sound headers ──names_of──► name in the model → name in the file
+
+Names that training tools leave (`_orig_mod.`, `module.`), and those of a model that was saved without its head, are mended
+here, so that every format and the engine see the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import InputError
+from longrope.reading import read_json, read_object, refuse_pointer, shown
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+# What torch.compile, DistributedDataParallel, FSDP and activation checkpointing put into names.
+WRAPPERS = (r"^module\.", r"_orig_mod\.", r"_fsdp_wrapped_module\.", r"_checkpoint_wrapped_module\.")
+BASE_PREFIX, BASE_EMBEDDING = "model.", "embed_tokens.weight"
+_HEAD = ("lm_head.", BASE_PREFIX)
+_MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
+# Bytes of a tensor that are compared where the same tensor lies in two files.
+_COMPARED = 1 << 14
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+# -- headers
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: name → {dtype, shape, data_offsets}, checked against the file's size.
+
+    Raises:
+        InputError: truncated, a Git LFS pointer, or not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        refuse_pointer(start + file.read(128), str(path))
+        if size < 8 or length > size - 8 or length > _MAX_HEADER:
+            raise InputError(
+                f"{path}: truncated or not safetensors: its header says {length} bytes, the file has {size}"
+            )
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = max((_end(entry) for entry in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
+            raise InputError(f"{path}: not a safetensors file: its header cannot be read") from None
+    if size != 8 + length + end:
+        raise InputError(f"{path}: truncated or damaged: expected {8 + length + end} bytes, got {size}")
+    return dict(header)
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """Where a tensor ends; raises one of the errors above for an entry that is none."""
+    start, end = entry["data_offsets"]
+    if not (isinstance(entry["dtype"], str) and 0 <= int(start) <= int(end) and math.prod(entry["shape"]) >= 0):
+        raise ValueError
+    return int(end)
+
+
+# -- files
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that transformers loads: model.safetensors where it is there, else the shards of the index.
+
+    Raises:
+        InputError: none, broken ones, or a whole file beside complete shards with other weights.
+    """
+    whole, index = folder / SINGLE, folder / INDEX
+    if whole.is_file():
+        safetensors_header(whole)
+        _refuse_other_shards(whole, index)
+        return (whole,)
+    if not index.is_file():
+        raise InputError(f"{folder}: {_why_no_weights(folder)}")
+    files = _indexed_files(index)
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, but the index names it")
+        safetensors_header(file)
+    return files
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has safetensors files that transformers would load."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
+def _indexed_files(index: Path) -> tuple[Path, ...]:
+    """The files that model.safetensors.index.json names."""
+    data = read_json(index)
+    table = data.get("weight_map") if isinstance(data, dict) else None
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{index}: expected a weight_map of tensor names to files")
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{index}: weight file {shown(name)} lies outside the folder; refused")
+    return tuple(index.parent / name for name in sorted(set(names)))
+
+
+def _refuse_other_shards(whole: Path, index: Path) -> None:
+    """Two complete sets of weights in one folder must be the same one: some programs load the one, some the other."""
+    if not index.is_file():
+        return
+    shards = [file for file in _indexed_files(index) if file != whole]
+    if not shards or not all(file.is_file() for file in shards):
+        return
+    tensors = {name: (file, entry) for file in shards for name, entry in safetensors_header(file).items()}
+    alone = safetensors_header(whole)
+    same = set(alone) == set(tensors) and all(
+        _same_tensor((whole, entry), tensors[name]) for name, entry in alone.items()
+    )
+    if not same:
+        raise InputError(
+            f"{whole.parent}: {SINGLE} and the shards of {INDEX} hold different weights; transformers would load "
+            f"{SINGLE}, other programs the shards. Remove the one that is not meant"
+        )
+
+
+def _same_tensor(one: tuple[Path, Mapping[str, Any]], other: tuple[Path, Mapping[str, Any]]) -> bool:
+    alike = all(one[1][key] == other[1][key] for key in ("dtype", "shape"))
+    return alike and _ends(*one) == _ends(*other)
+
+
+def _ends(file: Path, entry: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a tensor."""
+    start, end = entry["data_offsets"]
+    with file.open("rb") as handle:
+        base = 8 + int.from_bytes(handle.read(8), "little")
+        handle.seek(base + start)
+        first = handle.read(min(_COMPARED, end - start))
+        handle.seek(base + max(start, end - _COMPARED))
+        return first, handle.read(min(_COMPARED, end - start))
+
+
+def _why_no_weights(folder: Path) -> str:
+    def first(*patterns: str) -> str:
+        return next((path.name for pattern in patterns for path in sorted(folder.glob(pattern))), "")
+
+    if shard := next((path.name for path in sorted(folder.iterdir()) if _SHARD.fullmatch(path.name)), ""):
+        return (
+            f"expected {INDEX} beside the shards ({shard}), found none; download it too, or save the model again with "
+            "transformers' save_pretrained"
+        )
+    if file := first("consolidated*.safetensors", "consolidated*.pth"):
+        return (
+            f"only {file}, in the layout of the model's maker; download the repository's transformers files "
+            f"({SINGLE} or {INDEX}), or convert it with the script of transformers for this model"
+        )
+    if file := first("*.onnx", "onnx/*.onnx"):
+        return f"only an ONNX graph ({file}), which is no source of weights; take the model that it was exported from"
+    if file := first("*.bin", "*.pt", "*.pth", "*.ckpt"):
+        return f"only pickle weights ({file}), which can run code when loaded; convert them to safetensors first"
+    return f"expected {SINGLE} or {INDEX}, found neither"
+
+
+def refuse_adapter(folder: Path, name: str) -> None:
+    """Raise InputError for a folder that holds a LoRA adapter instead of a model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file() or has_weights(folder):
+        return
+    base = read_object(file, f"{name}: adapter_config.json").get("base_model_name_or_path")
+    of = f" for {shown(base)}" if isinstance(base, str) and base else ""
+    raise InputError(
+        f"{name}: holds an adapter{of}, not a model; merge it first (peft: AutoPeftModelForCausalLM.from_pretrained("
+        "FOLDER).merge_and_unload().save_pretrained(MERGED), with the base model's tokenizer), and take the merged folder"
+    )
+
+
+# -- names
+
+
+def names_of(stored: Iterable[str]) -> dict[str, str]:
+    """Name in the files → name in the model.
+
+    Raises:
+        InputError: two tensors would get one name.
+    """
+    wrapped = re.compile("|".join(WRAPPERS))
+    plain = {name: wrapped.sub("", name) for name in stored}
+    if BASE_EMBEDDING in plain.values():  # the model without its head
+        plain = {name: new if new.startswith(_HEAD) else BASE_PREFIX + new for name, new in plain.items()}
+    owners: dict[str, str] = {}
+    for name, new in plain.items():
+        if (other := owners.setdefault(new, name)) != name:
+            raise InputError(f"the weights {shown(other)} and {shown(name)} would both be called {shown(new)}")
+    return plain
+
+
+# -- quantized weights
+
+_DEQUANTIZE: Mapping[str, str] = {
+    "bitsandbytes": "from_pretrained(FOLDER).dequantize()",
+    "fp8": "from_pretrained(FOLDER, quantization_config=FineGrainedFP8Config(dequantize=True))",
+    "mxfp4": "from_pretrained(FOLDER, quantization_config=Mxfp4Config(dequantize=True))",
+    "compressed-tensors": "from_pretrained(FOLDER, quantization_config=CompressedTensorsConfig(run_compressed=False))",
+}
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """What config.json says of quantized weights; None when it says nothing."""
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    by_bits = next((name for name in ("load_in_4bit", "load_in_8bit") if settings.get(name)), None)
+    return str(settings.get("quant_method") or ("bitsandbytes" if by_bits else "an unknown method"))
+
+
+def is_packed(dtype: str) -> bool:
+    """Whether a safetensors type holds something else than plain numbers of 16 bits or more."""
+    return dtype not in FLOATS
+
+
+def way_out_of(method: str) -> str:
+    """How weights of a quantization method become plain floats."""
+    how = _DEQUANTIZE.get(method)
+    dequantize = f"dequantize it first (transformers: {how}, then save_pretrained), or " if how else ""
+    return f"{dequantize}take the original model that was quantized"
