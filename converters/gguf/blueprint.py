@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,7 +34,6 @@ from converters.gguf.architectures import (
     renamed_config,
     target_of,
 )
-from converters.gguf.card import metadata_of
 from converters.gguf.carriers import Target, num_key_value_heads
 from converters.gguf.container import TensorInfo, Value, array, f32, text, u32
 from converters.gguf.factors import factor_arrays, factor_info, own_record, scaling_values
@@ -46,12 +47,16 @@ from longrope.errors import InputError
 from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
 from longrope.provenance import usable_cpus
+from longrope.reading import own_file
 
 EMBEDDING = "token_embd.weight"
 TAGS = ("longrope", "long-context")
 _SIZE = re.compile(r"(\d+)\s*([KMG]?)B?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 MAX_WRITERS = 8
+
+# The model card, and what else `gguf` reads in a folder for a name, an author and a licence.
+_CARD, _SETTINGS = "README.md", ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,7 @@ class ModelPlan:
         folder = Path(hub.rpartition("/")[2]) if hub else self.checkpoint.path
         name = self.name or (folder.name if hub else None)
         count = sum(math.prod(info.shape) for info in self._counted)
-        found, fault = metadata_of(self.checkpoint.path, name, count)
+        found, fault = _metadata_of(self.checkpoint.path, name, count)
         if hub and not found.organization:
             found.organization = hub.partition("/")[0]
         return found, fault
@@ -398,3 +403,40 @@ def _converted(entry: Any) -> Value:
 def _with_tags(given: Value | None) -> Value:
     tags = given.data if given else ()
     return array(gguf.GGUFValueType.STRING, (*tags, *(tag for tag in TAGS if tag not in tags)))
+
+
+# -- the model card
+
+
+def _metadata_of(folder: Path, name: str | None, count: int) -> tuple[Any, str]:
+    """A model's metadata, and what is wrong with its card; with a broken card, what is known without it.
+
+    Args:
+        folder: of the model; its name says something, too.
+        name: what the model is called; None for what is found.
+        count: of its weights.
+
+    Raises:
+        InputError: the card is a link to a file outside of the folder.
+    """
+    own_file(folder, _CARD)
+    try:
+        return _usable(gguf.Metadata.load(None, folder, name, count)), ""
+    except Exception as error:  # noqa: BLE001  whatever yaml, and the library on odd values, raise
+        said = " ".join(str(error).split()) or type(error).__name__
+    with tempfile.TemporaryDirectory() as room:
+        bare = Path(room, folder.resolve().name)
+        bare.mkdir()
+        for file in _SETTINGS:
+            if (folder / file).is_file():
+                shutil.copyfile(own_file(folder, file), bare / file)
+        return gguf.Metadata.load(None, bare, name, count), f"{_CARD}: {said}"
+
+
+def _usable(found: Any) -> Any:
+    """Metadata that can be written. Raises TypeError, or what the library raises, for others."""
+    for tag in (*(found.tags or ()), *(found.languages or ())):
+        if not isinstance(tag, str):
+            raise TypeError(f"expected tags and languages to be words, got {tag!r}")
+    found.set_gguf_meta_model(gguf.GGUFWriter(None, "llama"))
+    return found

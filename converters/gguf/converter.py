@@ -20,8 +20,7 @@ from converters.gguf.blueprint import Blueprint, GgufOptions
 from converters.gguf.carriers import TARGETS
 from converters.gguf.checks import checks_of_file, static_checks
 from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, parts_named, type_name
-from converters.gguf.factors import CARRIED_KEY, factors_of, read_factors, record_of, recorded_factors
-from converters.gguf.file_rope import base_of
+from converters.gguf.factors import CARRIED_KEY, base_of, factors_of, read_factors, record_of, recorded_factors
 from converters.gguf.native import EXTRA, gguf, llama_cpp
 from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from converters.gguf.architectures import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.carriers import TARGETS
 from converters.gguf.container import GgufFile, dequantize, f32, type_name
-from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file
-from converters.gguf.file_rope import file_rope
+from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file, file_rope
 from converters.gguf.native import gguf
 from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
 from converters.gguf.vocabulary import Vocabulary, vocabulary_in

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.exporters import AutoExportConfig, AutoHfExporter, ExportedModel
 
-from converters.gguf.transformers_backend import GgufConfig, register
+from converters.transformers_exporter import GgufConfig, register
 from longrope.errors import InputError, UnsupportedError
 from longrope.modeling import build_model
 from tests.gguf_files import checkpoint, factors_for
