@@ -62,6 +62,7 @@ class Size:
         cost_seeds: of the default strategy in `cost`.
         scales: of `scales`.
         candidates: that `workers` measures, on four windows each.
+        family_scales, family_tokens: of `families`, and of each of its searches.
     """
 
     paper_evals: int = 1344
@@ -73,6 +74,8 @@ class Size:
     cost_seeds: int = 5
     scales: tuple[int, ...] = (2, 4, 8, 16, 32)
     candidates: int = 8
+    family_scales: tuple[int, ...] = (8, 16)
+    family_tokens: int = 48 * 5 * 2048
 
     @property
     def equal_tokens(self) -> int:
@@ -90,6 +93,8 @@ QUICK = Size(
     cost_seeds=2,
     scales=(2, 4),
     candidates=1,
+    family_scales=(2,),
+    family_tokens=6 * 5 * 512,
 )
 
 
@@ -175,7 +180,14 @@ class Bench:
     def run(self, setting: Setting, **changes: Any) -> SearchResult:
         """A journalled search; a stopped one goes on, a finished one is only replayed."""
         options = SearchOptions(attention_factor=setting.attention, threads=self.threads, **changes)  # type: ignore[arg-type]
-        parts = [setting.name, options.strategy, str(options.max_evals), str(options.seed), str(options.short_budget)]
+        parts = [
+            setting.name,
+            options.family,
+            options.strategy,
+            str(options.max_evals),
+            str(options.seed),
+            str(options.short_budget),
+        ]
         name = "-".join([self.checkpoint.fingerprint[:8], *parts])
         say(f"    search {' '.join(parts)}")
         return search(
@@ -423,6 +435,33 @@ def two_sided(bench: Bench) -> None:
         bench.add(section, "points on the Pareto front, one of them marked", "-", f"{len(capped.front)}")
 
 
+def families(bench: Bench) -> None:
+    """What the parameters of YaRN and of linear interpolation cost against free factors, each search with the same tokens."""
+    for scale in bench.size.family_scales:
+        setting, target, section = Setting(scale, "formula"), bench.target(scale), f"family {scale}x"
+        evals = max(6, bench.size.family_tokens // (5 * target))
+        runs = {
+            "auto": bench.run(setting, strategy="auto", max_evals=evals),
+            "best YaRN grid": bench.run(setting, strategy="seeds"),
+            "--family yarn": bench.run(setting, family="yarn", max_evals=evals),
+            "--family yarn, attention searched": bench.run(Setting(scale, "search"), family="yarn", max_evals=evals),
+            "--family linear": bench.run(setting, family="linear", max_evals=evals),
+        }
+        windows = [window.ids for window in bench.held_out_windows(target)]
+        searched = {name: Candidate.of(run.factors, "long") for name, run in runs.items()}
+        rows = evaluate_methods(bench.checkpoint, windows, target, searched, machine=Machine(threads=bench.threads))
+        free = next(row for row in rows if row.name == "auto")
+        for row in rows:
+            got = f"{row.perplexity:.3f}"
+            if row.name in runs:
+                above, error = paired(row.losses, free.losses)
+                got += f", {runs[row.name].tokens / 1e6:.2f}M tokens, {above:+.5f} ± {error:.5f} nats above auto"
+            bench.add(section, f"{row.name}: held-out perplexity", "-", got)
+        for name, run in runs.items():
+            if run.factors.family is not None:
+                bench.add(section, f"{name} found", "-", str(run.factors.family))
+
+
 # -- machines
 
 
@@ -508,6 +547,7 @@ SECTIONS: Mapping[str, Callable[[Bench], None]] = {
     "longest": longest,
     "two-sided": two_sided,
     "scales": scales,
+    "families": families,
     "equal": equal,
 }
 HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long}

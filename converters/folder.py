@@ -100,12 +100,18 @@ def config_checks(
 def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:
     if not rope:
         message = f"config.json has no {spelling}: engines that read only this spelling run plain RoPE, silently"
-        yield Check(id, "fail", "longrope", None, message)
+        yield Check(id, "fail", wanted.get("rope_type", wanted.get(FULL, {}).get("rope_type")), None, message)
         return
     if FULL in wanted:
         message = "layers that slide rotate by their own parameters, which no extension changes"
         yield Check.equal(f"{id}.{SLIDING}", wanted[SLIDING], rope.get(SLIDING), message)
         rope, wanted = rope.get(FULL) or {}, wanted[FULL]
+    lost = [name for name in wanted if name not in rope and name not in _CHECKED]
+    if lost:
+        yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
+    if wanted["rope_type"] != "longrope":
+        yield from _parameter_checks(id, rope, wanted)
+        return
     yield Check.equal(f"{id}.rope_type", "longrope", rope.get("rope_type"), "the factors are ignored")
     yield Check.equal(
         f"{id}.original",
@@ -124,9 +130,6 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
         yield Check.equal_factors(f"{id}.{name}", wanted[name], rope.get(name))
     if any(key in rope and key not in wanted for key in ("short_mscale", "long_mscale", "mscale")):
         yield Check(f"{id}.mscale", "fail", None, "present", "some engines would apply mscale on top")
-    lost = [name for name in wanted if name not in rope and name not in _CHECKED]
-    if lost:
-        yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
 
 
 def _attention_factor(rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
@@ -136,6 +139,31 @@ def _attention_factor(rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> flo
     return attention_factor_formula(rope.get("factor") or wanted["factor"], wanted["original_max_position_embeddings"])
 
 
-def _close(id: str, expected: float, actual: float | None, message: str) -> Check:
-    ok = actual is not None and abs(actual - expected) <= 1e-6 * abs(expected)
+# What each parameter of a family does to a model when it is wrong.
+_PARAMETERS = {
+    "rope_type": "another rescaling, or none",
+    "factor": "positions are slowed by another number",
+    "original_max_position_embeddings": "the ramp of YaRN lies at other pairs",
+    "beta_fast": "the ramp of YaRN begins at another pair",
+    "beta_slow": "the ramp of YaRN ends at another pair",
+    "truncate": "the ends of the ramp are whole pairs in some engines only",
+    "attention_factor": "cos and sin are scaled by another number",
+    "attn_factor": "vLLM and SGLang scale cos and sin by another number",
+    "mscale": "engines compute another attention factor from it",
+    "mscale_all_dim": "engines compute another attention factor from it",
+}
+
+
+def _parameter_checks(id: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:
+    """Of a family: every parameter is the expected one, and none is there beside them."""
+    for name, message in _PARAMETERS.items():
+        value, check = wanted.get(name), f"{id}.{'original' if name.startswith('original') else name}"
+        if isinstance(value, float):
+            yield _close(check, value, rope.get(name), message)
+        elif name in wanted or name in rope:
+            yield Check.equal(check, value, rope.get(name), message)
+
+
+def _close(id: str, expected: float, actual: Any, message: str) -> Check:
+    ok = isinstance(actual, int | float) and abs(actual - expected) <= 1e-6 * abs(expected)
     return Check(id, "pass" if ok else "fail", expected, actual, "" if ok else message)

@@ -13,6 +13,7 @@ in `converters/gguf/carriers.py`:
   local_theta  the v4 spelling's key of the sliding layers' θ; v5_only: there is no v4 spelling
   softmax_scale  the softmax scale is computed from the rotary parameters factor and mscale_all_dim, which stay
   drops_cache_at_crossing  transformers' generate empties the cache where the factor sets change
+  longrope_only  transformers' configuration refuses every rope_type but longrope
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
 
@@ -45,6 +46,7 @@ class Architecture:
     v5_only: bool = False
     softmax_scale: bool = False
     drops_cache_at_crossing: bool = False
+    longrope_only: bool = False
     refusal: str = ""
 
     @property
@@ -110,7 +112,7 @@ ARCHITECTURES = _table(
     Architecture("granitemoe"),
     Architecture("granitemoeshared"),
     Architecture("minicpm3", softmax_scale=True),
-    Architecture("phi3", sliding_window=True, drops_cache_at_crossing=True),
+    Architecture("phi3", sliding_window=True, drops_cache_at_crossing=True, longrope_only=True),
     Architecture(
         "phimoe",
         refusal="its RoPE has one attention factor a set (short_mscale, long_mscale), which no other engine reads, and "

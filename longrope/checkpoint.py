@@ -23,7 +23,8 @@ from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.config_fields import check_config
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.hf_config import FULL, extended_config, from_config, rope_parameters, transformers_config
+from longrope.family import FamilyName, RopeFamily
+from longrope.hf_config import FULL, extended_config, from_config, require_family, rope_parameters, transformers_config
 from longrope.reading import own_file, read_object
 from longrope.tokenizer_files import TokenizerFile, tokenizer_file
 from longrope.weights import (
@@ -226,6 +227,15 @@ class Checkpoint:
             return plain_rope(self.rope_theta, self.rotary_dim, self.window)
         return self.base
 
+    def require_family(self, name: str) -> None:
+        """Raise UnsupportedError for a model that the parameters of this family cannot be given to."""
+        require_family(self.config, name)
+        if not self.base.is_plain:
+            raise UnsupportedError(
+                f"{self.name}: its RoPE is rescaled already (rope_type {self.base.rope_type}), and engines hold one "
+                f"rescaling only; the {name} family needs a model without. Free factors go on top of it"
+            )
+
     def bind(self, factors: RescaleFactors, target: int | None = None) -> BoundFactors:
         """`factors` with this model's facts filled in, as products with its own RoPE; bound ones come back equal.
 
@@ -268,6 +278,8 @@ class Checkpoint:
             UnsupportedError: start tokens on a rescaled RoPE.
         """
         own, base = self.base, factors.base
+        if factors.family is not None:
+            self.require_family(factors.family.type)
         if base is not None and not (own.is_longrope or base.is_longrope or base.equals(own)):
             raise FactorError(
                 f"the factors were made on RoPE of type {base.rope_type!r}, and {self.name} has {own.rope_type!r} of "
@@ -452,8 +464,20 @@ def unscaled_factors(checkpoint: Checkpoint, target: int) -> BoundFactors:
     return checkpoint.bind(RescaleFactors(ones, ones, attention_factor=1.0, method="none"), target=target)
 
 
-def placeholder_factors(checkpoint: Checkpoint, target: int, n_hat: int = 0) -> BoundFactors:
-    """Two sets of harmless values for `target` tokens: what exports and training are planned with before a search."""
+def placeholder_factors(
+    checkpoint: Checkpoint, target: int, n_hat: int = 0, family: FamilyName = "free"
+) -> BoundFactors:
+    """Two sets of harmless values for `target` tokens: what exports and training are planned with before a search.
+
+    Of a family they are one set that every format which holds the family holds: linear interpolation.
+    """
+    if family != "free":
+        linear = RopeFamily("linear", target / checkpoint.window, checkpoint.rope_theta)
+        factors = linear.factors(checkpoint.rotary_dim, original=checkpoint.window, rope_theta=checkpoint.rope_theta)
+        checkpoint.require_family(family)
+        return checkpoint.bind(
+            RescaleFactors(factors, factors, attention_factor=1.0, method="placeholder", family=linear), target=target
+        )
     pairs = checkpoint.rotary_dim // 2
     ones, twos = (1.0,) * pairs, (2.0,) * pairs
     return checkpoint.bind(RescaleFactors(ones, twos, n_hat=n_hat, method="placeholder"), target=target)

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self, get_args
 
 from longrope.base_rope import BaseRope
 from longrope.errors import FactorError, InputError, UnsupportedError, choices
+from longrope.family import RopeFamily
 from longrope.files import write_json
 from longrope.reading import read_json
 from longrope.rope import attention_factor_formula
@@ -65,6 +66,7 @@ class RescaleFactors:
         base: the rescaled RoPE of the model that these numbers hold already, as products with its own; None for factors
             on whatever RoPE the model has, and where that is plain.
         method: how the factors came to be, e.g. `evolution`, `ntk`, `imported`.
+        family: parameters that the factors follow from, which formats then hold in their place; None for free factors.
         provenance: free-form record of versions, seed, texts, budget.
 
     Raises:
@@ -82,6 +84,7 @@ class RescaleFactors:
     model_type: str | None = None
     base: BaseRope | None = None
     method: str = "given"
+    family: RopeFamily | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +97,8 @@ class RescaleFactors:
             )
         self._check_lengths()
         self._check_scalars()
+        if self.family is not None:
+            self._check_family(self.family)
 
     def _check_lengths(self) -> None:
         original, target = self.original_max_position_embeddings, self.target_length
@@ -116,6 +121,21 @@ class RescaleFactors:
         for name, value in (("attention_factor", self.attention_factor), ("rope_theta", self.rope_theta)):
             if value is not None and (expected := _fault(value)):
                 raise FactorError(f"{name}: expected {expected} or null, got {value!r}")
+
+    def _check_family(self, family: RopeFamily) -> None:
+        """One set without start tokens, with the parameters' own attention factor, and equal to the closed form."""
+        if self.factor_sets == "dual" or self.n_hat:
+            raise FactorError(f"factors of the {family.type} family: expected one set and no start tokens (n_hat)")
+        if self.attention_factor is None or not math.isclose(
+            self.attention_factor, family.attention_factor, rel_tol=1e-6
+        ):
+            raise FactorError(
+                f"attention_factor is {self.attention_factor}, that of the {family.type} parameters "
+                f"{family.attention_factor:g}; expected both alike"
+            )
+        original, theta = self.original_max_position_embeddings, self.rope_theta
+        if original is not None and theta is not None:
+            family.check(self.long_factor, 2 * self.num_pairs, original=original, rope_theta=theta)
 
     # -- what follows from the fields
 
@@ -141,6 +161,8 @@ class RescaleFactors:
 
         On a base RoPE it is the base's own times the formula from the window that the base reaches.
         """
+        if self.family is not None:
+            return self.family.formula_attention_factor
         original, target = self.original_max_position_embeddings, self.target_length
         if original is None or target is None:
             return None
@@ -252,6 +274,10 @@ class RescaleFactors:
             )
         return BoundFactors(**{**self._values(), **facts, "target_length": length})
 
+    def without_family(self) -> Self:
+        """The same numbers as free factors, for formats that hold these whatever they follow from."""
+        return dataclasses.replace(self, family=None)
+
     def unbound(self) -> RescaleFactors:
         """The sets, start tokens, attention factor and target alone: what the model says is left open again."""
         return RescaleFactors(**{**self._values(), **dict.fromkeys(MODEL_FACTS)})
@@ -271,6 +297,9 @@ class RescaleFactors:
         values.pop("base")
         if self.base is not None:
             values["base"] = dataclasses.asdict(self.base)
+        values.pop("family")
+        if self.family is not None:
+            values["family"] = self.family.to_json()
         return {"schema_version": SCHEMA_VERSION, **values}
 
     @staticmethod
@@ -293,6 +322,8 @@ class RescaleFactors:
         if given.get("base") is not None:
             given["base"] = BaseRope.from_json(given["base"], source)
         try:
+            if given.get("family") is not None:
+                given["family"] = RopeFamily.from_json(given["family"])
             return RescaleFactors(**given)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
@@ -362,6 +393,11 @@ class BoundFactors(RescaleFactors):
     def effective_attention_factor(self) -> float:
         """The number cos and sin are multiplied by: the given one, or the formula's."""
         return self.formula_attention_factor if self.attention_factor is None else self.attention_factor
+
+    @property
+    def written_theta(self) -> float:
+        """The base that formats are given: the model's θ, or the one that the factors of a family are put on."""
+        return self.rope_theta if self.family is None else self.family.rope_theta
 
     def set_for_length(self, length: int) -> FactorSet:
         """The set that a sequence of `length` tokens is meant to use."""

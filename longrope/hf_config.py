@@ -10,6 +10,7 @@ from longrope.architectures import Architecture, architecture_of
 from longrope.base_rope import DEFAULT_THETA
 from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.family import RopeFamily
 from longrope.rope import attention_factor_formula
 
 # How layers that see everything, and those that do not, are called where rotary parameters are nested by layer type.
@@ -88,6 +89,7 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
 
     Both `rope_scaling` (v4) and `rope_parameters` (v5) are written, and theta, L and L' at the top level too.
     `attention_factor` is left out when it is the formula's, which every engine computes; else it is written.
+    Factors of a family are written as its parameters, with rope_type yarn or linear.
 
     Raises:
         UnsupportedError: n_hat > 0, for which the configuration has no place.
@@ -97,32 +99,82 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
             f"a Hugging Face configuration cannot hold n_hat = {factors.n_hat} start tokens; "
             "export to ONNX, which can, or search without start tokens"
         )
-    given, row = rope_parameters(config), architecture_of(config)
-    shared: dict[str, Any] = {
-        "rope_type": "longrope",
-        "short_factor": list(factors.short_factor),
-        "long_factor": list(factors.long_factor),
-        "factor": factors.length_scale,
-        "original_max_position_embeddings": switch_length(config, factors),
-        **kept_parameters(config),
-    }
-    if factors.attention_factor is not None or not by_runtime_formula(shared, factors):
-        shared["attention_factor"] = factors.effective_attention_factor
-    full: dict[str, Any] = {"rope_theta": factors.rope_theta, **shared}
+    native = _longrope(config, factors) if factors.family is None else _of_family(config, factors, factors.family)
+    shared = {**native, **kept_parameters(config)}
+    theta = factors.written_theta
+    full: dict[str, Any] = {"rope_theta": theta, **shared}
+    row, given = architecture_of(config), rope_parameters(config)
     extended = {
         **config,
         **_head_dim(config),
         "max_position_embeddings": factors.target,
-        "original_max_position_embeddings": shared["original_max_position_embeddings"],
-        "rope_theta": factors.rope_theta,
-        "rope_scaling": {"type": "longrope", **shared},
+        "original_max_position_embeddings": shared.get("original_max_position_embeddings"),
+        "rope_theta": theta,
+        "rope_scaling": {"type": shared["rope_type"], **shared},
         "rope_parameters": full if row.rotary != "by_type" else {FULL: full, SLIDING: _local(config, row, given)},
     }
     if row.v5_only:
         del extended["rope_scaling"], extended["rope_theta"]
         # Gemma 4's heads differ by layer, and transformers' validation of longrope asks for one size.
         extended["allow_global_per_layer_attribute_access"] = True
+    if extended["original_max_position_embeddings"] is None:  # linear, which knows no L; vLLM would stop there
+        del extended["original_max_position_embeddings"]
     return extended
+
+
+def _longrope(config: Mapping[str, Any], factors: BoundFactors) -> dict[str, Any]:
+    """Both sets, as rope_type longrope."""
+    shared: dict[str, Any] = {
+        "rope_type": "longrope",
+        "short_factor": list(factors.short_factor),
+        "long_factor": list(factors.long_factor),
+        "factor": factors.length_scale,
+        "original_max_position_embeddings": switch_length(config, factors),
+    }
+    if factors.attention_factor is not None or not by_runtime_formula(shared, factors):
+        shared["attention_factor"] = factors.effective_attention_factor
+    return shared
+
+
+def _of_family(config: Mapping[str, Any], factors: BoundFactors, family: RopeFamily) -> dict[str, Any]:
+    """The parameters of a family. Raises as `require_family`."""
+    require_family(config, family.type)
+    return family_parameters(family, factors.original)
+
+
+def require_family(config: Mapping[str, Any], name: str) -> None:
+    """Raise UnsupportedError where transformers' configuration of this model type knows no rope_type but longrope."""
+    row = architecture_of(config)
+    if row.longrope_only:
+        raise UnsupportedError(
+            f"transformers' {row.model_type} takes no rope_type {name}, only longrope, which every format holds for it; "
+            "search free factors"
+        )
+
+
+def family_parameters(family: RopeFamily, original: int) -> dict[str, Any]:
+    """The rotary parameters of a family, but for θ, which has places of its own.
+
+    `attention_factor` is transformers' name, `attn_factor` what vLLM and SGLang multiply their own 0.1 ln s + 1 by; both
+    are left out where the attention factor is the formula's.
+    """
+    if family.type == "linear":
+        return {"rope_type": "linear", "factor": family.factor}
+    found = {
+        "rope_type": "yarn",
+        "factor": family.factor,
+        "original_max_position_embeddings": original,
+        "beta_fast": family.beta_fast,
+        "beta_slow": family.beta_slow,
+        "truncate": family.truncate,
+    }
+    formula = family.formula_attention_factor
+    if not math.isclose(family.attention_factor, formula, rel_tol=1e-9):
+        found |= {
+            "attention_factor": family.attention_factor,
+            "attn_factor": family.attention_factor / formula,
+        }
+    return found
 
 
 def by_runtime_formula(written: Mapping[str, Any], factors: BoundFactors) -> bool:

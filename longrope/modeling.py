@@ -167,12 +167,12 @@ def assert_frequencies(model: nn.Module, factors: BoundFactors) -> None:
     Raises:
         LongRopeError: they differ by more than float32 rounding.
     """
-    module = rotary_module(model)
+    module, wanted = rotary_module(model), factors.family.type if factors.family else "longrope"
     rope_type = _by_layer(module, module.rope_type)
-    if rope_type != "longrope":
-        raise LongRopeError(f"the built model's rotary embedding is of type {rope_type!r}, expected 'longrope'")
+    if rope_type != wanted:
+        raise LongRopeError(f"the built model's rotary embedding is of type {rope_type!r}, expected {wanted!r}")
     for name, actual in frequency_sets(module).items():
-        expected = rope.inv_freq(_parameters(module)["rope_theta"], 2 * factors.num_pairs, factors.set(name))
+        expected = rope.inv_freq(factors.rope_theta, 2 * factors.num_pairs, factors.set(name))
         if actual.shape != expected.shape or not np.allclose(
             actual.double().cpu().numpy(), expected, rtol=1e-5, atol=1e-30
         ):
@@ -199,22 +199,22 @@ def _parameters(module: Any) -> Any:
 
 
 def frequency_sets(module: Any) -> dict[FactorSet, Tensor]:
-    """Both inverse-frequency sets of transformers' longrope embedding, [d/2] each, by its own formula."""
+    """Both inverse-frequency sets of transformers' embedding, [d/2] each, by its own formula; of other types, one twice."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    original = _parameters(module)["original_max_position_embeddings"]
+    original = _parameters(module).get("original_max_position_embeddings", 0)
     device, layer = getattr(module, f"{_prefix(module)}inv_freq").device, {}
     config = module.config
     if _prefix(module):
         layer = {"layer_type": FULL}
         if config.is_heterogeneous:
             config = config.per_layer_config[FULL]
-    init = partial(ROPE_INIT_FUNCTIONS["longrope"], config, device, **layer)
+    init = partial(ROPE_INIT_FUNCTIONS[_by_layer(module, module.rope_type)], config, device, **layer)
     return {"short": init(seq_len=original)[0], "long": init(seq_len=original + 1)[0]}
 
 
 class PinnedRotary(nn.Module):
-    """transformers' longrope embedding with the set chosen by `use`, not by the largest position of each forward."""
+    """transformers' embedding with the set chosen by `use`, not by the largest position of each forward."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -105,12 +105,14 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
     request = on_checkpoint(request, checkpoint)
     options = request.options
     check_effects(options)
+    if request.sets == "dual" and options.search.family != "free":
+        raise InputError(f"--factor-sets dual with --family {options.search.family}, which is one set for every length")
     check_base(checkpoint, request.target_length, options.search.from_factors)
     for length in options.searched_lengths:
         check_search(checkpoint, length, options.search)
     check_machine(checkpoint, options.searched_lengths, options.search, planning=planning)
     corpus, held_out = load_corpora(request, checkpoint, progress)
-    placeholder = placeholder_factors(checkpoint, request.target_length, options.planned_n_hat)
+    placeholder = placeholder_factors(checkpoint, request.target_length, options.planned_n_hat, options.search.family)
     check_texts(request, checkpoint, corpus, held_out, placeholder)
     outputs = plan_outputs(request, checkpoint, placeholder)
     check_training(options, checkpoint, corpus, placeholder)
@@ -212,6 +214,8 @@ def check_effects(options: ExtendOptions) -> None:
     if options.stages is None and training != usual:
         changed = differences(asdict(usual), asdict(training))
         raise InputError(f"options of training need --stages PLAN: {'; '.join(changed)}")
+    if options.stages is not None and options.search.family != "free":
+        raise InputError(f"--family {options.search.family} with --stages: every stage is trained with free factors")
     if options.stages is not None and options.search.from_factors is not None:
         raise InputError(
             "--from with --stages: every stage searches on top of the one before; name the file in the plan"

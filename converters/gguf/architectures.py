@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from converters.gguf.carriers import TARGETS, Fill, Target, sliding_window
-from converters.gguf.container import TensorInfo, Value, block_size, f32, u32
+from converters.gguf.carriers import Fill, Target, candidates, sliding_window
+from converters.gguf.container import TensorInfo, Value, array, block_size, f32, u32
 from converters.gguf.factors import require_expressible
 from converters.gguf.native import gguf
 from converters.gguf.weights import Constants, Piece, Planned, SafetensorsSource, Stored, same_numbers
@@ -61,6 +61,12 @@ _OUTER = {
     "lm_head": "output",
 }
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+_POST_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_SANDWICH_NORMS = {
+    "input_layernorm": "attn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    **_POST_NORMS,
+}
 _ATTENTION = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -117,6 +123,18 @@ _GRANITE_KEYS = (
 )
 
 
+def _slides(layer_types: Any) -> Value:
+    """Which layers look back over the sliding window only."""
+    return array(gguf.GGUFValueType.BOOL, [kind == "sliding_attention" for kind in layer_types])
+
+
+_SLIDING_KEYS = (
+    Key("attention.sliding_window", "sliding_window"),
+    Key("attention.sliding_window_pattern", "layer_types", _slides),
+)
+_GEMMA_NEEDS = {"hidden_activation": "gelu_pytorch_tanh"}
+
+
 @dataclass(frozen=True)
 class Layout:
     """One llama.cpp architecture.
@@ -128,6 +146,7 @@ class Layout:
         scalars: numbers that transformers keep as tensors of each layer → metadata arrays over the layers.
         model_class: transformers' class, for the config.json that is rebuilt from a file; "" where none is.
         needs: fields of config.json with the only value llama.cpp computes; None for absent or null.
+        norm_plus_one: norms are stored as offsets from 1, and are whole in the file.
     """
 
     layer: Mapping[str, str | Halves]
@@ -136,6 +155,7 @@ class Layout:
     scalars: Mapping[str, str] = field(default_factory=dict)
     model_class: str = ""
     needs: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
+    norm_plus_one: bool = False
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -191,6 +211,45 @@ LAYOUTS: Mapping[str, Layout] = {
         needs={"hidden_act": "silu", "sliding_window": None},
         model_class="Exaone4ForCausalLM",
     ),
+    # Architectures that load no factors: their own keys rescale (`longrope.family`).
+    "qwen2": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP}),
+    "seed_oss": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP, "post_attention_layernorm": "post_attention_norm"}),
+    "smollm3": Layout(
+        {**_NORMS, **_ATTENTION, **_GATED_MLP}, needs={"hidden_act": "silu", "no_rope_layer_interval": 4}
+    ),
+    "olmo2": Layout({**_POST_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP}),
+    "gemma": Layout(
+        {**_NORMS, **_ATTENTION, **_GATED_MLP}, needs={"hidden_act": "gelu_pytorch_tanh"}, norm_plus_one=True
+    ),
+    "gemma2": Layout(
+        {**_SANDWICH_NORMS, **_ATTENTION, **_GATED_MLP},
+        keys=(
+            Key("attn_logit_softcapping", "attn_logit_softcapping", f32),
+            Key("final_logit_softcapping", "final_logit_softcapping", f32),
+            *_SLIDING_KEYS,
+        ),
+        needs=_GEMMA_NEEDS,
+        norm_plus_one=True,
+    ),
+    "gemma3": Layout(
+        {**_SANDWICH_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP},
+        keys=(
+            Key("final_logit_softcapping", "final_logit_softcapping", f32),
+            Key("rope.freq_base_swa", "rope_local_base_freq", f32, 10_000.0),
+            *_SLIDING_KEYS,
+        ),
+        needs={**_GEMMA_NEEDS, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
+        norm_plus_one=True,
+    ),
+    "qwen3moe": Layout(
+        {**_NORMS, **_ATTENTION, **_QK_NORM, **_QWEN_EXPERTS},
+        keys=(
+            Key("expert_count", "num_experts"),
+            Key("expert_used_count", "num_experts_per_tok"),
+            Key("expert_feed_forward_length", "moe_intermediate_size"),
+        ),
+        needs={"hidden_act": "silu", "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ),
     # Types whose names are not those of the architecture that carries them.
     "exaone": Layout(
         {
@@ -219,7 +278,12 @@ LAYOUTS: Mapping[str, Layout] = {
     "qwen3_moe": Layout({**_NORMS, **_ATTENTION, **_QK_NORM, **_QWEN_EXPERTS}),
 }
 # Other spellings of the fields of config.json that hyperparameters are made of.
-ALIASES = {"num_layers": "num_hidden_layers", "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act"}
+ALIASES = {
+    "num_local_experts": "num_experts",
+    "num_layers": "num_hidden_layers",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "activation_function": "hidden_act",
+}
 
 
 # -- the architecture of a checkpoint
@@ -239,7 +303,8 @@ def target_of(
             one, or the wanted one, does not.
     """
     refusals = []
-    for target in candidates(checkpoint, carrier="llama" if as_llama else carrier, llama=as_llama is not False):
+    wanted = "llama" if as_llama else carrier
+    for target in candidates(checkpoint, factors, carrier=wanted, llama=as_llama is not False):
         try:
             _refuse_other_networks(checkpoint, target)
             refuse_factors(checkpoint, target, factors)
@@ -248,22 +313,6 @@ def target_of(
         else:
             return target
     raise refusals[0]
-
-
-def candidates(checkpoint: Checkpoint, *, carrier: str | None = None, llama: bool = True) -> tuple[Target, ...]:
-    """The rows of a checkpoint's type, at least one. Raises UnsupportedError when none is left."""
-    rows = TARGETS.get(checkpoint.model_type, ())
-    if not rows:
-        raise UnsupportedError(
-            f"GGUF cannot hold rope factors for {checkpoint.model_type}: llama.cpp has no architecture that computes this "
-            "network and loads rope factors; export to HF or ONNX instead"
-        )
-    left = tuple(row for row in rows if carrier in (None, row.architecture) and (llama or row.architecture != "llama"))
-    if not left:
-        wanted = f"as {carrier}" if carrier else "as anything but llama"
-        known = ", ".join(row.architecture for row in rows)
-        raise UnsupportedError(f"a {checkpoint.model_type} network cannot be written {wanted}; expected {known}")
-    return left
 
 
 def refuse_factors(checkpoint: Checkpoint, target: Target, factors: BoundFactors) -> None:
@@ -301,6 +350,13 @@ def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
                 f"{checkpoint.name}: llama.cpp computes {name} = {needed!r} for this architecture, the model has "
                 f"{given!r}; export to HF or ONNX instead"
             )
+
+    scale = config.get("query_pre_attn_scalar", checkpoint.head_dim)
+    if scale != checkpoint.head_dim:
+        raise UnsupportedError(
+            f"{checkpoint.name}: llama.cpp scales queries by the head size {checkpoint.head_dim}, the model by "
+            f"query_pre_attn_scalar = {scale}; export to HF or ONNX instead"
+        )
 
 
 def _refuse_sliding_window(checkpoint: Checkpoint, factors: BoundFactors) -> None:
@@ -423,7 +479,8 @@ class TensorPlanner:
 
     def _pieces(self, place: Place, origin: str, stored: Stored) -> Iterator[Piece]:
         if place.half is None:
-            yield Piece(origin, heads=self.heads.get(_module(place.name), 0))
+            plus_one = self.layout.norm_plus_one and "norm" in place.name
+            yield Piece(origin, heads=self.heads.get(_module(place.name), 0), plus_one=plus_one)
             return
         rows = stored.shape[-2] // 2
         for expert in range(stored.shape[0] if len(stored.shape) == 3 else 1):

@@ -333,7 +333,7 @@ class Blueprint:
             **self.model.hyperparameters,
             "context_length": u32(self.factors.target),
             "rope.dimension_count": u32(checkpoint.rotary_dim),
-            "rope.freq_base": f32(checkpoint.rope_theta),
+            "rope.freq_base": f32(self.factors.written_theta),
             **scaling_values(self.factors, self.model.target.rope, switch_length(checkpoint.config, self.factors)),
             **self.model.target.keys(checkpoint, self.factors),
         }

@@ -32,13 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import longrope
-from converters.gguf.carriers import TARGETS, GgufRope
+from converters.gguf.carriers import GgufRope, architectures_of
 from converters.gguf.container import GgufFile, TensorInfo, Value, f32, text, u32
 from converters.gguf.native import gguf
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet, RescaleFactors
+from longrope.family import BETA_FAST, BETA_SLOW, RopeFamily
 
 LONG = "rope_factors_long.weight"
 SHORT = "rope_factors_short.weight"
@@ -47,6 +48,9 @@ OWN_PREFIX = "longrope_export."
 FACTORS_KEY = OWN_PREFIX + "factors"
 CARRIED_KEY = OWN_PREFIX + "carried"
 
+# How near to a whole pair the end of a ramp may lie before llama.cpp's float32 may find another one.
+FLOAT32_PAIRS = 1e-4
+
 # What each key does to a model when it is wrong; the words of the checks.
 MEANINGS = {
     "context_length": "runtimes take the window a user gets from it",
@@ -54,6 +58,8 @@ MEANINGS = {
     "rope.scaling.original_context_length": "llama.cpp chooses the set by it; without it the long set is never used",
     "rope.scaling.attn_factor": "attention is too sharp or too flat at every length; perplexity may even fall",
     "rope.scaling.factor": "must be absent: llama.cpp applies it on top of the factors",
+    "rope.scaling.yarn_beta_fast": "the ramp of YaRN begins at another pair",
+    "rope.scaling.yarn_beta_slow": "the ramp of YaRN ends at another pair",
     "rope.freq_base": "every rotary frequency is wrong",
 }
 KINDS = ("none", "linear", "yarn", "longrope")
@@ -80,8 +86,8 @@ def bound_to_file(file: GgufFile, factors: RescaleFactors) -> BoundFactors:
 
 def require_same_type(file: GgufFile, factors: RescaleFactors) -> None:
     """Raise InputError for factors of a model type that is never written as this file's architecture."""
-    rows = TARGETS.get(factors.model_type or "", ())
-    if rows and file.architecture not in {row.architecture for row in rows}:
+    known = architectures_of(factors.model_type or "")
+    if known and file.architecture not in known:
         raise InputError(f"the factors are for {factors.model_type}, the file holds a model of {file.architecture}")
 
 
@@ -99,6 +105,9 @@ def rotary_dim(file: GgufFile) -> int:
 
 def require_expressible(factors: BoundFactors, architecture: str, rope: GgufRope) -> None:
     """Raise UnsupportedError for factors that llama.cpp cannot apply in this architecture."""
+    if factors.family is not None:
+        scaling_values(factors, rope)
+        return
     if factors.n_hat:
         raise UnsupportedError(
             f"GGUF cannot hold n_hat = {factors.n_hat} start tokens: llama.cpp rescales every position; "
@@ -117,7 +126,9 @@ def factor_tensors(rope: GgufRope) -> Mapping[str, FactorSet]:
 
 
 def factor_arrays(factors: BoundFactors, rope: GgufRope) -> dict[str, NDArray[np.float32]]:
-    """The factor tensors by name, [rotary_dim / 2] each."""
+    """The factor tensors by name, [rotary_dim / 2] each; none for a family, whose parameters are keys."""
+    if factors.family is not None:
+        return {}
     return {name: np.array(factors.set(held), dtype=np.float32) for name, held in factor_tensors(rope).items()}
 
 
@@ -132,14 +143,58 @@ def scaling_values(factors: BoundFactors, rope: GgufRope, switch: int | None = N
     Args:
         switch: tokens up to which the short set is used; None for the original window.
 
-    `rope.scaling.factor` is left out on purpose: llama.cpp would apply it on top.
+    `rope.scaling.factor` is left out of free factors on purpose: llama.cpp would apply it on top.
     """
+    if factors.family is not None:
+        return _family_values(factors, factors.family)
     kind = {"rope.scaling.type": text(gguf.RopeScalingType.LONGROPE.value)} if rope == "sets" else {}
     return {
         **kind,
         "rope.scaling.original_context_length": u32(switch or factors.original),
         "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
     }
+
+
+def _family_values(factors: BoundFactors, family: RopeFamily) -> dict[str, Value]:
+    """The parameters of a family, as llama.cpp reads them for any architecture.
+
+    It multiplies cos and sin by 1 + 0.1 ln s itself, and by attn_factor. It rounds the ends of the ramp to whole pairs in
+    float32, and reads betas for two architectures only: in all others they are 32 and 1, so the ramp of other betas is
+    that of another original window, L 32 / beta_fast.
+
+    Raises:
+        UnsupportedError: parameters with which llama.cpp would compute another ramp.
+    """
+    scale = {"rope.scaling.factor": f32(family.factor)}
+    if family.type == "linear":
+        return {"rope.scaling.type": text(gguf.RopeScalingType.LINEAR.value), **scale}
+    window = round(factors.original * BETA_FAST / family.beta_fast)
+    _require_same_ramp(factors, family, window)
+    return {
+        "rope.scaling.type": text(gguf.RopeScalingType.YARN.value),
+        **scale,
+        "rope.scaling.original_context_length": u32(window),
+        "rope.scaling.attn_factor": f32(family.attention_factor / family.formula_attention_factor),
+        "rope.scaling.yarn_beta_fast": f32(BETA_FAST),
+        "rope.scaling.yarn_beta_slow": f32(BETA_SLOW),
+    }
+
+
+def _require_same_ramp(factors: BoundFactors, family: RopeFamily, window: int) -> None:
+    """Raise UnsupportedError unless betas of 32 and 1 in a window of so many tokens give these factors, for sure."""
+    ends = [
+        factors.rotary_dim * math.log(window / (beta * 2 * math.pi)) / (2 * math.log(family.rope_theta))
+        for beta in (BETA_FAST, BETA_SLOW)
+    ]
+    moved = dataclasses.replace(family, beta_fast=BETA_FAST, beta_slow=BETA_SLOW, truncate=True)
+    computed = moved.factors(factors.rotary_dim, original=window, rope_theta=factors.rope_theta)
+    same = np.allclose(computed, factors.long_factor, rtol=1e-6, atol=0)
+    sure = all(abs(end - round(end)) > FLOAT32_PAIRS for end in ends)
+    if not (same and sure and 0 < math.ceil(ends[1]) > math.floor(ends[0])):
+        raise UnsupportedError(
+            f"llama.cpp computes another ramp than YaRN with {family}: it rounds the ends to whole pairs and takes "
+            "beta_fast = 32 beta_slow; --family yarn finds parameters that it computes, free factors go to HF and ONNX"
+        )
 
 
 def own_record(factors: BoundFactors, carried: str | None = None) -> dict[str, Value]:

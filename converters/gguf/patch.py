@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from converters.base import Check, Export, FailedReadBackError, PlannedExport
 from converters.gguf.blueprint import GgufOptions
-from converters.gguf.carriers import LOADS_FREQS, LOADS_SETS, GgufRope
+from converters.gguf.carriers import COMPUTES_FAMILIES, LOADS_FREQS, LOADS_SETS, GgufRope
 from converters.gguf.checks import checks_of_file, splice_checks
 from converters.gguf.container import (
     GgufFile,
@@ -32,6 +32,7 @@ from converters.gguf.container import (
     TensorInfo,
     Value,
     aligned,
+    f32,
     first_part,
     i32,
     part_path,
@@ -41,6 +42,7 @@ from converters.gguf.container import (
 from converters.gguf.factors import (
     FREQS,
     LONG,
+    SHORT,
     factor_arrays,
     factor_info,
     own_record,
@@ -54,6 +56,7 @@ from converters.gguf.weights import outtype_named
 from converters.gguf.writing import Content, Output, encode_head, write_parts
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.family import RopeFamily
 from longrope.files import staged
 from longrope.progress import Progress
 
@@ -112,7 +115,7 @@ class Splice:
 
 def plan_splice(file: GgufFile, factors: RescaleFactors) -> Splice:
     """Check that the factors fit the file, and work out its new keys and tensors. Raises as `patch_gguf`."""
-    _refuse_other_architectures(file)
+    _refuse_other_architectures(file, factors)
     bound = put_on_file(file, factors)
     rope: GgufRope = "freqs" if file.architecture in LOADS_FREQS else "sets"
     require_expressible(bound, file.architecture, rope)
@@ -122,11 +125,27 @@ def plan_splice(file: GgufFile, factors: RescaleFactors) -> Splice:
     return Splice(_values(file, bound, rope, arrays), arrays)
 
 
-def _refuse_other_architectures(file: GgufFile) -> None:
-    if file.architecture not in LOADS_SETS | LOADS_FREQS:
+def _refuse_other_architectures(file: GgufFile, factors: RescaleFactors) -> None:
+    if factors.family is not None:
+        _refuse_unknown_to_family(file, factors.family)
+    elif file.architecture not in LOADS_SETS | LOADS_FREQS:
         raise UnsupportedError(
             f"{file.path}: llama.cpp's {file.architecture or 'unknown architecture'} uses no rope factors; it does for "
             f"{', '.join(sorted(LOADS_SETS | LOADS_FREQS))}"
+        )
+
+
+def _refuse_unknown_to_family(file: GgufFile, family: RopeFamily) -> None:
+    """Parameters are keys: refused where llama.cpp was not compared with transformers, or factors would stay beside."""
+    if file.architecture not in COMPUTES_FAMILIES:
+        raise UnsupportedError(
+            f"{file.path}: whether llama.cpp's {file.architecture or 'unknown architecture'} computes {family.type} as "
+            f"transformers does is not known here; it does in {', '.join(sorted(COMPUTES_FAMILIES))}"
+        )
+    if present := [name for name in (LONG, SHORT, FREQS) if name in file.tensors]:
+        raise UnsupportedError(
+            f"{file.path}: holds factors already ({present[0]}), which llama.cpp would apply beside {family.type}; give an "
+            "outtype, so that the file is written anew"
         )
 
 
@@ -144,6 +163,8 @@ def _values(
 ) -> dict[str, Value]:
     prefix = f"{file.architecture}."
     scaling = {"context_length": u32(factors.target), **scaling_values(factors, rope)}
+    if factors.family is not None:
+        scaling["rope.freq_base"] = f32(factors.written_theta)
     changed = {**{prefix + name: value for name, value in scaling.items()}, **own_record(factors)}
     split = gguf.Keys.Split
     if split.LLM_KV_SPLIT_COUNT in file.values:

@@ -221,12 +221,14 @@ class Piece:
         first, count: the rows taken; count None takes all from `first` on.
         heads: where > 0, the rows are that many attention heads, and in each the two halves are interleaved: llama.cpp
             rotates neighbouring rows of a head together where transformers rotates row i with row i + d/2.
+        plus_one: the tensor in the file is larger by 1 (norms of Gemma, whose weights are offsets from 1).
     """
 
     source: str
     first: int = 0
     count: int | None = None
     heads: int = 0
+    plus_one: bool = False
 
     def rows(self, stored: Stored | Filled) -> Rows:
         """Its rows before any permutation."""
@@ -293,7 +295,10 @@ class Planned:
         """Its rows from first to last, a block at a time: (rows in the stored type, that type)."""
         for piece, stored in zip(self.pieces, self.stored, strict=True):
             for block in piece.blocks(stored):
-                yield block, stored.dtype
+                if piece.plus_one:
+                    yield as_float32(block, stored.dtype) + np.float32(1), "F32"
+                else:
+                    yield block, stored.dtype
 
     def picked(self, positions: NDArray[np.intp]) -> Iterator[NDArray[np.float32]]:
         """Single rows as float32, by ascending place: one array for each piece that has some of them."""
@@ -302,7 +307,7 @@ class Planned:
             count = len(piece.rows(stored))
             own = positions[(positions >= first) & (positions < first + count)] - first
             if len(own):
-                yield as_float32(piece.picked(stored, own), stored.dtype)
+                yield as_float32(piece.picked(stored, own), stored.dtype) + np.float32(piece.plus_one)
             first += count
 
     def encoded(self) -> Iterator[NDArray[Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from longrope.errors import InputError
 from longrope.factors import N_HAT_CHOICES, RescaleFactors
+from longrope.family import FamilyName
 from longrope.machine import AUTO, Dtype, Machine, device_option, resolve, seed_option, threads_option
 from longrope.options import PATH, Fraction, Share, Tokens, check_declared, option
 from longrope.search.strategies import NEED_GRADIENTS, TAKE_GRADIENTS, own_budget
@@ -38,6 +39,7 @@ class SearchOptions:
         num_short_windows: windows of L tokens that the rise is measured on.
         from_factors: second interpolation: search multipliers on top of these factors of an extended model.
         start_from: factors to start from beside PI, NTK and YaRN.
+        family: `free` factors, or those of a few parameters that every engine computes: `yarn` or `linear`.
         dtype: `float32`, `bfloat16` or `float16`; `auto` for the checkpoint's own on a GPU, float32 on a CPU.
         device: a torch device; `auto` for the GPU when there is one.
         threads: torch's threads in each process; None for torch's own choice here, and one in worker processes.
@@ -91,6 +93,12 @@ class SearchOptions:
         above=0,
         help="Attention factor: formula (portable), search or a number; vLLM and others ignore what is not the formula's.",
     )
+    family: FamilyName = option(
+        "free",
+        section="Factors",
+        help="Rescaling to search: free factors, one a rotary pair, or the parameters of yarn or linear, which engines that "
+        "hold no factors compute too.",
+    )
     num_short_windows: int = 16
     dtype: Dtype = option(
         AUTO,
@@ -116,8 +124,23 @@ class SearchOptions:
         shares = [share for _, share in self.window_shares]
         if sum(shares) >= 1 or any(share <= 0 for share in shares):
             raise InputError(f"window shares: expected shares above 0, below 1 in all, got {self.window_shares}")
+        if self.family != "free":
+            self._check_family()
         if self.workers > 1 and self.executor == "local":
             raise InputError(f"{self.workers} workers need executor processes or ray, got local")
+
+    def _check_family(self) -> None:
+        """Refuse what a family of parameters has no place for."""
+        linear_attention = self.family == "linear" and self.attention_factor != "formula"
+        refused = {
+            f"strategy {self.strategy}: a family has its own search, auto": self.strategy != "auto",
+            f"n_hat {self.n_hat}: no engine leaves start tokens unscaled": self.n_hat != 0,
+            "from: parameters replace those that are there": self.from_factors is not None,
+            "start-from: free factors are not points of a family": bool(self.start_from),
+            f"attention factor {self.attention_factor}: linear interpolation has none": linear_attention,
+        }
+        for reason in (reason for reason, holds in refused.items() if holds):
+            raise InputError(f"family {self.family} with {reason}")
 
     def on(self, checkpoint: Checkpoint) -> Self:
         """The same with `auto` made plain for a checkpoint on this machine."""
@@ -131,7 +154,7 @@ class SearchOptions:
     @property
     def takes_gradients(self) -> bool:
         """Whether the strategy takes gradients where they fit into memory."""
-        return self.strategy in TAKE_GRADIENTS
+        return self.strategy in TAKE_GRADIENTS and self.family == "free"
 
     @property
     def needs_gradients(self) -> bool:

@@ -160,7 +160,7 @@ def search(
     objective = build_objective(checkpoint, corpus, target_length, options)
     for oddity in (*oddities(corpus, target_length, options, checkpoint.window), *_dropped(checkpoint, space, options)):
         progress.warn(oddity)
-    mild = space.mild_methods() if options.short_budget is not None else ()
+    mild = space.mild_methods() if options.short_budget is not None and options.family == "free" else ()
     starting_points = (*given_starting_points(checkpoint, space, options.start_from), *space.known_methods(), *mild)
     problem = Problem(space, objective, starting_points, options.max_evals, options.seed)
     return solve(
@@ -189,6 +189,7 @@ def check_search(checkpoint: Checkpoint, target_length: int, options: SearchOpti
         n_hat=options.n_hat,
         attention_factor=options.attention_factor,
         from_factors=options.from_factors,
+        family=options.family,
     )
     for length, _ in options.window_shares:
         if not 2 <= length <= target_length:
@@ -376,7 +377,7 @@ def _result(
         )
     found = replace(
         problem.space.to_factors(best.candidate),
-        method=options.strategy,
+        method=best.candidate.family.type if best.candidate.family else options.strategy,
         provenance=_provenance(checkpoint, problem, options, cache, best.loss),
     )
     starts = {point.label: _scored(point, problem) for point in cache.history if point.known}

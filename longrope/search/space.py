@@ -22,6 +22,7 @@ from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError
 from longrope.factors import N_HAT_CHOICES, BoundFactors, RescaleFactors
+from longrope.family import FamilyName, RopeFamily
 from longrope.search.trial import Candidate, Float64
 
 STEP = 0.01
@@ -53,6 +54,7 @@ class SearchSpace:
         n_hats: start-token counts to choose from; one number fixes it.
         attention_factor: None for the formula's, else the value candidates have (and start from, if searched).
         search_attention: whether strategies may move the attention factor.
+        family: `free`, or what candidates' factors follow from: the parameters of `yarn`, or of `linear`.
     """
 
     unscaled: BoundFactors
@@ -63,6 +65,7 @@ class SearchSpace:
     n_hats: tuple[int, ...] = (0,)
     attention_factor: float | None = None
     search_attention: bool = False
+    family: FamilyName = "free"
 
     @property
     def original(self) -> int:
@@ -94,7 +97,11 @@ class SearchSpace:
     @property
     def default_attention(self) -> float:
         """The attention factor of a candidate that does not say its own."""
-        return self.unscaled.formula_attention_factor if self.attention_factor is None else self.attention_factor
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.family == "free":
+            return self.unscaled.formula_attention_factor
+        return rope.yarn_attention_factor(self.length_scale) if self.family == "yarn" else 1.0
 
     def candidate(
         self, multipliers: Float64, n_hat: int | None = None, attention_factor: float | None = None
@@ -138,13 +145,30 @@ class SearchSpace:
             )
         )
 
+    def of_family(self, family: RopeFamily) -> Candidate:
+        """The candidate with these parameters; a fixed attention factor of this space takes the place of YaRN's formula."""
+        if family.type == "yarn" and self.attention_factor is not None and not self.search_attention:
+            family = replace(family, attention_factor=self.attention_factor)
+        factors = family.factors(self.rotary_dim, original=self.original, rope_theta=self.rope_theta)
+        return Candidate(factors, 0, family.attention_factor, family)
+
     def known_methods(self) -> tuple[StartingPoint, ...]:
-        """PI, NTK-aware and YaRN 32/1, the paper's three starting points."""
+        """PI, NTK-aware and YaRN 32/1, the paper's three starting points; without YaRN in the linear family."""
+        if self.family != "free":
+            return self._known_of_family()
         return (
             StartingPoint("PI", self.candidate(rope.pi_factors(self.rotary_dim, self.length_scale))),
             StartingPoint("NTK", self.candidate(rope.ntk_factors(self.rotary_dim, self.length_scale))),
             StartingPoint("YaRN 32/1", self.yarn(*YARN_BETAS)),
         )
+
+    def _known_of_family(self) -> tuple[StartingPoint, ...]:
+        s, theta, d = self.length_scale, self.rope_theta, self.rotary_dim
+        ntk = RopeFamily("linear", 1.0, theta * s ** (d / (d - 2))) if d > 2 else RopeFamily("linear", s, theta)
+        found = {"YaRN 32/1": RopeFamily.yarn(s, theta), "PI": RopeFamily("linear", s, theta), "NTK": ntk}
+        if self.family == "linear":
+            del found["YaRN 32/1"]
+        return tuple(StartingPoint(name, self.of_family(family)) for name, family in found.items())
 
     def mild_methods(self) -> Iterator[StartingPoint]:
         """Powers of a long YaRN ramp, from which a search with a cap at the original window can begin.
@@ -184,6 +208,7 @@ class SearchSpace:
             long_factor=candidate.factors,
             n_hat=candidate.n_hat,
             attention_factor=self.attention_factor if attention is None else attention,
+            family=candidate.family,
         )
 
 
@@ -194,6 +219,7 @@ def make_space(
     n_hat: int | str = 0,
     attention_factor: float | str = "formula",
     from_factors: RescaleFactors | None = None,
+    family: FamilyName = "free",
 ) -> SearchSpace:
     """The space of a checkpoint and a target length.
 
@@ -203,11 +229,14 @@ def make_space(
         n_hat: a fixed number of start tokens, or `search`.
         attention_factor: `formula`, `search`, or a fixed value: of the model, whatever its base has.
         from_factors: second interpolation: the factors of the extended model to put multipliers on.
+        family: `free`, `yarn` or `linear`.
 
     Raises:
         InputError: the target is not longer than what is there, a value is out of range, or `from_factors` say no target.
         UnsupportedError: the model attends over fewer tokens than the target.
     """
+    if family != "free":
+        checkpoint.require_family(family)
     architecture_of({**checkpoint.config, "max_position_embeddings": target})  # refuses a shorter sliding window
     base = _start(checkpoint, target, from_factors)
     reached = base.window
@@ -223,6 +252,7 @@ def make_space(
         n_hats=_n_hats(n_hat, target),
         attention_factor=unscaled.formula_attention_factor if searched else _attention(attention_factor),
         search_attention=searched,
+        family=family,
     )
 
 

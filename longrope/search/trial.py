@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrope.factors import BoundFactors, FactorSet
+from longrope.family import RopeFamily
 
 Float64 = NDArray[np.float64]
 
@@ -29,23 +30,27 @@ class Candidate:
         factors: [d/2] rescale factors, final ones (for a second interpolation: base times multiplier).
         n_hat: start tokens that are not rescaled.
         attention_factor: what cos and sin are multiplied by; None for the search space's own.
+        family: parameters that the factors follow from; None for free ones.
     """
 
     factors: tuple[float, ...]
     n_hat: int = 0
     attention_factor: float | None = None
+    family: RopeFamily | None = None
 
     @classmethod
     def of(cls, factors: BoundFactors, name: FactorSet) -> Candidate:
         """One set of bound factors; the way back is `SearchSpace.to_factors`."""
-        return cls(factors.set(name), factors.n_hat, factors.effective_attention_factor)
+        return cls(factors.set(name), factors.n_hat, factors.effective_attention_factor, factors.family)
 
     def to_json(self) -> dict[str, Any]:
-        return {"factors": list(self.factors), "n_hat": self.n_hat, "attention_factor": self.attention_factor}
+        data = {"factors": list(self.factors), "n_hat": self.n_hat, "attention_factor": self.attention_factor}
+        return data if self.family is None else {**data, "family": self.family.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Candidate:
-        return cls(tuple(data["factors"]), data["n_hat"], data["attention_factor"])
+        family = RopeFamily.from_json(data["family"]) if data.get("family") else None
+        return cls(tuple(data["factors"]), data["n_hat"], data["attention_factor"], family)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ class ExtendRequest:
 
     @property
     def sets(self) -> shared.FactorSetsWish:
-        """`factor_sets`; of mixed training, which trains both sets, `auto` exports both."""
+        """`factor_sets`; of mixed training, which trains both sets, `auto` exports both, and a family is one set."""
+        if self.factor_sets == "auto" and self.options.search.family != "free":
+            return "single"
         return "dual" if self.factor_sets == "auto" and self.options.mixed else self.factor_sets
 
 

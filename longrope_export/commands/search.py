@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,4 +107,22 @@ def print_result(result: SearchResult, output: Path | None, progress: Progress) 
     for start in sorted(result.starting_points, key=lambda start: start.loss):
         above = f", {100 * math.expm1(start.excess):.2f} % above the short budget" if start.excess else ""
         progress.line(f"{start.name}: perplexity {start.perplexity:.4f}{above}")
+    for line in family_lines(result):
+        progress.line(line)
     progress.line(f"found: perplexity {result.perplexity:.4f}, {result.evaluations} evaluations; written to {output}")
+
+
+def family_lines(result: SearchResult) -> Iterator[str]:
+    """The parameters that a family's search found, and what they were compared with."""
+    family = result.factors.family
+    if family is None:
+        return
+    yield f"parameters: {family}"
+    others = sorted(result.starting_points, key=lambda start: start.loss)
+    if others:
+        best = others[0]
+        yield (
+            f"against {best.name}, the best of {', '.join(start.name for start in others)} on the same windows: "
+            f"{100 * math.expm1(result.target_loss - best.target_loss):+.2f} % perplexity. Free factors were not searched: "
+            "--family free with the same budget shows what the family costs"
+        )

@@ -16,7 +16,7 @@ the same windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from longrope.search.strategies.evolution import ATTENTION_BOUNDS
 from longrope.search.strategies.gradient import WindowOrder
 from longrope.search.strategies.monotone import rising
 from longrope.search.strategies.natural import NaturalDescent
+from longrope.search.strategies.parameters import parameters
 from longrope.search.strategies.problem import Problem, TokenBudget
+from longrope.search.strategies.race import Outcomes, race
 from longrope.search.trial import Candidate, Outcome, Plan, Trial
 
 # Budget in full evaluations if none is given.
@@ -43,11 +45,12 @@ HEIGHT, WIDTHS = 0.15, (0.5, 1.0, 2.0)
 # The same height for ln attention, and the probability of a new n_hat.
 ATTENTION_HEIGHT, N_HAT_PROBABILITY = 0.03, 0.3
 
-Outcomes = Generator[Sequence[Trial], Sequence[Outcome], Outcome]
-
 
 def auto(problem: Problem) -> Plan:
-    """See the module's docstring."""
+    """See the module's docstring; a family of parameters has a search of its own."""
+    if problem.space.family != "free":
+        yield from parameters(problem, problem.token_budget(OWN_BUDGET))
+        return
     budget, mutants = problem.token_budget(OWN_BUDGET), Mutants(problem)
     best = yield from screen(problem, budget)
     if problem.gradients:
@@ -106,22 +109,6 @@ def starting_points(problem: Problem) -> Iterator[StartingPoint]:
         if start.candidate not in seen:
             seen.add(start.candidate)
             yield start
-
-
-def race(
-    problem: Problem, start: StartingPoint, best: Outcome, budget: TokenBudget, *, known: bool = False
-) -> Outcomes:
-    """Measure a candidate on more and more windows until it is behind; the better of it and the best so far."""
-    on_best = dict(zip(best.trial.windows, best.losses, strict=True))
-    paid = 0
-    for windows in problem.stages:
-        budget.pay(problem.tokens(windows) - paid)
-        paid = problem.tokens(windows)
-        last = windows == best.trial.windows
-        (outcome,) = yield [Trial(start.candidate, windows, start.name, known=known and last)]
-        if outcome.rank >= problem.objective.rank(windows, [on_best[w] for w in windows]):
-            return best
-    return outcome
 
 
 class Mutants:
