@@ -27,7 +27,7 @@ from longrope.estimates import memory
 from longrope.estimates.compute import Rates, duration, model_flops, training_seconds
 from longrope.estimates.memory import MemoryEstimate
 from longrope.estimates.shape import DecoderShape
-from longrope.finetune.loss import LOGITS_AT_ONCE
+from longrope.finetune.linear_loss import LOGITS_AT_ONCE
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import Stage
 from longrope.modeling import DTYPES

@@ -3,10 +3,7 @@
     ids ──decoder──► hidden [N, D] ──chunks──► logits [n, V] ──► Σ weight · NLL          (of taught tokens: to a teacher's
                                                                                           distribution, see `teacher`)
 
-The head and the loss are one call of torch's linear_cross_entropy with chunking (without its `options` it holds all
-logits). Gradients of tokens that count once are made in the forward, so the fused loss costs no arithmetic more than the
-plain one; the few that count more, answers of passkeys, go through the head by themselves. In bfloat16 torch also *sums* in
-bfloat16, a percent off; there every token's loss is asked for and summed here, and the head is computed again in backward.
+`linear_loss` has the head and the loss, in one.
 """
 
 from __future__ import annotations
@@ -18,12 +15,9 @@ from torch import Tensor, nn
 
 from longrope.errors import UnsupportedError
 from longrope.finetune.batch import IGNORED, PackedBatch
+from longrope.finetune.linear_loss import chunk_rows, weighted_loss
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.teacher import Lesson, taught_loss
-
-# Logits held at a time: 32M numbers, 128 MB in float32. With fewer rows the head's gradient would be moved too often.
-LOGITS_AT_ONCE = 1 << 25
-MIN_ROWS, MAX_ROWS = 256, 8192
 
 
 class TrainingLoss(nn.Module):
@@ -69,44 +63,12 @@ class TrainingLoss(nn.Module):
         head_weight = head.weight.to(self.dtype)
         bias = None if getattr(head, "bias", None) is None else head.bias.to(self.dtype)
 
-        def nll(hidden_ND: Tensor, labels_N: Tensor, reduction: str) -> Tensor:
-            losses: Tensor = nn.functional.linear_cross_entropy(
-                hidden_ND,
-                head_weight,
-                labels_N,
-                linear_bias=bias,
-                reduction=reduction,
-                ignore_index=IGNORED,
-                options=chunking(head_weight.shape[0]),
-            )
-            return losses.float()
-
         def logits(hidden_ND: Tensor) -> Tensor:
             return nn.functional.linear(hidden_ND, head_weight, bias)
 
-        def weighted(hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
-            return (nll(hidden_ND, labels_N, "none") * weights_N).sum()
-
-        alone_N = (weights_N != 1) & (labels_N != IGNORED)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND = hidden_ND.to(self.dtype)
-            if self.dtype != torch.float32:
-                total = weighted(hidden_ND, labels_N, weights_N)
-            else:
-                total = nll(hidden_ND, labels_N.masked_fill(alone_N, IGNORED), "sum")
-                if alone_N.any():
-                    total = total + weighted(hidden_ND[alone_N], labels_N[alone_N], weights_N[alone_N])
+            total = weighted_loss(hidden_ND, head_weight, bias, labels_N, weights_N)
             if lesson is not None:
                 total = total + taught_loss(hidden_ND[taught_N], logits, lesson, chunk_rows(head_weight.shape[0]))
         return total
-
-
-def chunking(vocab_size: int) -> nn.LinearCrossEntropyOptions:
-    """torch's options for chunks of `chunk_rows`."""
-    return nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=chunk_rows(vocab_size))
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Rows of a chunk, enough that the head's gradient is not moved more often than it is computed."""
-    rows = 1 << (LOGITS_AT_ONCE // vocab_size).bit_length() - 1 if vocab_size < LOGITS_AT_ONCE else MIN_ROWS
-    return min(max(rows, MIN_ROWS), MAX_ROWS)

@@ -124,12 +124,8 @@ class TrainedModel:
 
 
 def require_extras(options: TrainOptions) -> None:
-    """Raise MissingRequirementError for a library or device that is needed and not there, or a torch too old."""
+    """Raise MissingRequirementError for a library or device that is needed and not there."""
     require_device(options.device)
-    if not hasattr(nn, "LinearCrossEntropyOptions"):
-        raise MissingRequirementError(
-            f"training needs torch 2.13 or newer (linear_cross_entropy), found {torch.__version__}: pip install -U torch"
-        )
     needed = {
         "peft": (options.lora_rank is not None, "LoRA needs peft: pip install 'longrope-export[train]'"),
         "bitsandbytes": (options.optimizer == "adamw8bit", "adamw8bit needs bitsandbytes: pip install bitsandbytes"),

@@ -18,7 +18,7 @@ from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.finetune import attention
 from longrope.finetune.attention import attend, document_attention, use_document_attention
 from longrope.finetune.batch import IGNORED, PackedBatch, TrainingSequence, join, pack
-from longrope.finetune.loss import TrainingLoss, chunking
+from longrope.finetune.loss import TrainingLoss
 from longrope.finetune.rotary import LONG, SHORT, SequenceRotary
 from longrope.modeling import RescaledRotary, build_model, replace_rotary
 from tests.common import PICO_CHANGES, pico_checkpoint
@@ -160,12 +160,6 @@ def test_fused_loss_and_gradients_equal_the_plain_ones(
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=2e-4)
-
-
-def test_chunks_are_bounded() -> None:
-    assert chunking(2048).batch_chunk_size == 8192
-    assert chunking(49_152).batch_chunk_size == 512
-    assert chunking(1 << 26).batch_chunk_size == 256
 
 
 def test_layers_that_are_not_plainly_causal_are_refused() -> None:
