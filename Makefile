@@ -11,6 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
+.PHONY: test-oldest gpu-check gpu-bundle
 .PHONY: bench-search bench-gguf bench-onnx bench-train bench-progressive
 
 setup: $(STAMP)
@@ -56,6 +57,25 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+# Fine-tuning with the oldest torch that transformers 5 takes; PyPI has it with CUDA alone: 3 GB to fetch, 6 GB on the disk.
+OLDEST     := .venv-oldest
+FINETUNING := tests/unit/test_linear_loss.py tests/unit/test_finetune_*.py tests/unit/test_training_log.py \
+              tests/integration/test_checkpoints.py tests/integration/test_finetune.py tests/integration/test_teacher.py \
+              tests/integration/test_parallel*.py tests/integration/test_stages.py
+
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -q torch==2.6.0 -e '.[train]' gguf pytest pytest-timeout
+	$(OLDEST)/bin/python -m pytest $(FINETUNING)
+
+# Whether this machine's GPU computes what a CPU does, in how much memory, how fast; goes on where it was stopped.
+gpu-check: $(SMOLLM2)
+	$(BIN)/longrope-export doctor --gpu --model $(SMOLLM2) -o runs/gpu-check --resume
+
+# The same for a machine that can download nothing: everything it needs, in parts of 60 MiB.
+gpu-bundle: $(SMOLLM2)
+	$(BIN)/python -m benchmarks.gpu_bundle $(SMOLLM2) -o runs/gpu-bundle --texts runs/texts
 
 # Branches of the three packages that the tests take, those of subprocesses too; fails below what pyproject.toml asks for.
 coverage: setup

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from longrope.checkpoint import open_checkpoint
+from longrope.errors import MissingRequirementError
 from longrope.finetune.attention import NAME, use_document_attention
 from longrope.finetune.batch import PackedBatch, TrainingSequence, pack
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.loss import TrainingLoss
-from longrope.finetune.parallel import Parallel, full_weights
+from longrope.finetune.parallel import Parallel, full_weights, require_sharding
 from longrope.finetune.rotary import LONG, SHORT, SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
 from longrope.modeling import build_model, replace_rotary
@@ -39,8 +41,13 @@ def run_processes(count: int, function: Callable[..., Any], arguments: Mapping[s
     """Call a module's function in `count` processes as torchrun would start them, once for each argument.
 
     Returns:
-        Name of the argument → what each process returned, by rank. A process that fails fails the call.
+        Name of the argument → what each process returned, by rank. A process that fails fails the call. A torch that is too
+        old for several processes skips the test.
     """
+    try:
+        require_sharding()
+    except MissingRequirementError as error:
+        pytest.skip(str(error))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results = {}

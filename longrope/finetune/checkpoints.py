@@ -9,11 +9,13 @@
 Tensors are torch.distributed.checkpoint's business, in its safetensors form: each file says which slice of which tensor it
 holds, so any number of processes, sharded in whatever way, reads what it needs. Nothing is pickled. Frozen weights are not
 saved: who resumes has the model they came from. Several machines need a file system that all of them see.
+Before torch 2.8 that form cannot be spread over processes; there one process writes whole tensors by safetensors itself.
 """
 
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import random
 import re
@@ -27,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -141,9 +143,14 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
 def _write_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     of_optimizer, plain = _optimizer_state(model, optimizer)
     tensors = {**_trained(model), **of_optimizer}
-    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
-    with _quiet():
-        save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+    if (storage := distributed_storage()) is None:
+        _write_whole(folder, tensors)
+    else:
+        writer = storage.HuggingFaceStorageWriter(
+            str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True
+        )
+        with _quiet():
+            save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     sync(folder)
     return plain
 
@@ -156,14 +163,45 @@ def _read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         odd = sorted(fresh.keys() ^ plain.keys())[0]
         raise InputError(f"{folder}: is a checkpoint of another model or optimizer: they differ in {odd}")
     tensors = {**_trained(model), **of_optimizer}
-    reader = HuggingFaceStorageReader(str(folder / "tensors"))
     try:
-        with _quiet():
-            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        if (storage := distributed_storage()) is None:
+            _read_whole(folder / "tensors", tensors)
+        else:
+            reader = storage.HuggingFaceStorageReader(str(folder / "tensors"))
+            with _quiet():
+                load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise InputError(f"{folder}: is a checkpoint of another model or damaged: {_cause(error)}") from None
     flat: dict[str, Any] = {name.removeprefix("optimizer."): tensor for name, tensor in of_optimizer.items()}
     set_optimizer_state_dict(model, optimizer, {**flat, **plain}, options=_FLAT)
+
+
+def distributed_storage() -> Any | None:
+    """torch's module for safetensors files of tensors that are spread over processes; None in a torch without (2.6, 2.7)."""
+    try:
+        from torch.distributed.checkpoint import hf_storage
+    except ImportError:
+        return None
+    taken = inspect.signature(hf_storage.HuggingFaceStorageWriter.__init__).parameters
+    return hf_storage if "save_distributed" in taken else None
+
+
+def _write_whole(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """What one process holds, in files of safetensors."""
+    folder.mkdir()
+    numbers = _files(tensors)
+    for number in sorted(set(numbers.values())):
+        parts = {name: tensor.contiguous() for name, tensor in tensors.items() if numbers[name] == number}
+        save_file(parts, folder / f"shard-{number:05d}.safetensors")
+
+
+def _read_whole(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Copy files of `_write_whole` into live tensors of the same names and shapes. Raises InputError."""
+    stored = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    for name, tensor in tensors.items():
+        if name not in stored or stored[name].shape != tensor.shape:
+            raise InputError(f"{folder.parent}: is a checkpoint of another model or damaged: it has no such {name}")
+        tensor.copy_(stored[name])
 
 
 def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from longrope.errors import InputError, LongRopeError, UnsupportedError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
+from longrope.finetune.checkpoints import distributed_storage
 from longrope.finetune.options import TrainOptions
 
 Result = TypeVar("Result")
@@ -83,6 +84,7 @@ class Parallel:
 
         Raises:
             InputError: the sizes do not divide the number of processes.
+            MissingRequirementError: this torch is too old for several processes.
         """
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -90,6 +92,7 @@ class Parallel:
         _check_divides("fsdp", fsdp or world_size, world_size)
         if "RANK" not in os.environ:
             return cls.single(kind)
+        require_sharding()
         place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(place)
@@ -242,6 +245,14 @@ def processes(options: TrainOptions) -> Iterator[Parallel]:
     kind = options.device.split(":")[0]
     with Parallel.from_environment(options.sequence_parallel, device=kind, fsdp=options.fsdp) as parallel:
         yield parallel if parallel.world_size > 1 else Parallel.single(options.device)
+
+
+def require_sharding() -> None:
+    """Raise MissingRequirementError for a torch whose FSDP2 cannot sum gradients over gloo, or write what is sharded."""
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms") or distributed_storage() is None:
+        raise MissingRequirementError(
+            f"training in several processes needs torch 2.9 or newer, found {torch.__version__}: pip install -U torch"
+        )
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

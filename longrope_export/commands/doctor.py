@@ -1,4 +1,7 @@
-"""`longrope-export doctor`: what is installed, what works, what to do. A finding is made by trying, not from a version."""
+"""`longrope-export doctor`: what is installed, what works, what to do. A finding is made by trying, not from a version.
+
+With `--gpu` it checks the device itself, see `longrope_export.gpu_check`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from longrope.errors import LongRopeError
+from longrope.errors import InputError, LongRopeError
+from longrope.machine import AUTO, device_option, resolve_device
+from longrope.options import ModelName, Words, option
 from longrope.provenance import usable_cpus, versions
 from longrope_export import options
 
@@ -39,20 +44,93 @@ class Finding:
 class DoctorRequest:
     """The options of `doctor`."""
 
+    gpu: bool = option(
+        False,
+        section="Machine",
+        help="Check the device: right, memory, speed and the method itself; some 7 minutes on an H100.",
+    )
+    tiny: bool = option(False, section="Machine", help="With --gpu: the same code with a budget that a CPU can do.")
+    device: str = device_option()
+    model: ModelName = option(
+        "default", section="Input", help="Model that --gpu checks: a folder, a Hub id or a GGUF file."
+    )
+    train_text: Path | None = option(
+        None, section="Input", unset="the built-in texts", help="Text that --gpu trains on: a file or a folder."
+    )
+    sections: Words = option(
+        (), unset="all", help="Sections that --gpu runs, by comma: right, memory, speed, headline."
+    )
+    output: Path | None = options.output("Folder of --gpu's runs and gpu_check.json.", required=False)
+    resume: bool = options.resume("Keep the sections of --gpu that the run in --output finished.")
     json_path: str | None = options.json_file()
+
+    def __post_init__(self) -> None:
+        given = (self.tiny, self.model != "default", self.train_text, self.sections, self.output, self.resume)
+        if not self.gpu and (any(given) or self.device != AUTO):
+            raise InputError(
+                "--device, --model, --output and the like say how --gpu checks: expected --gpu beside them"
+            )
+        if self.gpu and self.output is None:
+            raise InputError("--gpu: expected --output FOLDER for its runs and its result")
 
 
 @options.command(DoctorRequest)
 def command(request: DoctorRequest) -> int:
-    """Say what is installed, what works and what to do. Exit code 3 when something required is missing."""
+    """Say what is installed, what works and what to do.
+
+    Exit code 3 when something required is missing; with --gpu, 1 when a check of the device fails.
+    """
     from longrope_export.console import print_table, write_json
 
+    if request.gpu:
+        return _check_device(request)
     findings = examine()
     if request.json_path is None:
         rows = [[finding.what, finding.state, finding.detail] for finding in findings]
         print_table("longrope-export doctor", ("what", "state", "detail"), rows)
     write_json([asdict(finding) for finding in findings], request.json_path)
     return 3 if any(finding.required and finding.state != "ok" for finding in findings) else 0
+
+
+def _check_device(request: DoctorRequest) -> int:
+    """The sections of `--gpu`, their table, and 1 when a row failed."""
+    from longrope.files import refuse_existing
+    from longrope.modeling import require_device
+    from longrope_export.console import ConsoleProgress, write_json
+    from longrope_export.default_model import SEARCH_TEXTS, TEST_TEXTS
+    from longrope_export.gpu_check.base import FULL, TINY, Setting
+    from longrope_export.gpu_check.run import SECTIONS, failures, run_sections
+    from longrope_export.models import open_model
+
+    assert request.output is not None
+    device = resolve_device(request.device)
+    require_device(device)
+    if device == "cpu" and not request.tiny:
+        raise InputError("--gpu found no GPU here: expected one, or --tiny for a budget that a CPU can do")
+    if not request.resume:
+        refuse_existing(request.output, overwrite=False)
+    setting = Setting(
+        open_model(request.model),
+        device,
+        TINY if request.tiny else FULL,
+        request.output,
+        SEARCH_TEXTS,
+        TEST_TEXTS,
+        request.train_text or SEARCH_TEXTS,
+    )
+    result = run_sections(setting, request.sections or SECTIONS, ConsoleProgress(), resume=request.resume)
+    if request.json_path is None:
+        _print_checks(result)
+    write_json(result, request.json_path)
+    return 1 if failures(result) else 0
+
+
+def _print_checks(result: dict[str, Any]) -> None:
+    from longrope_export.console import print_table
+
+    for name, section in result["sections"].items():
+        rows = [[row["what"], row["value"], row["expected"], row["state"]] for row in section["rows"]]
+        print_table(f"{name}, {section['seconds']:.0f} s", ("what", "found", "expected", "state"), rows)
 
 
 def examine() -> list[Finding]:

@@ -24,7 +24,7 @@ FORBIDDEN = {
     "longrope_export": FORMAT_LIBRARIES - {"onnx"} | {"tests"},
 }
 # Used where they are installed; what needs them says how to install them.
-UNDECLARED = {"bitsandbytes", "flash_attn", "lm_eval"}
+UNDECLARED = {"bitsandbytes", "flash_attn", "liger_kernel", "lm_eval"}
 # Distributions whose modules have other names.
 MODULES = {"pyyaml": "yaml", "llama-cpp-python": "llama_cpp"}
 # Imported by a name that is put together, or by the libraries that are.

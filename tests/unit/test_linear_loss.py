@@ -64,7 +64,9 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ours_is_the_plain_loss_in_float64(dtype: torch.dtype, bias: bool) -> None:
     """To 1e-6; in 16 bits logits are rounded, each by half a last bit, and nothing else is."""
     given = inputs(dtype, bias=bias)
-    exact = with_gradients(plain_loss, tuple(each if each is None or each is given[3] else each.double() for each in given))
+    exact = with_gradients(
+        plain_loss, tuple(each if each is None or each is given[3] else each.double() for each in given)
+    )
     ours = with_gradients(chunked_loss, given)
     if dtype.itemsize == 2:
         assert ours[0] == pytest.approx(exact[0], rel=ROUNDING[dtype] / 16)
