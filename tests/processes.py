@@ -37,6 +37,14 @@ ROW = 256
 PRELOADED = ["torch", "transformers.models.llama.modeling_llama", "torch.distributed.checkpoint", "tests.processes"]
 
 
+def skip_without_sharding() -> None:
+    """Skip a test of several processes where torch is too old for them."""
+    try:
+        require_sharding()
+    except MissingRequirementError as error:
+        pytest.skip(str(error))
+
+
 def run_processes(count: int, function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Call a module's function in `count` processes as torchrun would start them, once for each argument.
 
@@ -44,10 +52,7 @@ def run_processes(count: int, function: Callable[..., Any], arguments: Mapping[s
         Name of the argument → what each process returned, by rank. A process that fails fails the call. A torch that is too
         old for several processes skips the test.
     """
-    try:
-        require_sharding()
-    except MissingRequirementError as error:
-        pytest.skip(str(error))
+    skip_without_sharding()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results = {}

@@ -163,13 +163,14 @@ def _read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         odd = sorted(fresh.keys() ^ plain.keys())[0]
         raise InputError(f"{folder}: is a checkpoint of another model or optimizer: they differ in {odd}")
     tensors = {**_trained(model), **of_optimizer}
+    if (storage := distributed_storage()) is None:
+        _read_whole(folder / "tensors", tensors)
+        _set_groups(model, optimizer, plain)
+        return
+    reader = storage.HuggingFaceStorageReader(str(folder / "tensors"))
     try:
-        if (storage := distributed_storage()) is None:
-            _read_whole(folder / "tensors", tensors)
-        else:
-            reader = storage.HuggingFaceStorageReader(str(folder / "tensors"))
-            with _quiet():
-                load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        with _quiet():
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise InputError(f"{folder}: is a checkpoint of another model or damaged: {_cause(error)}") from None
     flat: dict[str, Any] = {name.removeprefix("optimizer."): tensor for name, tensor in of_optimizer.items()}
@@ -202,6 +203,17 @@ def _read_whole(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         if name not in stored or stored[name].shape != tensor.shape:
             raise InputError(f"{folder.parent}: is a checkpoint of another model or damaged: it has no such {name}")
         tensor.copy_(stored[name])
+
+
+def _set_groups(model: nn.Module, optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> None:
+    """Plain values of the optimizer's groups; its tensors are live. torch 2.6 cannot set them where weights are tied."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    for group in optimizer.param_groups:
+        prefixes = [f"param_groups.{name}." for parameter in group["params"] for name in names[parameter]]
+        known = next(prefix for prefix in prefixes if f"{prefix}lr" in plain)
+        group |= {key.removeprefix(known): value for key, value in plain.items() if key.startswith(known)}
 
 
 def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from longrope.finetune.log import read_log
 from longrope.finetune.progressive import known_stage_factors, rescaled
 from longrope.finetune.stages import Stage
 from tests.common import PICO_BUDGET, REPOSITORY, cli_process, pico_factors, pico_text, run_cli
+from tests.processes import skip_without_sharding
 
 PLAN = """
 [[stage]]
@@ -121,6 +122,7 @@ def test_processes_share_the_training_and_nothing_else(
     pico: Checkpoint, texts: Path, plan: Path, tmp_path: Path
 ) -> None:
     """torchrun: the first process searches, recovers and exports, both train; the same factors and curves as of one."""
+    skip_without_sharding()
     one, two = tmp_path / "one", tmp_path / "two"
     program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "longrope_export")
     told = subprocess.run(
