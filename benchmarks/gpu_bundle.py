@@ -36,7 +36,7 @@ CHECK = """#!/usr/bin/env bash
 # Check this machine's device; RESULTS is the folder of the runs and of gpu_check.json, further arguments go to doctor.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-results=$1; shift
+results=$(realpath -m "$1"); shift
 [ -d "$here/venv" ] || python3 -m venv --system-site-packages "$here/venv"
 "$here/venv/bin/pip" install -q --no-index --no-deps "$here"/wheels/*.whl
 cd "$here"

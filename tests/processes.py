@@ -25,6 +25,7 @@ from longrope.finetune.attention import NAME, use_document_attention
 from longrope.finetune.batch import PackedBatch, TrainingSequence, pack
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.loss import TrainingLoss
+from longrope.finetune.model import recompute_activations
 from longrope.finetune.parallel import Parallel, full_weights, require_sharding
 from longrope.finetune.rotary import LONG, SHORT, SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
@@ -175,7 +176,7 @@ def _train(run: Run, parallel: Parallel) -> Outcome:
     use_document_attention(model)
     use_ulysses(model, parallel, NAME)
     if run.recompute:
-        model.activation_checkpointing_enable()
+        recompute_activations(model)
     whole = parallel.shard(TrainingLoss(model, rotary))
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-3)
     first, losses, norms = 0, [], []

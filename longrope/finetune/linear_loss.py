@@ -116,20 +116,20 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(hidden_ND), rows):
             part = slice(start, start + rows)
             logits_nV, labels_n1 = linear(hidden_ND[part], head_VD, bias_V).to(wide), labels_N[part, None].clamp_min(0)
-            normalizer_n1 = logits_nV.logsumexp(-1, keepdim=True)
-            nll_n1 = normalizer_n1 - logits_nV.gather(1, labels_n1)
-            total += (nll_n1[:, 0] * counts_N[part]).sum()
+            highest_n1, told_n1 = logits_nV.amax(-1, keepdim=True), logits_nV.gather(1, labels_n1)
+            exp_nV = logits_nV.sub_(highest_n1).exp_()  # in place: logsumexp would hold two chunks more
+            sum_n1, counts_n1 = exp_nV.sum(-1, keepdim=True), counts_N[part, None]
+            total += ((sum_n1.log() + highest_n1 - told_n1) * counts_n1).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            d_logits_nV = logits_nV.sub_(normalizer_n1).exp_()
-            d_logits_nV.scatter_add_(1, labels_n1, torch.full_like(nll_n1, -1.0))
-            d_logits_nV = d_logits_nV.mul_(counts_N[part, None]).to(hidden_ND.dtype)
+            d_logits_nV = exp_nV.mul_(counts_n1 / sum_n1).scatter_add_(1, labels_n1, -counts_n1).to(hidden_ND.dtype)
             if d_hidden_ND is not None:
                 torch.mm(d_logits_nV, head_VD, out=d_hidden_ND[part])
             if d_head_VD is not None:
                 d_head_VD += d_logits_nV.T @ hidden_ND[part]
             if d_bias_V is not None:
                 d_bias_V += d_logits_nV.sum(0, dtype=wide)
+            del logits_nV, exp_nV, d_logits_nV  # before there are those of the next chunk
         ctx.save_for_backward(d_hidden_ND, d_head_VD, d_bias_V)
         ctx.types = head_VD.dtype
         return total

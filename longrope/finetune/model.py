@@ -68,9 +68,7 @@ class TrainedModel:
             _use_liger(self.model)
         self._adapter = _with_lora(self.model, options)
         if checkpointing:
-            # transformers 6 drops the old name
-            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-            getattr(self.model, new if hasattr(self.model, new) else old)({"use_reentrant": False})
+            recompute_activations(self.model)
         self.model.train()
         compute = DTYPES[options.dtype]
         self.loss = TrainingLoss(self.model, rotary, compute)
@@ -121,6 +119,12 @@ class TrainedModel:
         if written != expected:
             odd = sorted(written ^ expected)[0]
             raise LongRopeError(f"{folder}: the trained model's weights are not those of {self.checkpoint.name}: {odd}")
+
+
+def recompute_activations(model: Any) -> None:
+    """Activation checkpointing of transformers, layer by layer; transformers 6 drops the old name."""
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
 
 
 def require_extras(options: TrainOptions) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from longrope.estimates.training import training_memory
 from longrope.finetune.batch import TrainingSequence, pack
-from longrope.finetune.model import TrainedModel
+from longrope.finetune.model import TrainedModel, recompute_activations
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel
 from longrope.finetune.stages import Stage
@@ -53,7 +53,7 @@ class PlainTrainee:
         self._compute = DTYPES["float32" if setting.dtype == "float32" else "bfloat16"]
         self.model = build_model(setting.checkpoint, device=setting.device).requires_grad_(True).train()
         if checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-5, fused=True)
         self._ids = torch.as_tensor(setting.ids(length), device=self._device)[None]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longrope.finetune import linear_loss
 from longrope.finetune.batch import IGNORED
@@ -137,3 +138,28 @@ def test_ligers_kernel_gets_the_tokens_that_count_once(monkeypatch: pytest.Monke
 def test_chunks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert [chunk_rows(size) for size in (2048, 49_152, 1 << 26)] == [8192, 512, 256]
+
+
+class LargestResult(TorchDispatchMode):
+    """Watches how many numbers the largest result of an operation has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_one_chunk_are_the_largest_thing_ever_held(dtype: torch.dtype) -> None:
+    given = inputs(dtype)
+    with LargestResult() as ours:
+        with_gradients(chunked_loss, given)
+    with LargestResult() as plain:
+        with_gradients(plain_loss, given)
+    assert ours.numbers == chunk_rows(50) * 50
+    assert plain.numbers == 600 * 50
