@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_bundle runs/smollm2/….gguf -o runs/gpu-bundle
 
-    code, model, training texts, wheels ──► gpu-bundle.tar.gz.00, .01 …, unpack.sh
+    model, training texts, wheels ──► gpu-bundle.tar.gz.00, .01 …, unpack.sh
 
-The machine has Python, torch, transformers and numpy; `wheels` are the other dependencies, for its Python. There:
+The machine has Python, torch, transformers and numpy; `wheels` are this package and the rest, for its Python. There:
 
     bash unpack.sh gpu-bundle.tar.gz.* && bash longrope-gpu/check.sh RESULTS
 
@@ -28,7 +28,6 @@ from benchmarks.default_model.texts import load_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PART_BYTES = 60 << 20
-CODE = ("longrope", "converters", "longrope_export", "pyproject.toml", "README.md", "LICENSE")
 NAME, MODEL, TEXTS, WHEELS = "longrope-gpu", "model.gguf", "train.jsonl", "wheels"
 # What a machine with torch and transformers has.
 THERE = ("torch", "transformers", "numpy", "safetensors", "tokenizers", "huggingface_hub")
@@ -40,7 +39,7 @@ results=$(realpath -m "$1"); shift
 [ -d "$here/venv" ] || python3 -m venv --system-site-packages "$here/venv"
 "$here/venv/bin/pip" install -q --no-index --no-deps "$here"/wheels/*.whl
 cd "$here"
-HF_HUB_OFFLINE=1 PYTHONPATH="$here" "$here/venv/bin/python" -m longrope_export doctor --gpu --resume \\
+HF_HUB_OFFLINE=1 "$here/venv/bin/python" -m longrope_export doctor --gpu --resume \\
   --model model.gguf --train-text train.jsonl -o "$results" "$@"
 """
 UNPACK = """#!/usr/bin/env bash
@@ -56,11 +55,10 @@ cat "$@" | tar xz
 @click.option("--texts", type=click.Path(path_type=Path), help="Cache of the default model's sources, to train on.")
 @click.option("--python", default="3.12", help="Of the machine.")
 def main(model: Path, output: Path, texts: Path | None, python: str) -> None:
-    """Pack MODEL, a GGUF file, with the code, texts and wheels."""
+    """Pack MODEL, a GGUF file, with texts and wheels, this package among them."""
     with tempfile.TemporaryDirectory() as scratch:
         room = Path(scratch) / NAME
         room.mkdir()
-        add_code(room)
         shutil.copyfile(model, room / MODEL)
         add_texts(room / TEXTS, texts)
         add_wheels(room / WHEELS, python)
@@ -74,16 +72,6 @@ def main(model: Path, output: Path, texts: Path | None, python: str) -> None:
         (output / "unpack.sh").write_text(UNPACK)
 
 
-def add_code(room: Path) -> None:
-    """The packages as they are committed, the built-in model and texts included."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", *CODE], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        (room / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, room / name)
-
-
 def add_texts(file: Path, cache: Path | None) -> None:
     """The default model's training texts, one document a line; without a cache the built-in search texts."""
     if cache is None:
@@ -95,7 +83,9 @@ def add_texts(file: Path, cache: Path | None) -> None:
 
 
 def add_wheels(folder: Path, python: str) -> None:
-    """The dependencies that a machine with torch and transformers may lack, and the GGUF reader's."""
+    """This package, whose entry points open GGUF files, and what a machine with torch and transformers may lack."""
+    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(REPOSITORY)]
+    subprocess.run(wheel, check=True)
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     gguf = next(name for name in project["optional-dependencies"]["gguf"] if name.startswith("gguf"))
     wanted = [name for name in (*project["dependencies"], gguf) if not name.startswith(THERE)]
