@@ -62,7 +62,7 @@ test-slow: setup
 OLDEST     := .venv-oldest
 FINETUNING := tests/unit/test_linear_loss.py tests/unit/test_finetune_*.py tests/unit/test_training_log.py \
               tests/integration/test_checkpoints.py tests/integration/test_finetune.py tests/integration/test_teacher.py \
-              tests/integration/test_parallel*.py tests/integration/test_stages.py
+              tests/integration/test_parallel*.py
 
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
