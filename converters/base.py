@@ -17,7 +17,7 @@ from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
-from longrope.files import staged
+from longrope.files import sha256_of, staged
 from longrope.progress import Progress
 
 if TYPE_CHECKING:
@@ -61,12 +61,23 @@ class Check:
 
 @dataclass(frozen=True)
 class RuntimeUse:
-    """Which set a runtime uses when, in plain words, for `inspect` and the report."""
+    """Which set a runtime uses when, in plain words, for `inspect`, the report and the model card.
+
+    Args:
+        runtime: its name.
+        uses: which set, when.
+        safe: whether a sequence may grow past the original window with a filled cache.
+        advice: what to do, if anything.
+        run: Markdown that starts it; `$repo` and the like stand for what the artifact itself does not know.
+        ran: whether this program's checks run it; else the statement was read in its source.
+    """
 
     runtime: str
     uses: str
     safe: bool
     advice: str = ""
+    run: str = ""
+    ran: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +209,9 @@ class Converter(ABC):
             UnsupportedError: the format cannot express this model, tokenizer, type or these factors.
         """
 
+    # Ends the name of the repository that takes this format's files; empty for the model's own.
+    hub_suffix: ClassVar[str] = ""
+
     @abstractmethod
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> PlannedExport:
         """The plan that an artifact must follow: the reference with these factors, in the artifact's own type and options.
@@ -247,6 +261,30 @@ class Converter(ABC):
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         """Row of `converters.parity.TOLERANCES` that fits what the artifact's weight type does to the reference's."""
         return "f32"
+
+    def files(self, path: Path) -> list[Path]:
+        """Every file of an artifact, in order."""
+        return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+    def hashes(self, path: Path) -> dict[str, str]:
+        """SHA-256 of every file of an artifact, by its place in the artifact's folder: which bytes a claim is about."""
+        root = path if path.is_dir() else path.parent
+        return {file.relative_to(root).as_posix(): sha256_of(file) for file in self.files(path)}
+
+    def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
+        """An artifact's files under the names that the Hub's viewers and runtimes look for, or bytes where they change.
+
+        Args:
+            path: the artifact.
+            name: of the model, such as the second half of a repository's id.
+        """
+        root = path if path.is_dir() else path.parent
+        files = {file.relative_to(root).as_posix(): file for file in self.files(path)}
+        return {place: file for place, file in files.items() if not place.startswith(".") and "/." not in place}
+
+    def metadata_strings(self, path: Path) -> dict[str, str]:
+        """Texts in an artifact's binary metadata by key, the vocabulary left out: what may give away where it was made."""
+        return {}
 
     def tokenizer_source(self, path: Path) -> Checkpoint:
         """The artifact as a checkpoint whose tokenizer and facts of config.json can be used."""

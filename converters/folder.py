@@ -30,6 +30,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
 # What turns images, sound and video into tokens, where the language model is a part of such a model.
 PROCESSOR_FILES = (

@@ -177,6 +177,7 @@ def validate_artifacts(
             reference_fingerprint=reference.fingerprint,
             text_fingerprint=corpus.fingerprint,
             factors=dict(artifact.expected.to_json()),
+            files=artifact.converter.hashes(artifact.path),
             seed=None,  # nothing here is random
         )
     _Runs(reference, factors, options, progress).measure(list(zip(artifacts, results, strict=True)), texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -52,6 +53,12 @@ def json_text(data: Any, *, keep_non_finite: bool = False) -> str:
     """
     plain = data if keep_non_finite else _plain(data)
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, data: Any, *, keep_non_finite: bool = False) -> None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "inspect": "Say what an artifact holds and which runtime uses which set when.",
     "factors": "Import, show, plot and compare factor files.",
     "report": "Write a run's report again.",
+    "publish": "Publish a run, an artifact or factors on the Hub.",
+    "card": "Print the model card of a run.",
     "doctor": "Say what is installed, what works and what to do.",
 }
 INTERRUPTED = 130

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from converters.gguf import native
 from converters.gguf.blueprint import Blueprint, GgufOptions
 from converters.gguf.carriers import TARGETS, candidates
 from converters.gguf.checks import checks_of_file, static_checks
-from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, parts_named, type_name
+from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, part_path, parts_named, type_name
 from converters.gguf.factors import CARRIED_KEY, base_of, factors_of, read_factors, record_of, recorded_factors
 from converters.gguf.native import EXTRA, gguf, llama_cpp
 from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
@@ -26,6 +26,7 @@ from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer import difference
 from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
 from converters.gguf.writing import Content, write_gguf, write_parts
+from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
@@ -47,6 +48,7 @@ class GgufConverter(Converter):
 
     name = "gguf"
     suffix = ".gguf"
+    hub_suffix = "-GGUF"
     auto_factor_sets: ClassVar[FactorSets] = "dual"
     outtypes: ClassVar[Sequence[str]] = tuple(OUTTYPES)
     extra: ClassVar[str | None] = EXTRA
@@ -138,18 +140,33 @@ class GgufConverter(Converter):
         return max(names, key=_FINEST_FIRST.index, default="f32")
 
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        if factors.factor_sets == "single":
-            return [RuntimeUse("llama.cpp", "one set for every context", safe=True)]
-        original = window_words(factors)
-        return [
-            RuntimeUse(
-                "llama.cpp",
-                f"the short set in contexts (-c, rounded up to a multiple of 256) of up to {original} tokens, the long set "
-                "in larger ones; never both in one context",
-                safe=True,
-                advice=f"start it with -c {original} for short work; a larger context has the long set for short prompts too",
-            )
-        ]
+        return runtime_uses(self.name, factors)
+
+    def files(self, path: Path) -> list[Path]:
+        try:
+            with GgufFile(path) as file:
+                return [part.path for part in file.parts]
+        except InputError:  # damaged, which checks report
+            return [path]
+
+    def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
+        """Names by gguf's convention, weight type last, which the Hub's viewer and llama.cpp's and Ollama's tags go by."""
+        with GgufFile(path) as file:
+            parts, type = [part.path for part in file.parts], file.get(gguf.Keys.General.FILE_TYPE)
+        encoding = gguf.LlamaFileType(type).name.split("_", 1)[1] if type is not None else None
+        stem = gguf.naming_convention(name, None, None, None, None, encoding)
+        if len(parts) == 1:
+            return {f"{stem}.gguf": parts[0]}
+        return {part_path(Path(f"{stem}.gguf"), i, len(parts)).name: part for i, part in enumerate(parts)}
+
+    def metadata_strings(self, path: Path) -> dict[str, str]:
+        with GgufFile(path) as file:
+            values = {key: value.data for part in file.parts for key, value in part.values.items()}
+        return {
+            key: str(data)
+            for key, data in values.items()
+            if isinstance(data, str | tuple) and not key.startswith("tokenizer.ggml.")
+        }
 
     def describe(self, path: Path) -> dict[str, Any]:
         with GgufFile(path) as file:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse, window_words
-from converters.folder import COMPANIONS, PROCESSOR_FILES, config_checks, copy_files
+from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
+from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files
 from converters.hf import weights
-from longrope.architectures import ARCHITECTURES
+from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
@@ -23,6 +23,7 @@ from longrope.files import write_json
 from longrope.loading import require_announced
 from longrope.progress import Progress
 from longrope.reading import read_object
+from longrope.weights import safetensors_header
 from longrope.weights import has_weights
 
 if TYPE_CHECKING:
@@ -145,30 +146,20 @@ class HuggingFaceConverter(Converter):
         return next((name for name, stored in (("bf16", "BF16"), ("f16", "F16")) if stored in types), "f32")
 
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        if factors.factor_sets == "single":
-            everywhere = "the one set, at every length"
-            return [RuntimeUse(name, everywhere, True) for name in ("transformers", "vLLM", "SGLang", "TGI", "mlx-lm")]
-        original = window_words(factors)
-        cache = f"generate from a fresh cache once a sequence passes {original} tokens, or export --factor-sets single"
-        row = ARCHITECTURES.get(factors.model_type or "")
-        drops = row is not None and row.drops_cache_at_crossing
-        return [
-            RuntimeUse(
-                "transformers",
-                f"the long set as soon as the longest sequence of a batch has more than {original} tokens, "
-                + ("and then drops the cache" if drops else "while keys already cached keep the short set"),
-                drops,
-                "" if drops else cache,
-            ),
-            RuntimeUse(
-                "vLLM",
-                f"the long set for everything when --max-model-len is above {original}, else the short set",
-                True,
-                f"pass --max-model-len: its default is {original}",
-            ),
-            RuntimeUse("SGLang", f"the long set when a batch holds a position from {original} on", False, cache),
-            RuntimeUse("mlx-lm", "always the long set", True),
-        ]
+        return runtime_uses(self.name, factors)
+
+    def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
+        """What a checkpoint is made of; other weights, trainers' states and caches in the folder are left out."""
+        names = ("config.json", "tokenizer.json", PROVENANCE_FILE, "model.safetensors.index.json")
+        files = companions(path, (*names, *COMPANIONS, *PROCESSOR_FILES))
+        return {file.name: file for file in open_folder(path).weight_files} | {name: path / name for name in files}
+
+    def metadata_strings(self, path: Path) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for file in open_folder(path).weight_files:
+            for key, value in safetensors_header(file).get("__metadata__", {}).items():
+                found[f"{file.name}: {key}"] = str(value)
+        return found
 
     def describe(self, path: Path) -> dict[str, Any]:
         artifact = open_folder(path)

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Converter, Export, RuntimeUse, window_words
+from converters.base import Converter, Export, RuntimeUse
 from converters.onnx.options import PRECISIONS, OnnxOptions
+from converters.runtimes import runtime_uses
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -81,16 +82,20 @@ class OnnxConverter(Converter):
         return PRECISIONS[OnnxFile(path).outtype].tolerance
 
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        names = ("onnxruntime", "onnxruntime-genai", "optimum", "transformers.js")
-        if factors.factor_sets == "single":
-            return [RuntimeUse(name, "the one set, at every length", True) for name in names]
-        original = window_words(factors)
-        uses = (
-            f"the long set for every row that holds a position from {original} on, or whose rope_total_length is above "
-            f"{original}; keys already cached keep the short set"
-        )
-        advice = f"prefill again once a sequence passes {original} tokens, or export --factor-sets single"
-        return [RuntimeUse(name, uses, False, advice) for name in names]
+        return runtime_uses(self.name, factors)
+
+    def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
+        """transformers.js's layout: the graph under `onnx/` by its weight type, what describes the model at the root."""
+        self.check_requirements()
+        from converters.onnx.hub import hub_files
+
+        return hub_files(path)
+
+    def metadata_strings(self, path: Path) -> dict[str, str]:
+        self.check_requirements()
+        from converters.onnx.hub import metadata_strings
+
+        return metadata_strings(path)
 
     def describe(self, path: Path) -> dict[str, Any]:
         self.check_requirements()

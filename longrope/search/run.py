@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope import __version__
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, is_hub_id
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.estimates.compute import slow_seconds
 from longrope.estimates.memory import FREE_SHARE
@@ -427,7 +427,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "longrope_export": __version__,
-        "model": checkpoint.name,
+        "model": checkpoint.name if is_hub_id(checkpoint.name) else Path(checkpoint.name).name,  # no path of a machine
         "model_fingerprint": checkpoint.fingerprint,
         "text_fingerprint": replace(problem.objective, short_cap=None).fingerprint,
         "settings": options.settings(),

@@ -1,0 +1,205 @@
+"""What is published: a run, one artifact, or a file of factors, with its proof.
+
+The proof is a validation.json whose entry lists the SHA-256 of every file that was validated. It holds for these bytes and
+no others, so an artifact that was touched afterwards is found out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from converters import registry
+from converters.base import Converter, RuntimeUse
+from converters.factor_files import read_factors
+from longrope.checkpoint import is_hub_id
+from longrope.errors import InputError
+from longrope.factors import RescaleFactors
+from longrope_export import default_model
+from longrope_export.models import DEFAULT
+
+VALIDATION_FILE = "validation.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One artifact and what is known of it.
+
+    Args:
+        path: the artifact.
+        converter: of its format.
+        factors: that it holds; None for plain RoPE.
+        claims: entries of validation.json files about an artifact of its format.
+    """
+
+    path: Path
+    converter: Converter
+    factors: RescaleFactors | None
+    claims: Sequence[Mapping[str, Any]] = ()
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        return self.converter.hashes(self.path)
+
+    @cached_property
+    def proof(self) -> Mapping[str, Any] | None:
+        """The entry that is about these very bytes; None without one."""
+        return next((claim for claim in self.claims if _files(claim) == self.hashes), None)
+
+    @property
+    def fault(self) -> str:
+        """Why it may not be published, empty where it may."""
+        if self.factors is None:
+            return f"{self.path}: holds no rescale factors; it is not an extended model"
+        if self.proof is not None:
+            failed = [check["id"] for check in self.proof["checks"] if check["status"] == "fail"]
+            return (
+                "" if self.proof["passed"] and not failed else f"{self.path}: its validation failed ({_some(failed)})"
+            )
+        for claim in self.claims:
+            known = _files(claim)
+            if known and known.keys() & self.hashes.keys():
+                changed = sorted(
+                    name for name in known.keys() | self.hashes.keys() if known.get(name) != self.hashes.get(name)
+                )
+                return f"{self.path}: changed after its validation ({_some(changed)}); validate it again"
+        return f"{self.path}: no {VALIDATION_FILE} is about these files; run longrope-export validate with --json first"
+
+    @property
+    def uses(self) -> list[RuntimeUse]:
+        return self.converter.runtime_uses(self.factors) if self.factors else []
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was extended.
+
+    Args:
+        id: on the Hub; None where it has none that is known.
+        metadata: of its model card: licence and language.
+    """
+
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is published.
+
+    Args:
+        path: that was named.
+        factors: of the run, or of its only artifact.
+        exported: artifacts; none for a file of factors.
+        base: what was extended.
+        run: run.json; empty without a run.
+        evaluation: evaluation.json of the run; empty without one.
+    """
+
+    path: Path
+    factors: RescaleFactors
+    exported: Sequence[Exported]
+    base: Base
+    run: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_factors(self) -> bool:
+        return not self.exported
+
+    def of_format(self, name: str) -> list[Exported]:
+        """Its artifacts of a format."""
+        return [each for each in self.exported if each.converter.name == name]
+
+
+def open_subject(path: Path, *, validation: Path | None = None, base: Base | None = None) -> Subject:
+    """What is at `path`.
+
+    Args:
+        path: the folder of a finished run, an artifact, or a factors.json.
+        validation: what `validate --json` wrote about it; None looks in the run and beside the artifact.
+        base: what the caller knows of the model that was extended; the run's own knowledge fills the gaps.
+
+    Raises:
+        InputError: nothing of the kind is there, or the run has not finished.
+    """
+    if (path / "run.json").is_file():
+        return _open_run(path, base or Base(), validation)
+    if path.suffix.lower() == ".json" and path.is_file():
+        return Subject(path, read_factors(path), (), base or Base())
+    found = [validation] if validation else [path.parent / VALIDATION_FILE, path.parent.parent / VALIDATION_FILE]
+    exported = _exported(path, found)
+    if exported.factors is None:
+        raise InputError(exported.fault)
+    return Subject(path, exported.factors, (exported,), base or Base())
+
+
+def _open_run(folder: Path, base: Base, validation: Path | None) -> Subject:
+    run = read_object(folder / "run.json")
+    if run.get("state") != "done":
+        raise InputError(f"{folder}: this run is not finished; go on with it", option="resume")
+    evaluation = folder / "evaluation.json"
+    files = [validation or folder / VALIDATION_FILE]
+    return Subject(
+        folder,
+        RescaleFactors.load(folder / "factors.json"),
+        tuple(_exported(folder / export["path"], files) for export in run["exports"]),
+        _base_of(run, base),
+        run,
+        read_object(evaluation) if evaluation.is_file() else {},
+    )
+
+
+def _base_of(run: Mapping[str, Any], given: Base) -> Base:
+    """What the run knows: a Hub id, and the metadata of the card in the model's folder."""
+    name = str(run.get("recipe", {}).get("model", ""))
+    id = given.id or (name.partition("@")[0] if is_hub_id(name) else None)
+    card = (default_model.CHECKPOINT if name == DEFAULT else Path(name)) / "README.md"
+    known = inherited(card.read_text(encoding="utf-8")) if name and card.is_file() else {}
+    return Base(id, {**known, **given.metadata})
+
+
+def inherited(card: str) -> dict[str, Any]:
+    """What a derived model takes over from the card of its base."""
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    return {key: data[key] for key in ("license", "license_name", "license_link", "language") if data.get(key)}
+
+
+def _exported(path: Path, validations: Sequence[Path]) -> Exported:
+    converter = registry.recognize(path)
+    claims = [claim for file in validations if file.is_file() for claim in _claims(read_object(file))]
+    same = tuple(claim for claim in claims if claim.get("format") == converter.name)
+    return Exported(path, converter, converter.read_factors(path), same)
+
+
+def _claims(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Entries of a run's validation.json, or the one of `validate --json`."""
+    yield from data.get("artifacts", [data])
+
+
+def _files(claim: Mapping[str, Any]) -> Mapping[str, str]:
+    files: Mapping[str, str] = claim.get("provenance", {}).get("files", {})
+    return files
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return data
