@@ -8,8 +8,9 @@ from pathlib import Path
 from converters import registry
 from longrope import rope
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors, read_authors_csv
-from longrope.hf_config import from_config
+from longrope.factors import MODEL_FACTS, BoundFactors, FactorSet, RescaleFactors, read_authors_csv
+from longrope.files import write_json
+from longrope.hf_config import extended_config, from_config
 from longrope.reading import read_json
 
 CSV_SUFFIXES = (".csv", ".txt")
@@ -63,6 +64,48 @@ def import_factors(path: Path, *, short: Path | None, original: int | None, targ
             raise InputError(f"{path} says {name} = {stored}, {value} was given; they contradict each other")
         changes[name] = value or stored
     return dataclasses.replace(factors, **changes)  # type: ignore[arg-type]
+
+
+def export_factors(factors: RescaleFactors, path: Path, kind: str, *, factor_set: FactorSet = "long") -> None:
+    """Write factors as other tools read them; `import_factors` takes each back.
+
+    Args:
+        factors: what to write.
+        path: a new file.
+        kind: `config` (the rope keys of a Hugging Face config.json), `gguf` (tensors and keys without weights), or `csv`
+            (one set, as the LongRoPE authors' files).
+        factor_set: that a CSV holds.
+
+    Raises:
+        InputError: the factors leave open what config.json and GGUF have to say.
+        UnsupportedError: start tokens, which neither can hold.
+    """
+    if kind == "csv":
+        path.write_text(",".join(map(repr, factors.set(factor_set))) + "\n", encoding="utf-8")
+        return
+    bound = _bound_to_itself(factors)
+    if kind == "config":
+        write_json(path, extended_config({"model_type": bound.model_type}, bound))
+        return
+    from converters.gguf.factors_file import write_factors
+
+    write_factors(path, bound)
+
+
+def _bound_to_itself(factors: RescaleFactors) -> BoundFactors:
+    """The factors with the model's facts that they name themselves."""
+    facts = {**{name: getattr(factors, name) for name in MODEL_FACTS}, "rotary_dim": 2 * factors.num_pairs}
+    missing = [name for name in (*facts, "target_length") if facts.get(name, getattr(factors, name)) is None]
+    if missing:
+        raise InputError(
+            f"the factors do not say {', '.join(missing)}; import them with what is missing first, or write csv"
+        )
+    return factors.bound_to(
+        original=facts["original_max_position_embeddings"],
+        rope_theta=facts["rope_theta"],
+        rotary_dim=facts["rotary_dim"],
+        model_type=facts["model_type"],
+    )
 
 
 def _read_json(path: Path) -> RescaleFactors:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -103,8 +104,7 @@ class LocalHub:
         class Handler(_Handler):
             state = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
@@ -131,6 +131,13 @@ class LocalHub:
     def tree(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         repository = self.repositories[repo_id]
         return {place: blob.data for place, blob in repository.commits[repository.refs[revision]].items()}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed in the middle of a request is no news."""
 
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
@@ -183,9 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.headers.append(str(self.headers.get("authorization")))
             fault = self._due(kind)
         if fault and fault.cut:
-            self.rfile.read(min(64, int(self.headers.get("content-length") or 0)))
             self.close_connection = True
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         body = self._body()
         if fault and fault.delay:

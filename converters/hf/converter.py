@@ -23,7 +23,6 @@ from longrope.files import write_json
 from longrope.loading import require_announced
 from longrope.progress import Progress
 from longrope.reading import read_object
-from longrope.weights import safetensors_header
 from longrope.weights import has_weights
 
 if TYPE_CHECKING:
@@ -155,10 +154,12 @@ class HuggingFaceConverter(Converter):
         return {file.name: file for file in open_folder(path).weight_files} | {name: path / name for name in files}
 
     def metadata_strings(self, path: Path) -> dict[str, str]:
+        from safetensors import safe_open
+
         found: dict[str, str] = {}
         for file in open_folder(path).weight_files:
-            for key, value in safetensors_header(file).get("__metadata__", {}).items():
-                found[f"{file.name}: {key}"] = str(value)
+            with safe_open(file, framework="np") as opened:
+                found |= {f"{file.name}: {key}": value for key, value in (opened.metadata() or {}).items()}
         return found
 
     def describe(self, path: Path) -> dict[str, Any]:

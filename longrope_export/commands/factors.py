@@ -1,10 +1,10 @@
-"""`longrope-export factors import|show|plot|diff`."""
+"""`longrope-export factors import|export|show|plot|diff`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -28,7 +28,7 @@ SOURCE = "factors.json, the authors' CSV, a config.json, or an artifact"
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Import, show, plot and compare factors: factors.json, the authors' CSV, config.json, HF, GGUF and ONNX artifacts."""
+    """Import, export, show, plot and compare factors: factors.json, the authors' CSV, config.json and artifacts."""
 
 
 # -- import
@@ -64,6 +64,40 @@ def import_command(request: ImportRequest) -> int:
         progress.warn(oddity)
     factors.save(request.output)
     progress.line(f"{request.output}: {factors.num_pairs} pairs, {factors.factor_sets}.")
+    return 0
+
+
+# -- export
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """The options of `factors export`."""
+
+    file: Path = option(argument=True, help=f"File to export: {SOURCE}.")
+    kind: Literal["config", "gguf", "csv"] = option(
+        name="to",
+        section="Output",
+        help="The rope keys of a config.json, a GGUF file without weights, or the authors' CSV.",
+    )
+    factor_set: Literal["long", "short"] = option("long", name="set", section="Output", help="Set that a CSV holds.")
+    output: Path = options.output("File to write.")
+    overwrite: bool = options.overwrite()
+
+
+@options.command(ExportRequest, name="export", group=command)
+def export_command(request: ExportRequest) -> int:
+    """Write the factors in FILE as other tools read them; `import` takes each back."""
+    from converters.factor_files import export_factors, read_factors
+    from longrope.files import staged
+    from longrope_export.console import ConsoleProgress
+
+    factors, progress = read_factors(request.file), ConsoleProgress()
+    if request.kind == "csv" and factors.factor_sets == "dual":
+        progress.warn(f"a CSV holds one set: the {request.factor_set} one is written, --set chooses")
+    with staged(request.output, overwrite=request.overwrite) as path:
+        export_factors(factors, path, request.kind, factor_set=request.factor_set)
+    progress.line(f"{request.output}: {factors.num_pairs} pairs, {request.kind}.")
     return 0
 
 

@@ -154,27 +154,15 @@ def _values(page: Page) -> dict[str, Any]:
         "base": page.base,
         "formats": FORMATS,
         "methods": (subject.run.get("extension") or {}).get("methods"),
-        "inside": _inside(subject),
         "retrieval": {task: subject.evaluation[task] for task in PASSKEY_TASKS if subject.evaluation.get(task)},
         "parity": [(each, each.proof["windows"]) for each in page.exported if each.proof],
         "runtimes": _runtimes(page),
         "known": list(known_methods(factors)),
         "recipe": _recipe(subject),
-        "provenance": subject.run.get("provenance", {}),
+        "provenance": {"versions": {}, "machine": {}, **subject.run.get("provenance", {})},
         "search": (subject.run.get("extension") or {}).get("search"),
         "stages": (subject.run.get("extension") or {}).get("stages") or [],
     }
-
-
-def _inside(subject: Subject) -> Mapping[str, Any] | None:
-    """Perplexity inside the original window: of the unchanged model, and of the best row that is ours."""
-    methods = (subject.run.get("extension") or {}).get("methods")
-    window = subject.factors.original_max_position_embeddings
-    if not methods or window not in methods["lengths"]:
-        return None
-    at = methods["lengths"].index(window)
-    rows = {row["name"]: row["perplexities"][at] for row in methods["rows"]}
-    return {"window": window, "rows": rows}
 
 
 def _runtimes(page: Page) -> list[dict[str, Any]]:

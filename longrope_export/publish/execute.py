@@ -29,14 +29,7 @@ def execute(plan: Plan, hub: Hub, progress: Progress) -> list[Published]:
     """
     plan.check()
     parents = {each.repo_id: _prepared(each, hub, progress) for each in plan.repositories}
-    uploaded = {}
-    for each in plan.repositories:
-        total = sum(content.size for content in each.sent)
-        with progress.task(f"upload {each.repo_id}", total) as task:
-            uploaded[each.repo_id] = (
-                hub.upload(each.repo_id, each.revision, each.sent, create_pr=each.create_pr) if each.sent else []
-            )
-            task.advance(total)
+    uploaded = {each.repo_id: _uploaded(each, hub, progress) for each in plan.repositories}
     done = [
         _committed(each, parents[each.repo_id], uploaded[each.repo_id], plan.message, hub) for each in plan.repositories
     ]
@@ -57,6 +50,16 @@ def _prepared(each: RepositoryPlan, hub: Hub, progress: Progress) -> str:
     if each.new_branch:
         hub.branch(each.repo_id, each.revision, parent)
     return parent
+
+
+def _uploaded(each: RepositoryPlan, hub: Hub, progress: Progress) -> Sequence[object]:
+    if not each.sent:
+        return []
+    total = sum(content.size for content in each.sent)
+    with progress.task(f"upload {each.repo_id}", total) as task:
+        additions = hub.upload(each.repo_id, each.revision, each.sent, create_pr=each.create_pr)
+        task.advance(total)
+    return additions
 
 
 def _committed(each: RepositoryPlan, parent: str, additions: Sequence[object], message: str, hub: Hub) -> Published:

@@ -49,22 +49,20 @@ def drafts(subject: Subject, repo_id: str, layout: Layout) -> list[Draft]:
     Raises:
         InputError: two artifacts would get the same name.
     """
+    plot = _plot(subject.factors)
     if subject.is_factors:
-        return [_factors_draft(subject, repo_id)]
+        return [_factors_draft(subject, repo_id, plot)]
     groups: dict[str, list[Exported]] = {}
     alone = len({each.converter.hub_suffix for each in subject.exported}) == 1 and not subject.run
     for each in sorted(subject.exported, key=lambda each: bool(each.converter.hub_suffix)):
         suffix = "" if layout == "single" or alone else each.converter.hub_suffix
         groups.setdefault(repo_id + suffix, []).append(each)
-    return [_draft(subject, id, members, groups) for id, members in groups.items()]
+    return [_draft(subject, id, groups, plot) for id in groups]
 
 
-def _draft(
-    subject: Subject, repo_id: str, members: Sequence[Exported], groups: Mapping[str, Sequence[Exported]]
-) -> Draft:
-    name = repo_id.split("/")[-1]
+def _draft(subject: Subject, repo_id: str, groups: Mapping[str, Sequence[Exported]], plot: Content | None) -> Draft:
+    name, members = repo_id.split("/")[-1], groups[repo_id]
     contents = _together(members, name)
-    plot = _plot(subject.factors)
     contents += [plot] if plot else []
     folder = next((id for id, some in groups.items() if any(each.converter.name == "hf" for each in some)), None)
     page = Page(
@@ -129,8 +127,7 @@ def _plot(factors: RescaleFactors) -> Content | None:
         return None
 
 
-def _factors_draft(subject: Subject, repo_id: str) -> Draft:
-    plot = _plot(subject.factors)
+def _factors_draft(subject: Subject, repo_id: str, plot: Content | None) -> Draft:
     contents = [Content(FACTORS, json_text(subject.factors.to_json()).encode()), *([plot] if plot else [])]
     page = Page(
         repo_id, subject, (), [each.place for each in contents], {}, subject.base.id, plot.place if plot else ""
