@@ -81,7 +81,10 @@ def _explain(error: BaseException, *, debug: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        click.echo("Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume.", err=True)
+        click.echo(
+            "Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume, `publish` by itself.",
+            err=True,
+        )
         return INTERRUPTED
     if isinstance(error, LongRopeError):
         option = f" (--{error.option})" if error.option else ""

@@ -30,7 +30,13 @@ def locate(path: Path) -> Path | None:
     """The model file of an artifact: the path itself, or model.onnx in the folder or its `onnx` subfolder."""
     if path.is_file():
         return path if path.suffix == ".onnx" else None
-    return next((file for file in (path / MODEL_FILE, path / "onnx" / MODEL_FILE) if file.is_file()), None)
+    for folder in (path, path / "onnx"):
+        graphs = sorted(folder.glob("*.onnx"))
+        if (folder / MODEL_FILE) in graphs:
+            return folder / MODEL_FILE
+        if len(graphs) == 1:
+            return graphs[0]
+    return None
 
 
 @dataclass(frozen=True)

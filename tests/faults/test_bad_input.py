@@ -266,7 +266,7 @@ def test_ctrl_c_during_a_search_is_130_and_resumable(room: Path) -> None:
     assert out == ""
     assert (
         err.splitlines()[-1]
-        == "Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume."
+        == "Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume, `publish` by itself."
     )
     assert "Traceback" not in err
     assert not (room / "out").exists()
