@@ -19,6 +19,8 @@ STATUS = {
     413: "the Hub takes no file or commit of this size; the account's storage is full, or the file has to be split",
     429: "too many requests",
 }
+# Of trusted publishing; older versions of huggingface_hub have no such class.
+OIDC_ERROR = "OIDCError"
 _QUOTA = ("quota", "storage limit", "storage space", "over the limit of your plan")
 _SERVER = "the Hub has a fault of its own; run the same command again later, what was uploaded is kept"
 _NETWORK = "cannot be reached; check the network (HF_ENDPOINT, HTTPS_PROXY) and run the same command again"
@@ -54,14 +56,13 @@ def explain(error: BaseException, where: str) -> LongRopeError | None:
         HFValidationError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
-        OIDCError,
     )
 
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HFValidationError):
             return InputError(f"{where}: not a name of a repository; expected ORG/NAME of letters, digits, - _ and .")
-        if isinstance(cause, LocalTokenNotFoundError | OIDCError):
+        if isinstance(cause, LocalTokenNotFoundError) or type(cause).__name__ == OIDC_ERROR:
             return MissingRequirementError(f"{where}: {STATUS[401]}")
         if isinstance(cause, OfflineModeIsEnabled):
             return MissingRequirementError(f"{where}: the Hub is switched off; unset HF_HUB_OFFLINE")
