@@ -151,7 +151,8 @@ class HuggingFaceConverter(Converter):
         """What a checkpoint is made of; other weights, trainers' states and caches in the folder are left out."""
         names = ("config.json", "tokenizer.json", PROVENANCE_FILE, "model.safetensors.index.json")
         files = companions(path, (*names, *COMPANIONS, *PROCESSOR_FILES))
-        return {file.name: file for file in open_folder(path).weight_files} | {name: path / name for name in files}
+        found: dict[str, Path | bytes] = {file.name: file for file in open_folder(path).weight_files}
+        return found | {name: path / name for name in files}
 
     def metadata_strings(self, path: Path) -> dict[str, str]:
         from safetensors import safe_open

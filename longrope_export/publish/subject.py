@@ -6,7 +6,6 @@ no others, so an artifact that was touched afterwards is found out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from converters.factor_files import read_factors
 from longrope.checkpoint import is_hub_id
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.reading import read_object
 from longrope_export import default_model
 from longrope_export.models import DEFAULT
 
@@ -190,16 +190,3 @@ def _files(claim: Mapping[str, Any]) -> Mapping[str, str]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return data
