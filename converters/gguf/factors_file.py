@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from converters.gguf.carriers import TARGETS
 from converters.gguf.container import Value, f32, text, u32
 from converters.gguf.factors import factor_arrays, factor_info, own_record, require_expressible, scaling_values
 from converters.gguf.native import gguf
 from converters.gguf.writing import Content, write_gguf
-from longrope.architectures import ARCHITECTURES
 from longrope.factors import BoundFactors
 
 
@@ -19,8 +19,8 @@ def write_factors(path: Path, factors: BoundFactors) -> None:
     Raises:
         UnsupportedError: start tokens, which GGUF cannot hold.
     """
-    row = ARCHITECTURES.get(factors.model_type)
-    architecture = (row.gguf if row else None) or factors.model_type
+    rows = TARGETS.get(factors.model_type, ())
+    architecture = rows[0].architecture if rows else factors.model_type
     require_expressible(factors, architecture, "sets")
     keys: dict[str, Value] = {
         "context_length": u32(factors.target),
