@@ -87,7 +87,7 @@ def export_factors(factors: RescaleFactors, path: Path, kind: str, *, factor_set
     if kind == "config":
         write_json(path, extended_config({"model_type": bound.model_type}, bound))
         return
-    from converters.gguf.factors_file import write_factors
+    from converters.gguf.patch import write_factors
 
     write_factors(path, bound)
 

@@ -1,6 +1,6 @@
 """Which runtime uses which factor set when, and how each is started: the one table that `inspect`, reports and cards read.
 
-A statement about a runtime was either run by this program's own checks (`ran`) or read in the runtime's source.
+`ran`: this program's own checks run the runtime. What the others do was read in their source; their commands were not run.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from converters.base import Check, Export, FailedReadBackError, PlannedExport
 from converters.gguf.blueprint import GgufOptions
-from converters.gguf.carriers import COMPUTES_FAMILIES, LOADS_FREQS, LOADS_SETS, GgufRope
+from converters.gguf.carriers import COMPUTES_FAMILIES, LOADS_FREQS, LOADS_SETS, TARGETS, GgufRope
 from converters.gguf.checks import checks_of_file, splice_checks
 from converters.gguf.container import (
     GgufFile,
@@ -36,6 +36,7 @@ from converters.gguf.container import (
     first_part,
     i32,
     part_path,
+    text,
     type_name,
     u32,
 )
@@ -53,7 +54,7 @@ from converters.gguf.factors import (
 from converters.gguf.native import gguf
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.weights import outtype_named
-from converters.gguf.writing import Content, Output, encode_head, write_parts
+from converters.gguf.writing import Content, Output, encode_head, write_gguf, write_parts
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import RopeFamily
@@ -326,3 +327,31 @@ def _whole(values: Mapping[str, Value]) -> dict[str, Value]:
     split = gguf.Keys.Split
     keys = (split.LLM_KV_SPLIT_NO, split.LLM_KV_SPLIT_COUNT, split.LLM_KV_SPLIT_TENSORS_COUNT)
     return {key: value for key, value in values.items() if key not in keys}
+
+
+# -- a file of factors alone
+
+
+def write_factors(path: Path, factors: BoundFactors) -> None:
+    """Write a file of factors and nothing else: both sets, under the names that llama.cpp reads, with a model's keys.
+
+    Raises:
+        UnsupportedError: start tokens, which GGUF cannot hold.
+    """
+    rows = TARGETS.get(factors.model_type, ())
+    architecture = rows[0].architecture if rows else factors.model_type
+    require_expressible(factors, architecture, "sets")
+    keys: dict[str, Value] = {
+        "context_length": u32(factors.target),
+        "rope.freq_base": f32(factors.rope_theta),
+        "rope.dimension_count": u32(factors.rotary_dim),
+        **scaling_values(factors, "sets"),
+    }
+    values = {
+        gguf.Keys.General.ARCHITECTURE: text(architecture),
+        **{f"{architecture}.{key}": value for key, value in keys.items()},
+        **own_record(factors),
+    }
+    arrays = factor_arrays(factors, "sets")
+    contents = [Content(factor_info(name, data), partial(list, (data,))) for name, data in arrays.items()]
+    write_gguf(path, values, contents)
