@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
 .PHONY: test-oldest gpu-check gpu-bundle
-.PHONY: bench-search bench-gguf bench-onnx bench-train bench-progressive
+.PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive
 
 setup: $(STAMP)
 
@@ -95,6 +95,13 @@ style: setup
 	$(BIN)/ruff format .
 
 # What editors check recipes with; a test says when it is stale.
+# The table of docs/models.md. FAMILIES is a script that builds small models of the families people download.
+FAMILIES ?= ../shared/tools/families.py
+families: setup
+	$(BIN)/python $(FAMILIES) runs/families
+	PYTHONPATH=$(dir $(FAMILIES)) $(BIN)/python -c "from pathlib import Path; from families import write_texts; write_texts(Path('runs/families-texts'))"
+	$(BIN)/python -m benchmarks.families --families $(FAMILIES) --models runs/families --texts runs/families-texts
+
 schema: setup
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 

@@ -15,7 +15,7 @@ from converters.onnx import OnnxConverter
 from converters.onnx.runtime import OnnxSource
 from converters.onnx.simulate import round_weights
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.errors import UnsupportedError
+from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
@@ -123,7 +123,7 @@ def test_a_bias_that_config_does_not_announce_is_refused(
 ) -> None:
     bias = np.ones(64, dtype=np.float32)
     odd = changed(llama, tmp_path / "odd", {"bias": True}, **{f"model.layers.0.{weight}": bias})
-    with pytest.raises(UnsupportedError, match=f"transformers would ignore it.*set {key} to true"):
+    with pytest.raises(InputError, match=f"transformers would ignore them. Set {key} to true"):
         OnnxConverter().plan(Export(odd, odd.bind(pico_factors(odd.rotary_dim))))
 
 

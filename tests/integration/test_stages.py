@@ -214,7 +214,7 @@ def test_a_plan_is_told_and_nothing_done(
         (("--window-share", 1, "50%"), 2, "a window share of 1 tokens: expected 2 to the target's"),
         (("--strategy", "cma", "--n-hat", "search"), 2, "does not search the n_hat"),
         (("--stages", "papper"), 2, "one of paper-llama2"),
-        (("--stages", "paper-llama2"), 2, "beyond --target-length 256"),
+        (("--stages", "paper-llama2"), 2, "beyond the target length of 256"),
         (("--optimizer", "adamw8bit"), 3, "bitsandbytes"),
         (("--train-dtype", "float8"), 2, "float8"),
     ],
