@@ -124,8 +124,8 @@ class StandardAttention(CachedAttention):
         """The cache with new keys or values [B,T,kv_heads × head_dim] behind it."""
         g = self.graph
         heads = g.op("Reshape", new, self._by_head(), name=f"{name}_heads")
-        turned = g.op("Transpose", heads, name=f"{name}_by_head", perm=[0, 2, 1, 3])
-        return g.op("Concat", past, turned, name=f"present_{name}", axis=2)
+        transposed = g.op("Transpose", heads, name=f"{name}_by_head", perm=[0, 2, 1, 3])
+        return g.op("Concat", past, transposed, name=f"present_{name}", axis=2)
 
     def _with_zeros(self, name: str, cache: ir.Value) -> ir.Value:
         return self.graph.op("Pad", cache, self.graph.ints(0, 0, 0, 0, 0, 0, 1, 0), name=f"{name}_and_sink")

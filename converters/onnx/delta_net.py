@@ -92,10 +92,10 @@ class DeltaNets:
         g, net = self.graph, self.net
         past = g.input(f"past_conv.{index}", g.dtype, [BATCH, net.channels, net.kernel - 1])
         weight = self.parts.vector(g.path("conv1d.weight"), (net.channels, 1, net.kernel))
-        turned = g.op("Transpose", mixed, name="by_channel", perm=[0, 2, 1])
+        transposed = g.op("Transpose", mixed, name="by_channel", perm=[0, 2, 1])
         found, present = g.ops(
             "CausalConvWithState",
-            *(turned, weight, None, past),
+            *(transposed, weight, None, past),
             outputs=["conv1d", "present_conv"],
             name="conv1d",
             domain=CONTRIB,

@@ -46,8 +46,8 @@ def _round_experts(module: nn.Module, bits: int, quantizer: str) -> None:
         stack = getattr(module, name, None)
         if isinstance(stack, nn.Parameter) and stack.ndim == 3:
             for matrix in stack:
-                turned = matrix.T if transposed else matrix
-                turned.copy_(_rounded(turned, bits, quantizer))
+                ordered = matrix.T if transposed else matrix
+                ordered.copy_(_rounded(ordered, bits, quantizer))
 
 
 def _rounded(matrix: torch.Tensor, bits: int, quantizer: str) -> torch.Tensor:

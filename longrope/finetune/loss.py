@@ -25,7 +25,7 @@ class TrainingLoss(nn.Module):
 
     Args:
         model: transformers' causal model, with `rotary` in it and attention inside documents.
-        rotary: told the factor set of every token before each pass.
+        rotary: given the factor set of every token before each pass.
         dtype: of the head's matrix product; sums are in float32.
     """
 

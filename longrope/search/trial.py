@@ -105,7 +105,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a strategy is told.
+    """What a strategy receives.
 
     Args:
         trial: what was asked.
