@@ -105,7 +105,7 @@ def measured(families: Sequence[Any], options: argparse.Namespace) -> Iterator[C
             lines, ending = (error.stdout or b"").decode().splitlines(), f"longer than {SECONDS} s"
         for line in lines:
             if line.startswith('{"family"'):
-                cell = Cell(**json.loads(line))
+                cell = Cell(**json.loads(line.replace(f"{options.models}/", "")))
                 left.discard(cell.format)
                 yield cell
         for name in sorted(left):
