@@ -15,6 +15,8 @@ import pytest
 
 from converters import registry
 from converters.base import Converter, PlannedExport
+from converters.gguf import blueprint
+from converters.onnx.decoder_graph import DecoderGraph
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from tests.common import PICO_BUDGET, TARGET, WINDOW, Outcome, cli_process, pico_checkpoint, run_cli
@@ -199,12 +201,29 @@ def test_each_export_is_planned_once(
 
         monkeypatch.setattr(owner, method, call)
 
+    def counted_part(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            calls.append((owner.__name__, name))
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
     for name in ("hf", "gguf", "onnx"):
         for method in ("plan", "plan_like"):
             counted(type(registry.converter(name)), method)
+    counted_part(blueprint, "vocabulary_of")
+    counted_part(DecoderGraph, "build")
     done = run_cli(*command(pico.path, texts, tmp_path / "run", "--no-crossing"))
     assert done.code == 0, done.err
-    assert sorted(calls) == [("gguf", "plan"), ("hf", "plan"), ("onnx", "plan")]
+    assert sorted(calls) == [
+        ("DecoderGraph", "build"),
+        ("converters.gguf.blueprint", "vocabulary_of"),
+        ("gguf", "plan"),
+        ("hf", "plan"),
+        ("onnx", "plan"),
+    ]
 
 
 # -- killed
