@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longrope import rope
+from longrope import blockwise, rope
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
@@ -111,12 +111,15 @@ def build_model(
 
 
 def use_fastest_attention(model: Any, device: str, dtype: str) -> None:
-    """flash-attention where it is installed, on a GPU, in 16 bits; elsewhere the model's own choice, mostly torch's SDPA.
+    """flash-attention where it is installed, on a GPU, in 16 bits; on a CPU in bfloat16 what uses its products
+    (`longrope.blockwise`); elsewhere the model's own choice, mostly torch's SDPA.
 
     A model or a GPU that flash-attention does not serve keeps its own choice, too.
     """
     from transformers.utils import is_flash_attn_2_available
 
+    if blockwise.is_faster(device, DTYPES[dtype]):
+        blockwise.use(model)
     if device.startswith("cuda") and DTYPES[dtype].itemsize == 2 and is_flash_attn_2_available():
         with suppress(ImportError, ValueError):  # how transformers refuses an old GPU and a model without the kernel
             model.set_attn_implementation("flash_attention_2")

@@ -328,6 +328,7 @@ def test_flash_attention_serves_on_a_gpu_in_16_bits(
     monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, installed: bool, expected: list[str]
 ) -> None:
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     chosen: list[str] = []
     use_fastest_attention(SimpleNamespace(set_attn_implementation=chosen.append), device, dtype)
     assert chosen == expected

@@ -83,6 +83,12 @@ def test_the_smallest_budgets_are_kept(name, budget):
     assert best(problem, told).trial.known or budget > 1
 
 
+@pytest.mark.parametrize(("budget", "steps"), [(7, 0), (8, 4), (12, 9), (13, 10), (40, 30)])
+def test_a_small_budget_takes_fewer_gradient_steps(budget, steps):
+    told = solve(make_problem(max_evals=budget), "auto")
+    assert sum(outcome.trial.gradient for outcome in told) == steps
+
+
 def test_gradients_that_do_not_fit_are_asked_for_once():
     problem = make_problem(max_evals=40)
     strategy, told = make_strategy("auto", problem), []

@@ -38,8 +38,9 @@ RAMPS = ((16, 1), (8, 1), (32, 0.5), (16, 0.5), (8, 0.5), (64, 1), (4, 0.5), (16
 LAST = {"NTK": 1, "PI": 2}
 # Starts that are measured on more than one window.
 FINALISTS = 3
-# Gradient steps between two confirmations; they may cost this share of what screening left.
-STEPS, STEP_SHARE = 10, 0.75
+# Gradient steps between two confirmations; they may cost this share of what screening left. A small budget has one turn of
+# fewer steps, but not of fewer than this: a mean of three iterates is no better than the start.
+STEPS, STEP_SHARE, FEWEST_STEPS = 10, 0.75, 4
 # Height of a mutation, standard deviation in ln λ, and its widths along the pairs, in sixteenths of their number.
 HEIGHT, WIDTHS = 0.15, (0.5, 1.0, 2.0)
 # The same height for ln attention, and the probability of a new n_hat.
@@ -64,15 +65,16 @@ def descend(problem: Problem, best: Outcome, budget: TokenBudget) -> Outcomes:
     order = WindowOrder(problem)
     first = problem.objective.parts[0].fresh[0]
     descent = NaturalDescent(problem.space, best.candidate, problem.objective.windows[first].counted)
-    turn, kept = STEPS * problem.step_tokens + problem.objective.tokens, (1 - STEP_SHARE) * budget.left
-    while budget.left - turn >= kept:
-        for _ in range(STEPS):
+    full, kept = problem.objective.tokens, (1 - STEP_SHARE) * budget.left
+    steps = min(STEPS, int((budget.left - kept - full) // problem.step_tokens))
+    while steps >= FEWEST_STEPS and budget.left - kept >= steps * problem.step_tokens + full:
+        for _ in range(steps):
             budget.pay(problem.step_tokens)
             (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
             if outcome.lost_gradient:
                 return best
             descent.step(outcome)
-        budget.pay(problem.objective.tokens)
+        budget.pay(full)
         (outcome,) = yield [problem.full(descent.mean(), "gradient mean")]
         best = min(best, outcome, key=lambda o: o.rank)
     return best
