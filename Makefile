@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
 .PHONY: test-oldest gpu-check gpu-bundle
-.PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive
+.PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2
 
 setup: $(STAMP)
 
@@ -94,7 +94,6 @@ style: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What editors check recipes with; a test says when it is stale.
 # The table of docs/models.md. FAMILIES is a script that builds small models of the families people download.
 FAMILIES ?= ../shared/tools/families.py
 families: setup
@@ -102,10 +101,11 @@ families: setup
 	PYTHONPATH=$(dir $(FAMILIES)) $(BIN)/python -c "from pathlib import Path; from families import write_texts; write_texts(Path('runs/families-texts'))"
 	$(BIN)/python -m benchmarks.families --families $(FAMILIES) --models runs/families --texts runs/families-texts
 
+# What editors check recipes with; a test says when it is stale.
 schema: setup
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
-bench-search bench-gguf bench-onnx bench-train bench-progressive: bench-%: setup
+bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2: bench-%: setup
 	$(BIN)/python -m benchmarks.bench_$*
 
 clean:
