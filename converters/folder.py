@@ -95,6 +95,9 @@ def config_checks(
     for key, message in messages.items():
         if key in wanted:
             yield Check.equal(f"{keys}.{key}", wanted[key], config.get(key), message)
+    if wanted.get("sliding_window") != before.get("sliding_window"):
+        message = "layers would look back over the last tokens only, and the longer window have no effect on them"
+        yield Check.equal(f"{keys}.sliding_window", wanted["sliding_window"], config.get("sliding_window"), message)
     for spelling in ("rope_parameters", "rope_scaling"):
         if spelling in wanted:
             yield from _spelling_checks(f"{rope}.{spelling}", spelling, config.get(spelling) or {}, wanted[spelling])

@@ -20,6 +20,7 @@ Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and t
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from longrope.errors import UnsupportedError
 
 RotaryLayers = Literal["all", "by_type", "local", "listed"]
 Rotates = Literal["extended", "local", "none"]
+# transformers' max_window_layers where a Qwen configuration is silent.
+_MAX_WINDOW_LAYERS = 28
 FULL, SLIDING = "full_attention", ("sliding_attention", "chunked_attention")
 
 
@@ -209,8 +212,42 @@ def _near_miss(written: str) -> str | None:
     return next((name for name in same if near and letters(name) == near[0]), None)
 
 
+def sliding_window_of_all(config: Mapping[str, Any]) -> int | None:
+    """Tokens that every layer of a model attends to, where all of them slide; None where some layer sees everything.
+
+    An extension beyond makes them attend to everything, as Microsoft's Phi-3-mini-128k does.
+    """
+    row = ARCHITECTURES.get(str(config.get("model_type")))
+    if row is None or row.rotary != "all":
+        return None
+    if types := config.get("layer_types"):
+        slides = all(kind == "sliding_attention" for kind in types)
+    else:
+        slides = row.sliding_window and not row.hybrid and config.get("use_sliding_window", True)
+        slides = slides and not _first_sliding(config)
+    return config.get("sliding_window", row.default_window) or None if slides else None
+
+
+def attending_to(config: Mapping[str, Any], length: int | float) -> dict[str, Any]:
+    """A config.json whose layers attend to so many tokens, where all of them slide over fewer: to everything."""
+    window = sliding_window_of_all(config)
+    if window is None or window >= length:
+        return dict(config)
+    widened = {**config, "sliding_window": None}
+    if "use_sliding_window" in config:
+        widened["use_sliding_window"] = False
+    if types := config.get("layer_types"):
+        widened["layer_types"] = [FULL] * len(types)
+    return widened
+
+
+def _first_sliding(config: Mapping[str, Any]) -> int:
+    """Qwen's first layers see everything; the number of the first that slides, 0 for other types."""
+    return int(config.get("max_window_layers", _MAX_WINDOW_LAYERS)) if "use_sliding_window" in config else 0
+
+
 def _refuse_sliding_window(config: Mapping[str, Any], row: Architecture) -> None:
-    """Attention that looks back fewer tokens than the window cannot be extended by rescaling alone."""
+    """Where only some layers look back fewer tokens than the window, what they compute beyond is not known here."""
     window, layers = config.get("sliding_window", row.default_window), _sliding_layers(config, row)
     if not layers or not window or window >= config.get("max_position_embeddings", 0):
         return
@@ -221,11 +258,13 @@ def _refuse_sliding_window(config: Mapping[str, Any], row: Architecture) -> None
 
 
 def _sliding_layers(config: Mapping[str, Any], row: Architecture) -> str:
-    """Which layers slide, in words; empty if none does, or if the row says that a mixture is handled."""
-    types = config.get("layer_types")
-    if types:
+    """Which layers slide, in words; empty if none does, if all do, or if the row says that a mixture is handled."""
+    if sliding_window_of_all(config):
+        return ""
+    if types := config.get("layer_types"):
         count = sum("sliding" in str(kind) or "chunked" in str(kind) for kind in types)
         handled = count == 0 or (row.hybrid and count < len(types))
         return "" if handled else f"{count} of {len(types)} layers"
     slides = row.sliding_window and not row.hybrid and config.get("use_sliding_window", True)
-    return "all layers" if slides else ""
+    first = _first_sliding(config)
+    return f"layers from {first} on" if slides and first < config.get("num_hidden_layers", math.inf) else ""

@@ -18,7 +18,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrope.architectures import WRAPPERS, Architecture, Rotates, architecture_of
+from longrope.architectures import (
+    WRAPPERS,
+    Architecture,
+    Rotates,
+    architecture_of,
+    attending_to,
+    sliding_window_of_all,
+)
 from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.config_fields import check_config
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
@@ -86,6 +93,14 @@ class Checkpoint:
     def architecture(self) -> Architecture:
         """Row of the architecture table. Raises UnsupportedError."""
         return architecture_of(self.config)
+
+    def attending_to(self, length: float = math.inf) -> Checkpoint:
+        """The same model, in which no layer looks back fewer than `length` tokens, where all of them do: all then see
+        everything. Search, training, reference and exports of a longer window run with this attention."""
+        if sliding_window_of_all(self.config) is None:
+            return self
+        wrapper = self.wrapper and {**self.wrapper, "text_config": attending_to(self.config, length)}
+        return replace(self, config=attending_to(self.config, length), wrapper=wrapper)
 
     def require_rotation(self) -> None:
         """Raise UnsupportedError where no layer rotates that sees everything, so that rescaling extends nothing."""
@@ -414,6 +429,12 @@ class Checkpoint:
             said.append(
                 f"config.json has {' and '.join(ignored)}, which transformers ignores for {self.model_type}; exports are "
                 "written without"
+            )
+        window = sliding_window_of_all(self.config)
+        if window is not None and window < self.max_position_embeddings:
+            said.append(
+                f"all its layers attend to the last {window} tokens only (sliding_window); an extension beyond them attends "
+                "to everything: sliding_window becomes null, as in the long versions of Phi-3"
             )
         if method := self.quantization:
             said.append(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.architectures import Architecture, architecture_of
+from longrope.architectures import Architecture, architecture_of, attending_to
 from longrope.base_rope import DEFAULT_THETA
 from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -89,7 +89,8 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
 
     Both `rope_scaling` (v4) and `rope_parameters` (v5) are written, and theta, L and L' at the top level too.
     `attention_factor` is left out when it is the formula's, which every engine computes; else it is written.
-    Factors of a family are written as its parameters, with rope_type yarn or linear.
+    Factors of a family are written as its parameters, with rope_type yarn or linear. Where all layers slide over fewer
+    tokens than the target, they attend to everything.
 
     Raises:
         UnsupportedError: n_hat > 0, for which the configuration has no place.
@@ -105,7 +106,7 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
     full: dict[str, Any] = {"rope_theta": theta, **shared}
     row, given = architecture_of(config), rope_parameters(config)
     extended = {
-        **config,
+        **attending_to(config, factors.target),
         **_head_dim(config),
         "max_position_embeddings": factors.target,
         "original_max_position_embeddings": shared.get("original_max_position_embeddings"),

@@ -69,7 +69,7 @@ def refused(error: type[Exception], match: str, model: Checkpoint, factors: Boun
 GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.8, "logits_scaling": 2.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None}),
-    "mistral-sliding": ("mistral", {"sliding_window": 512}),
+    "mistral-sliding": ("mistral", {"sliding_window": 100}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "sliding_window": None}),
     "ministral3": (
         "ministral3",

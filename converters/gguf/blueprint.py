@@ -306,6 +306,7 @@ class Blueprint:
         as_llama: bool | None = None,
     ) -> Self:
         """Plan a file. Raises UnsupportedError when llama.cpp has nothing that computes this model with these factors."""
+        checkpoint = checkpoint.attending_to(factors.target)
         target = target_of(checkpoint, factors, carrier=carrier, as_llama=as_llama)
         return cls(ModelPlan(checkpoint, target, outtype, name), factors)
 

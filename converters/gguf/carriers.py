@@ -246,16 +246,6 @@ def sliding_layers(checkpoint: Checkpoint) -> list[bool]:
 # -- the table
 
 _LLAMA = Target("llama", permute_qk=True)
-_SLIDING = Target(
-    "granite_swa",
-    permute_qk=True,
-    carried="llama",
-    reason="attends to the whole context, without the model's sliding window",
-    layout="llama",
-    keys=_granite_swa,
-    fills=_no_sinks,
-    slides=True,
-)
 _GRANITEMOE = Target("granitemoe", permute_qk=True)
 
 
@@ -268,7 +258,7 @@ def _as_llama(carried: str, **changes: Any) -> Target:
 
 TARGETS: Mapping[str, tuple[Target, ...]] = {
     "llama": (_LLAMA,),
-    "mistral": (_LLAMA, _SLIDING),
+    "mistral": (_LLAMA,),
     "mixtral": (_LLAMA,),
     "ministral3": (Target("mistral3", permute_qk=True),),
     "granite": (Target("granite", permute_qk=True),),

@@ -61,7 +61,7 @@ class OnnxExport(PlannedExport):
             InputError: an unknown option, or a weight is missing or has another shape than the configuration says.
             UnsupportedError: the graph cannot express the model.
         """
-        decoder = Decoder.of(export.checkpoint)
+        decoder = Decoder.of(export.checkpoint.attending_to(export.factors.target))
         return cls(export, decoder, _built(export, decoder))
 
     def with_factors(self, factors: BoundFactors) -> OnnxExport:

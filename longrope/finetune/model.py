@@ -59,7 +59,7 @@ class TrainedModel:
         require_extras(options)
         require_trainable(checkpoint.config, options)
         self.checkpoint, self.parallel = checkpoint, parallel
-        self.model: Any = build_model(checkpoint)
+        self.model: Any = build_model(checkpoint.attending_to(factors.target))
         rotary = SequenceRotary(factors, detect_layout(self.model, checkpoint.base))
         replace_rotary(self.model, rotary)
         use_document_attention(self.model)

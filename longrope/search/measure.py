@@ -56,7 +56,7 @@ class WindowModel:
         if machine.threads:
             torch.set_num_threads(machine.threads)
         self._available = memory.free_memory(machine.device) if machine.available is None else machine.available
-        self.model: Any = build_model(checkpoint, dtype=machine.dtype, device=machine.device)
+        self.model: Any = build_model(checkpoint.attending_to(), dtype=machine.dtype, device=machine.device)
         use_fastest_attention(self.model, machine.device, machine.dtype)
         layout = detect_layout(self.model, checkpoint.base)
         self.rotary = RescaledRotary(checkpoint.rope_theta, checkpoint.rotary_dim, layout)

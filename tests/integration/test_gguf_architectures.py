@@ -119,8 +119,6 @@ def test_a_carriers_keys_are_checked(tmp_path: Path, key: str) -> None:
     [
         ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "decoder_sparse_step": 2}, "decoder_sparse_step"),
         ("olmo2", {}, "for olmo2: llama.cpp has no architecture that computes this network"),
-        ("phi3", {"sliding_window": 512, "pad_token_id": 0}, "sliding_window"),
-        ("qwen2", {"sliding_window": 512, "use_sliding_window": True}, "last 512 tokens"),
         ("minicpm3", {"scale_emb": 10, "head_dim": 16, "qk_rope_head_dim": 16}, "scale_emb"),
         ("qwen2", {"layer_types": ["chunked_attention", "full_attention"]}, "layer_types"),
     ],
@@ -132,15 +130,16 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     refused(UnsupportedError, reason, model, factors_for(model))
 
 
-def test_a_sliding_window_that_config_json_leaves_unsaid_is_transformers_own(tmp_path: Path) -> None:
+def test_a_sliding_window_of_all_layers_is_widened_even_where_config_json_leaves_it_unsaid(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", "mistral", **CASES["mistral"][1])
     silent = {name: value for name, value in model.config.items() if name != "sliding_window"}
     (model.path / "config.json").write_text(json.dumps(silent))
     model = open_checkpoint(model.path)
-    values = GgufConverter().plan(Export(model, factors_for(model, target=8192))).values()
-    assert values["general.architecture"].data == "granite_swa"
-    assert values["granite_swa.attention.sliding_window"].data == 4096
-    assert values["granite_swa.attention.sliding_window_pattern"].data == (True, True)
+    factors = factors_for(model, target=8192)
+    assert model.extended_config(factors)["sliding_window"] is None
+    assert "sliding_window" not in model.extended_config(factors_for(model, target=4096))
+    values = GgufConverter().plan(Export(model, factors)).values()
+    assert values["general.architecture"].data == "llama"
 
 
 def test_a_window_in_some_layers_only_is_one_too(tmp_path: Path) -> None:

@@ -505,10 +505,20 @@ def test_auto_goes_without_gradients_where_they_do_not_fit(checkpoint, corpus, m
 # -- windows as a user has them
 
 
-def test_a_sliding_window_below_the_target_is_refused(tmp_path, corpus):
-    mistral = pico_checkpoint(tmp_path / "mistral", "mistral", sliding_window=128)
+def test_a_sliding_window_of_some_layers_below_the_target_is_refused(tmp_path, corpus):
+    some = {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]}
+    qwen = pico_checkpoint(tmp_path / "qwen2", "qwen2", sliding_window=128, **some)
     with pytest.raises(UnsupportedError, match="sliding_window"):
-        search(mistral, corpus, TARGET, options=OPTIONS)
+        search(qwen, corpus, TARGET, options=OPTIONS)
+
+
+def test_a_search_attends_to_everything_where_all_layers_slide(tmp_path):
+    sliding, full = (
+        pico_checkpoint(tmp_path / str(window), "mistral", sliding_window=window) for window in (16, None)
+    )
+    models = [WindowModel(each, Machine()) for each in (sliding, full)]
+    ids = torch.arange(64)[None]
+    assert torch.equal(*(each.model(ids).logits for each in models))
 
 
 def test_partial_rotary_models_get_as_many_factors_as_they_turn(tmp_path, corpus):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from converters.gguf.carriers import TARGETS
-from longrope.architectures import ARCHITECTURES, architecture_of
+from longrope.architectures import ARCHITECTURES, FULL, architecture_of, attending_to
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import UnsupportedError
 from longrope.modeling import detect_layout
@@ -46,12 +46,11 @@ HALF = {"layer_types": ["sliding_attention", "full_attention"]}
 @pytest.mark.parametrize(
     ("config", "layers"),
     [
-        ({"model_type": "mistral"}, "all layers"),
-        ({"model_type": "phi3"}, "all layers"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "all layers"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, "layers from 1 on"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "layers from 28 on"),
         ({"model_type": "qwen3", **HALF}, "1 of 2 layers"),
         ({"model_type": "llama", **HALF}, "1 of 2 layers"),
-        ({"model_type": "gemma2", "layer_types": ["sliding_attention"] * 2}, "2 of 2 layers"),
+        ({"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 2}, "2 of 2 layers"),
         ({"model_type": "llama", "layer_types": ["chunked_attention", "full_attention"]}, "1 of 2 layers"),
     ],
 )
@@ -68,13 +67,16 @@ def test_layers_that_slide_below_the_window_are_refused(config: dict[str, object
         {"model_type": "qwen3", "layer_types": ["full_attention"] * 2},
         {"model_type": "mistral", "sliding_window": None},
         {"model_type": "mistral", "sliding_window": 256},
+        {"model_type": "mistral"},
+        {"model_type": "phi3"},
+        {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "num_hidden_layers": 1},
         {"model_type": "gemma2", **HALF},
         {"model_type": "gemma2"},
         {"model_type": "gpt_oss", **HALF},
         {"model_type": "gemma3_text"},
     ],
 )
-def test_layers_that_see_everything_and_known_mixtures_are_not(config: dict[str, object]) -> None:
+def test_layers_that_see_everything_that_all_slide_and_known_mixtures_are_not(config: dict[str, object]) -> None:
     assert architecture_of({**SLIDING, **config}).model_type == config["model_type"]
 
 
@@ -94,6 +96,28 @@ def test_a_misspelt_type_gets_a_hint(written: str, meant: str) -> None:
 def test_another_generation_s_type_is_no_near_miss(written: str) -> None:
     with pytest.raises(UnsupportedError, match="is not supported; expected one of "):
         architecture_of({"model_type": written})
+
+
+@pytest.mark.parametrize(
+    ("config", "changed"),
+    [
+        ({"model_type": "mistral"}, {"sliding_window": None}),
+        ({"model_type": "phi3", "layer_types": ["sliding_attention"]}, {"sliding_window": None, "layer_types": [FULL]}),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0},
+            {"sliding_window": None, "use_sliding_window": False},
+        ),
+        ({"model_type": "mistral", "sliding_window": 512}, {}),
+        ({"model_type": "gemma2", **HALF}, {}),
+        ({"model_type": "gpt_oss", **HALF}, {}),
+        ({"model_type": "llama"}, {}),
+    ],
+)
+def test_an_extension_attends_to_everything_where_all_layers_slid(
+    config: dict[str, object], changed: dict[str, object]
+) -> None:
+    before = {**SLIDING, **config}
+    assert attending_to(before, 512) == {**before, **changed}
 
 
 MIXED = ["sliding_attention", "full_attention"]

@@ -173,9 +173,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
     "unknown type": (config(model_type="llamma"), UnsupportedError, r"'llamma' is not supported; did you mean llama\?"),
     "no type": (config(model_type=None), UnsupportedError, "model type None is not supported; expected one of"),
     "sliding window": (
-        config(model_type="mistral", sliding_window=32),
+        config(model_type="qwen2", use_sliding_window=True, max_window_layers=1, sliding_window=32),
         UnsupportedError,
-        r"attend to the last 32 tokens only \(sliding_window\)",
+        r"layers from 1 on of this qwen2 model attend to the last 32 tokens only \(sliding_window\)",
     ),
     "factors of another model": (
         config(
