@@ -14,6 +14,8 @@ in `converters/gguf/carriers.py`:
   softmax_scale  the softmax scale is computed from the rotary parameters factor and mscale_all_dim, which stay
   drops_cache_at_crossing  transformers' generate empties the cache where the factor sets change
   longrope_only  transformers' configuration refuses every rope_type but longrope
+  per_set_attention  transformers takes the attention factor from short_mscale and long_mscale, and rotates by the short set
+              at every length, so that one set is all that it computes
 Rows were checked against llama.cpp as vendored by llama-cpp-python 0.3.36 and transformers 5.23.
 """
 
@@ -50,7 +52,13 @@ class Architecture:
     softmax_scale: bool = False
     drops_cache_at_crossing: bool = False
     longrope_only: bool = False
+    per_set_attention: bool = False
     refusal: str = ""
+
+    @property
+    def one_base(self) -> bool:
+        """Whether layers that slide have the θ of the others without a key of their own (OLMo 3)."""
+        return self.rotary == "by_type" and not self.local_theta and not self.v5_only
 
     @property
     def needs_layer_types(self) -> bool:
@@ -116,11 +124,7 @@ ARCHITECTURES = _table(
     Architecture("granitemoeshared"),
     Architecture("minicpm3", softmax_scale=True),
     Architecture("phi3", sliding_window=True, drops_cache_at_crossing=True, longrope_only=True),
-    Architecture(
-        "phimoe",
-        refusal="its RoPE has one attention factor a set (short_mscale, long_mscale), which no other engine reads, and "
-        "llama.cpp computes RMS norms and a softmax router where it has layer norms and a sparse mixer",
-    ),
+    Architecture("phimoe", sliding_window=True, longrope_only=True, per_set_attention=True),
     Architecture("apertus"),
     Architecture("arcee"),
     Architecture("exaone4", sliding_window=True, hybrid=True, rotary="local", default_window=4096),

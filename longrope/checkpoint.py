@@ -30,8 +30,17 @@ from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.config_fields import check_config
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.family import FamilyName, RopeFamily
-from longrope.hf_config import FULL, extended_config, from_config, require_family, rope_parameters, transformers_config
+from longrope.family import BETA_FAST, BETA_SLOW, FamilyName, RopeFamily
+from longrope.hf_config import (
+    FULL,
+    PER_SET_FACTORS,
+    extended_config,
+    from_config,
+    require_family,
+    rope_parameters,
+    transformers_config,
+    with_one_set,
+)
 from longrope.reading import own_file, read_object
 from longrope.tokenizer_files import TokenizerFile, tokenizer_file
 from longrope.weights import (
@@ -55,14 +64,14 @@ HUB_PAGE = re.compile(
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 SUFFIXES = {b"GGUF": ".gguf"}  # first bytes of files that come without a suffix, such as Ollama's blobs
-# Attention factors of each set, which only phimoe's model class applies.
-PER_SET_FACTORS = ("short_mscale", "long_mscale")
 # Bytes of a weight file that its fingerprint takes: its start, and a sample in every so many.
 FIRST_WEIGHTS, SAMPLE, SAMPLE_EVERY = 1 << 20, 1 << 14, 1 << 23
 # Where multimodal checkpoints keep their text model, in place of `model.`; and its output head.
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
 TEXT_HEADS = {"lm_head.": "lm_head.", "language_model.lm_head.": "lm_head."}
 # Buffers that old checkpoints carry; every runtime computes them.
+# Bases that the parameters of a family hold, too.
+_HELD_BY = {"yarn": ("yarn",), "linear": ("yarn", "linear")}
 DERIVED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 
 
@@ -243,12 +252,15 @@ class Checkpoint:
         return self.base
 
     def require_family(self, name: str) -> None:
-        """Raise UnsupportedError for a model that the parameters of this family cannot be given to."""
+        """Raise UnsupportedError for a model that the parameters of this family cannot be given to.
+
+        Those of YaRN take the place of a yarn base, which they hold; linear ones that of a linear base.
+        """
         require_family(self.config, name)
-        if not self.base.is_plain:
+        if not (self.base.is_plain or self.base.rope_type in _HELD_BY[name]):
             raise UnsupportedError(
                 f"{self.name}: its RoPE is rescaled already (rope_type {self.base.rope_type}), and engines hold one "
-                f"rescaling only; the {name} family needs a model without. Free factors go on top of it"
+                f"rescaling only, of which {name} is none that equals it. Free factors go on top of it"
             )
 
     def bind(self, factors: RescaleFactors, target: int | None = None) -> BoundFactors:
@@ -267,7 +279,7 @@ class Checkpoint:
             UnsupportedError: a rope_type without a closed form, or start tokens on a rescaled RoPE.
         """
         length = factors.target_length or target
-        if factors.base is not None or length is None:
+        if factors.base is not None or factors.family is not None or length is None:
             return self.bind_product(factors, target)
         base = self.base_for(length)
         if base.is_plain or factors.original_max_position_embeddings not in (None, base.window):
@@ -425,7 +437,12 @@ class Checkpoint:
                 f"{len(renamed)} weights have other names than in the model, as training tools and models saved without "
                 f"their head leave them; {renamed[0]} is taken for {self.weight_names[renamed[0]]}"
             )
-        if ignored := [name for name in PER_SET_FACTORS if name in rope_parameters(self.config)]:
+        if self.architecture.per_set_attention and self.base.is_longrope:
+            said.append(
+                f"transformers rotates {self.model_type} by its short set at every length; it is extended from its long set, "
+                "as other engines use it beyond the original window, by a single set"
+            )
+        elif ignored := [name for name in PER_SET_FACTORS if name in rope_parameters(self.config)]:
             said.append(
                 f"config.json has {' and '.join(ignored)}, which transformers ignores for {self.model_type}; exports are "
                 "written without"
@@ -490,18 +507,29 @@ def placeholder_factors(
 ) -> BoundFactors:
     """Two sets of harmless values for `target` tokens: what exports and training are planned with before a search.
 
-    Of a family they are one set that every format which holds the family holds: linear interpolation.
+    Of a family they are one set that every format which holds the family holds: linear interpolation, or the model's own
+    YaRN where a softmax scale is computed from that.
     """
     if family != "free":
-        linear = RopeFamily("linear", target / checkpoint.window, checkpoint.rope_theta)
-        factors = linear.factors(checkpoint.rotary_dim, original=checkpoint.window, rope_theta=checkpoint.rope_theta)
         checkpoint.require_family(family)
-        return checkpoint.bind(
-            RescaleFactors(factors, factors, attention_factor=1.0, method="placeholder", family=linear), target=target
+        held = _placeholder(checkpoint, target / checkpoint.window)
+        factors = held.factors(checkpoint.rotary_dim, original=checkpoint.window, rope_theta=checkpoint.rope_theta)
+        given = RescaleFactors(
+            factors, factors, attention_factor=held.attention_factor, method="placeholder", family=held
         )
+        return checkpoint.bind(given, target=target)
     pairs = checkpoint.rotary_dim // 2
     ones, twos = (1.0,) * pairs, (2.0,) * pairs
     return checkpoint.bind(RescaleFactors(ones, twos, n_hat=n_hat, method="placeholder"), target=target)
+
+
+def _placeholder(checkpoint: Checkpoint, scale: float) -> RopeFamily:
+    base, theta = checkpoint.base, checkpoint.rope_theta
+    if base.rope_type != "yarn" or not checkpoint.architecture.softmax_scale:
+        return RopeFamily("linear", scale, theta)
+    moved = base.window / base.pretraining_window
+    betas = {"beta_fast": BETA_FAST * moved, "beta_slow": BETA_SLOW * moved}
+    return RopeFamily.yarn(scale * max(base.long_factor), theta, **betas, attention_factor=base.attention_factor)
 
 
 def _times(factors: Sequence[float], base: Sequence[float]) -> tuple[float, ...]:
@@ -544,6 +572,7 @@ def open_folder(
         raise InputError(f"{name}: expected a Hugging Face folder, found no config.json in it")
     config = read_object(own_file(path, "config.json"), f"{name}: config.json")
     check_config(config, name)
+    config = with_one_set(config)
     text = config.get("text_config") if config.get("model_type") in WRAPPERS else None
     checkpoint = Checkpoint(path, name, config, keep_alive)
     if isinstance(text, dict):

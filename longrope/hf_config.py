@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from longrope.architectures import Architecture, architecture_of, attending_to
+from longrope.architectures import ARCHITECTURES, architecture_of, attending_to
 from longrope.base_rope import DEFAULT_THETA
 from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -16,9 +17,12 @@ from longrope.rope import attention_factor_formula
 # How layers that see everything, and those that do not, are called where rotary parameters are nested by layer type.
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Rotary parameters that are no scaling of their own, and stay.
+# Attention factors of each set, which only phimoe's model class applies.
+PER_SET_FACTORS = ("short_mscale", "long_mscale")
 _KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
 # Those that a softmax scale is computed from (DeepSeek).
-_SOFTMAX = ("mscale", "mscale_all_dim", "factor")
+_MSCALES = ("mscale", "mscale_all_dim")
+_SOFTMAX = (*_MSCALES, "factor")
 
 
 def from_config(config: Mapping[str, Any]) -> RescaleFactors | None:
@@ -84,6 +88,23 @@ def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **renamed}
 
 
+def with_one_set(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config.json whose model class rotates by the short set at every length, with the long one in its place.
+
+    Raises:
+        UnsupportedError: the attention factors of the two sets differ, which one set cannot have.
+    """
+    row, rope = ARCHITECTURES.get(str(config.get("model_type"))), rope_parameters(config)
+    if row is None or not row.per_set_attention or "long_factor" not in rope:
+        return config
+    short, long = (rope.get(name) for name in PER_SET_FACTORS)
+    if short != long:
+        raise UnsupportedError(f"config.json: short_mscale {short} and long_mscale {long}: expected one for both sets")
+    one = {"short_factor": rope["long_factor"], **({"attention_factor": long} if long else {})}
+    spellings = {name: {**config[name], **one} for name in ("rope_scaling", "rope_parameters") if config.get(name)}
+    return {**config, **spellings}
+
+
 def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[str, Any]:
     """A config.json with the factors in it, read alike by transformers 5 and 4.57, vLLM, SGLang, TGI and mlx-lm.
 
@@ -101,10 +122,10 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
             "export to ONNX, which can, or search without start tokens"
         )
     native = _longrope(config, factors) if factors.family is None else _of_family(config, factors, factors.family)
-    shared = {**native, **kept_parameters(config)}
+    shared = {**kept_parameters(config), **native} if factors.family else {**native, **kept_parameters(config)}
     theta = factors.written_theta
     full: dict[str, Any] = {"rope_theta": theta, **shared}
-    row, given = architecture_of(config), rope_parameters(config)
+    row = architecture_of(config)
     extended = {
         **attending_to(config, factors.target),
         **_head_dim(config),
@@ -112,7 +133,7 @@ def extended_config(config: Mapping[str, Any], factors: BoundFactors) -> dict[st
         "original_max_position_embeddings": shared.get("original_max_position_embeddings"),
         "rope_theta": theta,
         "rope_scaling": {"type": shared["rope_type"], **shared},
-        "rope_parameters": full if row.rotary != "by_type" else {FULL: full, SLIDING: _local(config, row, given)},
+        "rope_parameters": full if row.rotary != "by_type" else {FULL: full, SLIDING: local_parameters(config)},
     }
     if row.v5_only:
         del extended["rope_scaling"], extended["rope_theta"]
@@ -132,15 +153,42 @@ def _longrope(config: Mapping[str, Any], factors: BoundFactors) -> dict[str, Any
         "factor": factors.length_scale,
         "original_max_position_embeddings": switch_length(config, factors),
     }
-    if factors.attention_factor is not None or not by_runtime_formula(shared, factors):
+    per_set = architecture_of(config).per_set_attention
+    if per_set and factors.factor_sets == "dual":
+        raise UnsupportedError(
+            f"transformers' {config['model_type']} rotates by its short set at every length; use a single factor set",
+            option="factor-sets single",
+        )
+    if per_set or factors.attention_factor is not None or not by_runtime_formula(shared, factors):
         shared["attention_factor"] = factors.effective_attention_factor
-    return shared
+    return {**shared, **dict.fromkeys(PER_SET_FACTORS if per_set else (), factors.effective_attention_factor)}
 
 
 def _of_family(config: Mapping[str, Any], factors: BoundFactors, family: RopeFamily) -> dict[str, Any]:
     """The parameters of a family. Raises as `require_family`."""
     require_family(config, family.type)
-    return family_parameters(family, factors.original)
+    found = family_parameters(*_in_own_window(config, family, factors.original))
+    given = rope_parameters(config)
+    if not (architecture_of(config).softmax_scale and given.get("mscale_all_dim")):
+        return found
+    # The softmax scale is (0.1 mscale_all_dim ln s + 1)², which stays: only the rotation is extended.
+    if family.factor <= 1:
+        raise UnsupportedError(
+            f"{config['model_type']} computes its softmax scale from YaRN's scale; expected one above 1"
+        )
+    kept = math.log(given["factor"]) / math.log(family.factor)
+    mscales = {name: given[name] * kept for name in _MSCALES if given.get(name)}
+    return {**found, **mscales, "attention_factor": family.attention_factor}
+
+
+def _in_own_window(config: Mapping[str, Any], family: RopeFamily, original: int) -> tuple[RopeFamily, int]:
+    """The same ramp with betas of the window that the model was trained on before its publisher's YaRN, and that window."""
+    given = rope_parameters(config)
+    own = given.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    if given.get("rope_type", given.get("type")) != "yarn" or not own or family.type != "yarn":
+        return family, original
+    moved = own / original
+    return replace(family, beta_fast=family.beta_fast * moved, beta_slow=family.beta_slow * moved), own
 
 
 def require_family(config: Mapping[str, Any], name: str) -> None:
@@ -217,11 +265,12 @@ def switch_length(config: Mapping[str, Any], factors: BoundFactors) -> int:
     return int(stays)
 
 
-def _local(config: Mapping[str, Any], row: Architecture, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary parameters of the layers that slide, as they are."""
+def local_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary parameters of the layers that slide, where they have their own; an extension leaves them as they are."""
     nested = (config.get("rope_parameters") or {}).get(SLIDING)
     if nested:
         return dict(nested)
+    row, given = architecture_of(config), rope_parameters(config)
     own = config.get(row.local_theta) if row.local_theta else given.get("rope_theta", config.get("rope_theta"))
     return {"rope_type": "default", "rope_theta": own or DEFAULT_THETA}
 

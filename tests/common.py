@@ -139,6 +139,7 @@ PICO_CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 2},
     "llama4_text": {"no_rope_layers": [1, 1], "attention_chunk_size": None},
     "olmo3": LAYERS,
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_next": LINEAR,
     "qwen3_5_text": LINEAR,
     "qwen3_5_moe_text": {**LINEAR, "num_experts": 4, "num_experts_per_tok": 2},

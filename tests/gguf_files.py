@@ -30,6 +30,8 @@ Fault = Callable[[Values, Tensors], None]
 
 
 WINDOW, TARGET = 256, 1024
+# Model types whose MLP is GELU, which llama.cpp looks up in a table of float16.
+GELU = ("gemma", "gemma2", "gemma3_text", "gemma4_text", "phi", "gpt_neox")
 
 
 def checkpoint(path: Path, model_type: str = "llama", **changes: Any) -> Checkpoint:
@@ -116,6 +118,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "shared_intermediate_size": 96,
             "layer_types": ["attention"] * 2,
             "position_embedding_type": "rope",
+        },
+    ),
+    "gemma": ("gemma", {"head_dim": 16, "tie_word_embeddings": True}),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "sliding_window": 64,
+            "query_pre_attn_scalar": 4,
+            "tie_word_embeddings": True,
+            "final_logit_softcapping": 5.0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "gemma4_text": (
+        "gemma4_text",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 64,
+            "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 384,
         },
     ),
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),

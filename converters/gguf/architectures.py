@@ -16,13 +16,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+
 from converters.gguf.carriers import Fill, Target, candidates, sliding_window
-from converters.gguf.container import TensorInfo, Value, array, block_size, f32, u32
+from converters.gguf.container import TensorInfo, Value, array, block_size, f32, flag, u32
 from converters.gguf.factors import require_expressible
 from converters.gguf.native import gguf
-from converters.gguf.weights import Constants, Piece, Planned, SafetensorsSource, Stored, same_numbers
+from converters.gguf.parts import (
+    Part,
+    by_kind,
+    columns_as_rows,
+    columns_in_turns,
+    even_columns,
+    even_columns_as_rows,
+    minus_exp,
+    odd_columns,
+    odd_columns_as_rows,
+    one_more,
+    one_more_scaling_queries,
+    values_in_turns,
+    values_in_turns_behind_keys,
+)
+from converters.gguf.weights import Constants, Piece, Planned, Rows, SafetensorsSource, Stored, same_numbers
 from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors
@@ -45,7 +63,7 @@ class Key:
         name: in the file, without the architecture.
         field: of config.json.
         make: Python value → typed value.
-        default: when config.json is silent; None leaves the key out.
+        default: when config.json is silent or says null; None leaves the key out.
     """
 
     name: str
@@ -128,10 +146,31 @@ def _slides(layer_types: Any) -> Value:
     return array(gguf.GGUFValueType.BOOL, [kind == "sliding_attention" for kind in layer_types])
 
 
+def _recurrent(layer_types: Any) -> Value:
+    """Which layers carry a state instead of attending."""
+    return array(gguf.GGUFValueType.BOOL, [kind == "linear_attention" for kind in layer_types])
+
+
 _SLIDING_KEYS = (
     Key("attention.sliding_window", "sliding_window"),
     Key("attention.sliding_window_pattern", "layer_types", _slides),
 )
+_LAYER_NORM_KEYS = (Key("attention.layer_norm_epsilon", "layer_norm_eps", f32, 1e-5),)
+_DELTA_NET_KEYS = (
+    Key("ssm.conv_kernel", "linear_conv_kernel_dim", u32, 4),
+    Key("ssm.state_size", "linear_key_head_dim"),
+    Key("ssm.group_count", "linear_num_key_heads"),
+    Key("ssm.time_step_rank", "linear_num_value_heads"),
+    Key("attention.recurrent_layers", "layer_types", _recurrent),
+)
+_DELTA_NET = {
+    "linear_attn.conv1d.weight": (Part("ssm_conv1d.weight", values_in_turns_behind_keys),),
+    "linear_attn.A_log": (Part("ssm_a", values_in_turns, minus_exp),),
+    "linear_attn.dt_bias": (Part("ssm_dt.bias", values_in_turns),),
+    "linear_attn.out_proj.weight": (Part("ssm_out.weight", columns_in_turns),),
+}
+# Where the key is missing, llama.cpp's gemma4 caps logits at 30.
+_FINAL_CAP = Key("final_logit_softcapping", "final_logit_softcapping", f32, 0.0)
 _GEMMA_NEEDS = {"hidden_activation": "gelu_pytorch_tanh"}
 
 
@@ -147,6 +186,7 @@ class Layout:
         model_class: transformers' class, for the config.json that is rebuilt from a file; "" where none is.
         needs: fields of config.json with the only value llama.cpp computes; None for absent or null.
         norm_plus_one: norms are stored as offsets from 1, and are whole in the file.
+        parts: weights within `model.layers.N.` by full name → the tensors that are made of them.
     """
 
     layer: Mapping[str, str | Halves]
@@ -156,6 +196,7 @@ class Layout:
     model_class: str = ""
     needs: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     norm_plus_one: bool = False
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -212,14 +253,17 @@ LAYOUTS: Mapping[str, Layout] = {
         model_class="Exaone4ForCausalLM",
     ),
     # Architectures that load no factors: their own keys rescale (`longrope.family`).
-    "qwen2": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP}),
+    "qwen2": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP}, model_class="Qwen2ForCausalLM"),
     "seed_oss": Layout({**_NORMS, **_ATTENTION, **_GATED_MLP, "post_attention_layernorm": "post_attention_norm"}),
     "smollm3": Layout(
         {**_NORMS, **_ATTENTION, **_GATED_MLP}, needs={"hidden_act": "silu", "no_rope_layer_interval": 4}
     ),
     "olmo2": Layout({**_POST_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP}),
     "gemma": Layout(
-        {**_NORMS, **_ATTENTION, **_GATED_MLP}, needs={"hidden_act": "gelu_pytorch_tanh"}, norm_plus_one=True
+        {**_NORMS, **_ATTENTION, **_GATED_MLP},
+        keys=(_FINAL_CAP,),
+        needs={"hidden_act": "gelu_pytorch_tanh"},
+        norm_plus_one=True,
     ),
     "gemma2": Layout(
         {**_SANDWICH_NORMS, **_ATTENTION, **_GATED_MLP},
@@ -250,7 +294,162 @@ LAYOUTS: Mapping[str, Layout] = {
         ),
         needs={"hidden_act": "silu", "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     ),
+    "olmo3": Layout(
+        {**_POST_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP}, keys=_SLIDING_KEYS, needs={"hidden_act": "silu"}
+    ),
+    "glm4": Layout(
+        {
+            **_ATTENTION,
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+            "input_layernorm": "attn_norm",
+            "post_self_attn_layernorm": "post_attention_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "post_mlp_layernorm": "post_ffw_norm",
+        }
+    ),
+    "command-r": Layout(
+        {"input_layernorm": "attn_norm", **_ATTENTION, **_GATED_MLP},
+        keys=(*_LAYER_NORM_KEYS, Key("logit_scale", "logit_scale", f32, 0.0625)),
+        needs={"hidden_act": "silu", "use_qk_norm": False},
+    ),
+    "phi2": Layout(
+        {
+            "input_layernorm": "attn_norm",
+            **_ATTENTION,
+            "self_attn.dense": "attn_output",
+            "mlp.fc1": "ffn_up",
+            "mlp.fc2": "ffn_down",
+        },
+        outer={**_OUTER, "model.final_layernorm": "output_norm"},
+        keys=_LAYER_NORM_KEYS,
+        needs={"hidden_act": "gelu_new", "qk_layernorm": False},
+    ),
+    "gptneox": Layout(
+        {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "attention.dense": "attn_output",
+            "mlp.dense_h_to_4h": "ffn_up",
+            "mlp.dense_4h_to_h": "ffn_down",
+        },
+        outer={
+            "gpt_neox.embed_in": "token_embd",
+            "gpt_neox.final_layer_norm": "output_norm",
+            "embed_out": "output",
+        },
+        keys=(*_LAYER_NORM_KEYS, Key("use_parallel_residual", "use_parallel_residual", flag, True)),
+        needs={"hidden_act": "gelu", "attention_bias": True},
+        parts={
+            "attention.query_key_value.weight": (Part("attn_qkv.weight", by_kind),),
+            "attention.query_key_value.bias": (Part("attn_qkv.bias", by_kind),),
+        },
+    ),
+    "gpt-oss": Layout(
+        {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            **_ATTENTION,
+            "mlp.router": "ffn_gate_inp",
+        },
+        keys=(*_EXPERT_KEYS, Key("expert_feed_forward_length", "intermediate_size"), *_SLIDING_KEYS),
+        needs={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
+        parts={
+            "self_attn.sinks": (Part("attn_sinks.weight"),),
+            "mlp.experts.gate_up_proj": (
+                Part("ffn_gate_exps.weight", even_columns_as_rows, stacked=True),
+                Part("ffn_up_exps.weight", odd_columns_as_rows, stacked=True),
+            ),
+            "mlp.experts.gate_up_proj_bias": (
+                Part("ffn_gate_exps.bias", even_columns),
+                Part("ffn_up_exps.bias", odd_columns),
+            ),
+            "mlp.experts.down_proj": (Part("ffn_down_exps.weight", columns_as_rows, stacked=True),),
+            "mlp.experts.down_proj_bias": (Part("ffn_down_exps.bias"),),
+        },
+    ),
+    "deepseek2": Layout(
+        {
+            **_NORMS,
+            **_LATENT_ATTENTION,
+            "self_attn.q_proj": "attn_q",
+            "self_attn.o_proj": "attn_output",
+            **_GATED_MLP,
+            **_QWEN_EXPERTS,
+            "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+            "mlp.shared_experts.up_proj": "ffn_up_shexp",
+            "mlp.shared_experts.down_proj": "ffn_down_shexp",
+        },
+        keys=(
+            Key("leading_dense_block_count", "first_k_dense_replace", u32, 0),
+            Key("attention.q_lora_rank", "q_lora_rank"),
+            Key("attention.kv_lora_rank", "kv_lora_rank"),
+            Key("expert_count", "n_routed_experts"),
+            Key("expert_used_count", "num_experts_per_tok"),
+            Key("expert_shared_count", "n_shared_experts"),
+            Key("expert_feed_forward_length", "moe_intermediate_size"),
+            Key("expert_weights_scale", "routed_scaling_factor", f32, 1.0),
+            Key("expert_weights_norm", "norm_topk_prob", flag, False),
+        ),
+        needs={"hidden_act": "silu", "topk_method": "greedy"},
+    ),
+    "qwen35": Layout(
+        {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+            **_ATTENTION,
+            **_QK_NORM,
+            **_GATED_MLP,
+            "linear_attn.norm": "ssm_norm",
+        },
+        keys=_DELTA_NET_KEYS,
+        norm_plus_one=True,
+        parts={
+            **_DELTA_NET,
+            "linear_attn.in_proj_qkv.weight": (Part("attn_qkv.weight", values_in_turns_behind_keys),),
+            "linear_attn.in_proj_z.weight": (Part("attn_gate.weight", values_in_turns),),
+            "linear_attn.in_proj_a.weight": (Part("ssm_alpha.weight", values_in_turns),),
+            "linear_attn.in_proj_b.weight": (Part("ssm_beta.weight", values_in_turns),),
+        },
+    ),
+    "gemma4": Layout(
+        {
+            **_SANDWICH_NORMS,
+            **_ATTENTION,
+            **_QK_NORM,
+            **_GATED_MLP,
+            "per_layer_input_gate": "inp_gate",
+            "per_layer_projection": "proj",
+            "post_per_layer_input_norm": "post_norm",
+        },
+        outer={
+            **_OUTER,
+            "model.embed_tokens_per_layer": "per_layer_token_embd",
+            "model.per_layer_model_projection": "per_layer_model_proj",
+            "model.per_layer_projection_norm": "per_layer_proj_norm",
+        },
+        keys=(
+            _FINAL_CAP,
+            Key("embedding_length_per_layer_input", "hidden_size_per_layer_input", u32, 0),
+            Key("attention.shared_kv_layers", "num_kv_shared_layers", u32, 0),
+        ),
+        needs={
+            **_GEMMA_NEEDS,
+            "enable_moe_block": False,
+            "attention_k_eq_v": False,
+            "num_global_key_value_heads": None,
+            "use_bidirectional_attention": None,
+        },
+        parts={"layer_scalar": (Part("layer_output_scale.weight"),)},
+    ),
     # Types whose names are not those of the architecture that carries them.
+    "gemma3 as gemma4": Layout(
+        {**_SANDWICH_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP},
+        keys=(_FINAL_CAP,),
+        needs={**_GEMMA_NEEDS, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
+        norm_plus_one=True,
+        parts={"self_attn.q_norm.weight": (Part("attn_q_norm.weight", change=one_more_scaling_queries),)},
+    ),
     "exaone": Layout(
         {
             "ln_1": "attn_norm",
@@ -274,7 +473,7 @@ LAYOUTS: Mapping[str, Layout] = {
         },
         keys=(*_GRANITE_KEYS, Key("feed_forward_length", "shared_intermediate_size")),
     ),
-    "qwen3": Layout({**_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP}),
+    "qwen3": Layout({**_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP}, model_class="Qwen3ForCausalLM"),
     "qwen3_moe": Layout({**_NORMS, **_ATTENTION, **_QK_NORM, **_QWEN_EXPERTS}),
 }
 # Other spellings of the fields of config.json that hyperparameters are made of.
@@ -319,8 +518,14 @@ def refuse_factors(checkpoint: Checkpoint, target: Target, factors: BoundFactors
     """Raise UnsupportedError for factors with which llama.cpp would compute something else than transformers."""
     if not target.slides:
         _refuse_sliding_window(checkpoint, factors)
+    if target.one_base and factors.written_theta != checkpoint.rope_theta:
+        raise UnsupportedError(
+            f"llama.cpp's {target.architecture} rotates layers that slide by the same base as the others, which has to stay "
+            f"{checkpoint.rope_theta:g}; the parameters have {factors.written_theta:g}"
+        )
     _ = switch_length(checkpoint.config, factors)
     require_expressible(factors, target.architecture, target.rope)
+    _ = target.keys(checkpoint, factors)
 
 
 def layout_of(target: Target) -> Layout:
@@ -352,7 +557,7 @@ def _refuse_other_networks(checkpoint: Checkpoint, target: Target) -> None:
             )
 
     scale = config.get("query_pre_attn_scalar", checkpoint.head_dim)
-    if scale != checkpoint.head_dim:
+    if scale != checkpoint.head_dim and target.architecture != "gemma4":  # which has it in the norm of queries
         raise UnsupportedError(
             f"{checkpoint.name}: llama.cpp scales queries by the head size {checkpoint.head_dim}, the model by "
             f"query_pre_attn_scalar = {scale}; export to HF or ONNX instead"
@@ -378,11 +583,13 @@ def _refuse_sliding_window(checkpoint: Checkpoint, factors: BoundFactors) -> Non
 
 # -- where each weight goes
 
-LAYER = re.compile(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)")
+LAYER = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(\d+)\.(.+)")
 HEAD = "lm_head.weight"
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # Routers decide between experts by small differences; llama.cpp keeps them in float32.
-_ALWAYS_F32 = ("ffn_gate_inp",)
+_ALWAYS_F32 = ("ffn_gate_inp", "ssm_conv1d")
+# Heads that predict more than the next token; transformers ignores them, too.
+_NOT_READ = "mtp."
 
 
 @dataclass(frozen=True)
@@ -393,11 +600,13 @@ class Place:
         name: of the tensor in the file.
         expert: its place in a stack of experts; None for a tensor that is no expert's.
         half: 0 or 1 for the upper or lower rows; None for all.
+        part: how the rows are arranged; None where a name is all that changes.
     """
 
     name: str
     expert: int | None = None
     half: int | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -411,6 +620,7 @@ class TensorPlanner:
         heads: number of heads of the tensors whose rows are interleaved, by module name within a layer.
         head: where the output matrix comes from: "own" for the checkpoint's, "" for none in the file (it is the
             embedding's), "embedding" for a copy of that.
+        config: of the checkpoint, with current names.
     """
 
     architecture: str
@@ -418,6 +628,7 @@ class TensorPlanner:
     matrix_type: int
     heads: Mapping[str, int]
     head: Literal["own", "embedding", ""]
+    config: Mapping[str, Any]
 
     def plan(self, source: SafetensorsSource) -> tuple[Planned, ...]:
         """A plan for every weight, in the file's order. Raises UnsupportedError for one that has no place."""
@@ -450,9 +661,14 @@ class TensorPlanner:
     def _kept(self, name: str) -> bool:
         layer = LAYER.fullmatch(name)
         scalar = layer is not None and layer[2] in self.layout.scalars
-        return not (scalar or (self.head != "own" and name == HEAD) or DERIVED.fullmatch(name))
+        tied = self.head != "own" and name == HEAD
+        return not (scalar or tied or DERIVED.fullmatch(name) or name.startswith(_NOT_READ))
 
     def _places(self, name: str) -> Iterator[Place]:
+        whole = LAYER.fullmatch(name)
+        if whole and (parts := self.layout.parts.get(whole[2])):
+            yield from (Place(f"blk.{whole[1]}.{part.name}", part=part) for part in parts)
+            return
         module, _, suffix = name.rpartition(".")
         layer, expert = LAYER.fullmatch(module), _EXPERT.search(module)
         inner = _EXPERT.sub(".experts.*.", layer[2]) if layer else ""
@@ -473,34 +689,62 @@ class TensorPlanner:
     def _planned(self, name: str, members: list[tuple[Place, str]], source: SafetensorsSource) -> Planned:
         members = sorted(members, key=lambda member: member[0].expert or 0)
         place, first = members[0]
-        shape = _shape(source[first], place, len(members))
+        shape = self._shape(source[first], place, len(members))
         pieces = tuple(piece for place, origin in members for piece in self._pieces(place, origin, source[origin]))
         return Planned(TensorInfo(name, shape, self._type_for(name, shape)), pieces, source)
 
     def _pieces(self, place: Place, origin: str, stored: Stored) -> Iterator[Piece]:
+        if place.part is not None:
+            yield from self._arranged(place.part, origin, stored)
+            return
         if place.half is None:
-            plus_one = self.layout.norm_plus_one and "norm" in place.name
-            yield Piece(origin, heads=self.heads.get(_module(place.name), 0), plus_one=plus_one)
+            offset = self.layout.norm_plus_one and "norm" in place.name and "ssm_norm" not in place.name
+            change = partial(_with_config, one_more, self.config) if offset else None
+            yield Piece(origin, heads=self.heads.get(_module(place.name), 0), change=change)
             return
         rows = stored.shape[-2] // 2
         for expert in range(stored.shape[0] if len(stored.shape) == 3 else 1):
             yield Piece(origin, first=(2 * expert + place.half) * rows, count=rows)
 
+    def _arranged(self, part: Part, origin: str, stored: Stored) -> Iterator[Piece]:
+        arrange, change = (
+            function and partial(_with_config, function, self.config) for function in (part.arrange, part.change)
+        )
+        if not part.stacked:
+            yield Piece(origin, arrange=arrange, change=change)
+            return
+        rows = stored.shape[-2]
+        for expert in range(stored.shape[0]):
+            yield Piece(origin, first=expert * rows, count=rows, arrange=arrange, change=change)
+
+    def _shape(self, stored: Stored, place: Place, count: int) -> tuple[int, ...]:
+        if place.part is not None:
+            return self._arranged_shape(place.part, stored)
+        if place.expert is not None:
+            return (count, *stored.shape)
+        if place.half is not None:
+            return (*stored.shape[:-2], stored.shape[-2] // 2, stored.shape[-1])
+        return stored.shape
+
+    def _arranged_shape(self, part: Part, stored: Stored) -> tuple[int, ...]:
+        if len(stored.shape) < 2:
+            return stored.shape
+        rows = stored.shape[-2] if part.stacked else stored.rows.shape[0]
+        blank = np.broadcast_to(np.uint8(0), (rows, stored.shape[-1]))
+        shape = part.arrange(blank, self.config).shape if part.arrange else blank.shape
+        return (stored.shape[0], *shape) if part.stacked else shape
+
     def _type_for(self, name: str, shape: tuple[int, ...]) -> int:
         """Matrices get the wanted type; vectors stay float32, and rows that do not fit its blocks become float16."""
         types = gguf.GGMLQuantizationType
-        if len(shape) < 2 or _module(name) in _ALWAYS_F32:
+        if len(shape) < 2 or name.endswith(".bias") or _module(name) in _ALWAYS_F32:
             return int(types.F32)
         fits = shape[-1] % block_size(self.matrix_type)[0] == 0
         return self.matrix_type if fits else int(types.F16)
 
 
-def _shape(stored: Stored, place: Place, count: int) -> tuple[int, ...]:
-    if place.expert is not None:
-        return (count, *stored.shape)
-    if place.half is not None:
-        return (*stored.shape[:-2], stored.shape[-2] // 2, stored.shape[-1])
-    return stored.shape
+def _with_config(function: Callable[[Rows, Mapping[str, Any]], Rows], config: Mapping[str, Any], rows: Rows) -> Rows:
+    return function(rows, config)
 
 
 def _module(name: str) -> str:

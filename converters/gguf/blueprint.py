@@ -245,6 +245,7 @@ class ModelPlan:
             matrix_type=int(gguf.GGMLQuantizationType[self.outtype.matrix or self._lossless]),
             heads=heads if self.target.permute_qk else {},
             head=self._head,
+            config=renamed_config(config),
         )
 
     @property
@@ -261,11 +262,21 @@ class ModelPlan:
             return "own"
         return "embedding" if self.target.own_head else ""
 
+    @property
+    def _kinds_of_layers(self) -> Mapping[int, Any]:
+        """What layers may differ in: kind of attention, experts or none, own keys and values or those of a layer below."""
+        config, types = self.checkpoint.config, self.checkpoint.layer_types
+        dense, own = config.get("first_k_dense_replace") or 0, len(types) - (config.get("num_kv_shared_layers") or 0)
+        return {layer: (kind, layer < dense, layer < own) for layer, kind in enumerate(types)}
+
     def _check_complete(self, infos: Mapping[str, TensorInfo]) -> None:
-        """Every layer has what one of them has, and the embedding fits the vocabulary."""
-        per_layer = {name.split(".", 2)[2] for name in infos if name.startswith("blk.")}
-        layers = range(int(self.checkpoint.config["num_hidden_layers"]))
-        expected = {f"blk.{layer}.{name}" for layer in layers for name in per_layer} | {EMBEDDING, "output_norm.weight"}
+        """Every layer has what another of its kind has, and the embedding fits the vocabulary."""
+        kinds, per_kind = self._kinds_of_layers, dict[Any, set[str]]()
+        for name in (name for name in infos if name.startswith("blk.")):
+            _, layer, inner = name.split(".", 2)
+            per_kind.setdefault(kinds.get(int(layer)), set()).add(inner)
+        expected = {f"blk.{layer}.{name}" for layer, kind in kinds.items() for name in per_kind.get(kind, ())}
+        expected |= {EMBEDDING, "output_norm.weight"}
         if self._head == "own":
             expected.add("output.weight")
         expected |= {name for name in infos if not name.startswith("blk.")}
@@ -366,7 +377,8 @@ def _head_values(checkpoint: Checkpoint) -> dict[str, Value]:
 
 
 def _value(key: Key, config: Mapping[str, Any]) -> Value | None:
-    data = config.get(key.field, key.default)
+    given = config.get(key.field)
+    data = key.default if given is None else given
     return None if data is None else key.make(data)
 
 

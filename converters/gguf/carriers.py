@@ -15,6 +15,7 @@ Source: llama.cpp as vendored by llama-cpp-python 0.3.36 (src/models/*.cpp).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,12 +25,17 @@ from converters.gguf.native import gguf
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors
+from longrope.hf_config import SLIDING, local_parameters, rope_parameters
 
-GgufRope = Literal["sets", "freqs"]
+GgufRope = Literal["sets", "freqs", "full_freqs"]
 Values = dict[str, Value]
 
 # What an attention sink must be to take no part: exp(x - max) is 0 for it. An infinity would fail `--check-tensors`.
 NO_SINK = -1e30
+# What values of 1 are before the norm of gemma4, so that it is exact to 3e-8 of a value's square and float16 holds them.
+SMALL_VALUES = 2.0**-12
+# What other numbers of 1 are before a norm that is to leave them as they are.
+TINY = 2.0**-30
 # Width of a shared expert that adds nothing: one block of the simple quantized types.
 _ZERO_WIDTH = 32
 
@@ -81,7 +87,8 @@ class Target:
 
     Args:
         architecture: llama.cpp's name.
-        rope: "sets" for both factor tensors, "freqs" for the one that serves every context.
+        rope: "sets" for both factor tensors, "freqs" for the one that serves every context, "full_freqs" for the same in
+            layers that see everything, and no attention factor in the others.
         permute_qk: the rows of q and k are interleaved.
         carried: the model's own architecture in llama.cpp, which is not taken; None where this is it.
         reason: why it is not.
@@ -90,6 +97,7 @@ class Target:
         fills: tensors that the model does not have.
         own_head: the output matrix must be in the file, even where it is the embedding's.
         slides: attention looks back over the model's sliding window, as in transformers; else over the whole context.
+        one_base: layers that slide are rotated by the base of the others, so that it has to stay the model's.
         needs: fields of config.json with the only value that is computed, beside those of the layout.
     """
 
@@ -103,6 +111,7 @@ class Target:
     fills: Callable[[Checkpoint], Iterator[Fill]] = _no_fills
     own_head: bool = False
     slides: bool = False
+    one_base: bool = False
     needs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -222,6 +231,71 @@ def _granite_swa_nope(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
     return {**_granite_swa(checkpoint, factors), "attention.rope_pattern": _numbers(map(int, rotated))}
 
 
+# -- gemma4: layers that see everything take one factor set. It normalizes values, which other Gemmas do not: values far
+#    below the epsilon of the norm stay as they are, but for a scale, which is put right behind the attention
+
+
+def _gemma4(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    config, slides = checkpoint.config, [kind == SLIDING for kind in checkpoint.layer_types]
+    local = int(config.get("head_dim") or 256)
+    return {
+        "attention.key_length": u32(checkpoint.rotary_dim),
+        "attention.value_length": u32(checkpoint.rotary_dim),
+        "attention.key_length_swa": u32(local),
+        "attention.value_length_swa": u32(local),
+        "rope.dimension_count_swa": u32(local),
+        "rope.freq_base_swa": f32(local_parameters(config)["rope_theta"]),
+        "attention.sliding_window": u32(config.get("sliding_window") or factors.target),
+        "attention.sliding_window_pattern": _flags(slides),
+    }
+
+
+def _gemma3_as_gemma4(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    return {**_gemma4(checkpoint, factors), "embedding_length_per_layer_input": u32(0)}
+
+
+def _gemma_as_gemma4(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    """All layers see everything, and llama.cpp wants one that slides: one of zeros, which adds nothing."""
+    sizes = Sizes.of(checkpoint)
+    return {
+        **_gemma3_as_gemma4(checkpoint, factors),
+        "block_count": u32(sizes.layers + 1),
+        "attention.sliding_window": u32(factors.target),
+        "attention.sliding_window_pattern": _flags([False] * sizes.layers + [True]),
+        "attention.head_count": _numbers([sizes.heads] * sizes.layers + [1]),
+        "attention.head_count_kv": _numbers([sizes.kv_heads] * sizes.layers + [1]),
+    }
+
+
+def _norms_without_effect(checkpoint: Checkpoint) -> Iterator[Fill]:
+    """gemma4 normalizes queries, keys and what attention and MLP add, too: all far below epsilon, and back."""
+    sizes = Sizes.of(checkpoint)
+    tiny = _below_epsilon(checkpoint, TINY)
+    for layer in range(sizes.layers):
+        scales = {"attn_q": tiny, "attn_k": tiny, "ffn_down": tiny, "attn_v": _below_epsilon(checkpoint, SMALL_VALUES)}
+        for name, number in {**scales, "attn_output": tiny / SMALL_VALUES}.items():
+            yield Fill(f"blk.{layer}.{name}.scale", (1,), number)
+        norms = {"attn_q_norm": sizes.head_dim, "attn_k_norm": sizes.head_dim}
+        norms |= {"post_attention_norm": sizes.hidden, "post_ffw_norm": sizes.hidden}
+        for name, size in norms.items():
+            scale = 1 / math.sqrt(sizes.head_dim) if name == "attn_q_norm" else 1.0
+            yield Fill(f"blk.{layer}.{name}.weight", (size,), scale / TINY)
+    yield from _zero_layer(checkpoint)
+    for name in ("post_attention_norm", "post_ffw_norm"):
+        yield Fill(f"blk.{sizes.layers}.{name}.weight", (sizes.hidden,), 1.0)
+
+
+def _values_as_they_are(checkpoint: Checkpoint) -> Iterator[Fill]:
+    for layer in range(Sizes.of(checkpoint).layers):
+        yield Fill(f"blk.{layer}.attn_v.scale", (1,), _below_epsilon(checkpoint, SMALL_VALUES))
+        yield Fill(f"blk.{layer}.attn_output.scale", (1,), 1 / SMALL_VALUES)
+
+
+def _below_epsilon(checkpoint: Checkpoint, small: float) -> float:
+    """What numbers are multiplied by so that a norm without weights makes `small` of 1."""
+    return small * math.sqrt(checkpoint.config.get("rms_norm_eps") or 1e-6)
+
+
 def _no_sinks(checkpoint: Checkpoint) -> Iterator[Fill]:
     sizes = Sizes.of(checkpoint)
     for layer in range(sizes.layers):
@@ -300,6 +374,29 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
             needs={"decoder_sparse_step": 1, "mlp_only_layers": []},
         ),
     ),
+    "gemma4_text": (Target("gemma4", "full_freqs", keys=_gemma4, slides=True),),
+    "gemma": (
+        Target(
+            "gemma4",
+            "full_freqs",
+            carried="gemma",
+            layout="gemma",
+            keys=_gemma_as_gemma4,
+            fills=_norms_without_effect,
+            slides=True,
+        ),
+    ),
+    "gemma3_text": (
+        Target(
+            "gemma4",
+            "full_freqs",
+            carried="gemma3",
+            layout="gemma3 as gemma4",
+            keys=_gemma3_as_gemma4,
+            fills=_values_as_they_are,
+            slides=True,
+        ),
+    ),
     "smollm3": (
         Target(
             "granite_swa",
@@ -335,6 +432,36 @@ def _numbers(data: Any) -> Value:
 
 
 # The model types whose own architecture loads no factors, or not both sets.
+def _qwen35(checkpoint: Checkpoint, _factors: BoundFactors) -> Values:
+    config, rope = checkpoint.config, rope_parameters(checkpoint.config)
+    sections = [*(rope.get("mrope_section") or (11, 11, 10)), 0]
+    return {
+        "ssm.inner_size": u32(config["linear_num_value_heads"] * config["linear_value_head_dim"]),
+        "rope.dimension_sections": array(gguf.GGUFValueType.INT32, sections),
+    }
+
+
+def _deepseek2(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
+    """The softmax scale is (0.1 m ln s + 1)² and stays; an attention factor would be in it a second time."""
+    if factors.family is None or factors.family.type != "yarn":
+        raise UnsupportedError("llama.cpp's deepseek2 rescales by YaRN only; export to HF or ONNX instead")
+    if not math.isclose(factors.family.attention_factor, 1.0, rel_tol=1e-6):
+        raise UnsupportedError(
+            f"llama.cpp's deepseek2 has the attention factor {factors.family.attention_factor:g} in its softmax scale, too; "
+            "expected 1, as DeepSeek's own YaRN has it; export to HF or ONNX instead"
+        )
+    written = rope_parameters(checkpoint.extended_config(factors))
+    return {
+        "expert_gating_func": u32(gguf.ExpertGatingFuncType.SOFTMAX),
+        "rope.scaling.attn_factor": f32(1.0),
+        "rope.scaling.yarn_log_multiplier": f32(0.1 * written.get("mscale_all_dim", 0.0)),
+    }
+
+
+def _local_base(checkpoint: Checkpoint, _factors: BoundFactors) -> Values:
+    return {"rope.freq_base_swa": f32(checkpoint.rope_theta)}
+
+
 NATIVES: Mapping[str, Target] = {
     "qwen2": Target("qwen2"),
     "qwen3": Target("qwen3"),
@@ -345,6 +472,14 @@ NATIVES: Mapping[str, Target] = {
     "gemma": Target("gemma"),
     "gemma2": Target("gemma2", slides=True),
     "gemma3_text": Target("gemma3", slides=True),
+    "olmo3": Target("olmo2", layout="olmo3", keys=_local_base, slides=True, one_base=True),
+    "glm4": Target("glm4"),
+    "cohere": Target("command-r", needs={"tie_word_embeddings": True}),
+    "phi": Target("phi2"),
+    "gpt_neox": Target("gptneox"),
+    "gpt_oss": Target("gpt-oss", slides=True),
+    "deepseek_v2": Target("deepseek2", keys=_deepseek2),
+    "qwen3_5_text": Target("qwen35", keys=_qwen35, slides=True),
 }
 # Architectures that compute a family's keys as transformers computes its parameters; the tests compare logits of each.
 # mistral3 does not: it scales queries by the original window, which the keys move.
@@ -389,6 +524,12 @@ def _words(checkpoint: Checkpoint, factors: BoundFactors) -> str:
         f"rope factors for {checkpoint.model_type}: llama.cpp has no architecture that computes this network and loads rope "
         f"factors{way_out}"
     )
+
+
+def own_rows() -> list[tuple[str, Target]]:
+    """Every model type with a row for its own architecture, whether that loads factors or not."""
+    rows = [(model_type, row) for model_type, each in TARGETS.items() for row in each if row.carried is None]
+    return [*rows, *NATIVES.items()]
 
 
 def architectures_of(model_type: str) -> frozenset[str]:

@@ -313,7 +313,9 @@ class GgufFile:
 
     def required_key(self, suffix: str) -> int:
         """The whole number of `{architecture}.{suffix}`. Raises InputError without."""
-        value = self.model_key(suffix)
+        value, kind = self.model_key(suffix), self.get("general.type", "model")
+        if value is None and kind != "model":
+            raise InputError(f"{self.path}: expected a language model, the file holds something else ({kind})")
         if value is None:
             raise InputError(f"{self.path}: expected the key {self.architecture}.{suffix}, found none")
         return int(value)

@@ -40,7 +40,7 @@ _FINEST_FIRST = ("f32", "f16", "bf16", "q8_0")
 
 # Architectures whose MLP is GELU, which llama.cpp looks up in a table of float16 on a CPU: up to 3.6e-3 in the logits of
 # pico models whose scale is 7, whatever rescales their RoPE.
-HALF_GELU = ("gemma", "gemma2", "gemma3")
+HALF_GELU = ("gemma", "gemma2", "gemma3", "gemma4", "gptneox", "phi2")
 
 
 class GgufConverter(Converter):
@@ -63,7 +63,7 @@ class GgufConverter(Converter):
     def preferred_sets(self, checkpoint: Checkpoint | None = None) -> FactorSets:
         """Both, unless the architecture that a model is written as by default holds one."""
         rows = TARGETS.get(checkpoint.model_type, ()) if checkpoint else ()
-        return "single" if rows and rows[0].rope == "freqs" else self.auto_factor_sets
+        return "single" if rows and rows[0].rope != "sets" else self.auto_factor_sets
 
     def files_of(self, path: Path) -> tuple[Path, ...]:
         first = max(parts_named(path), key=lambda part: part.stat().st_mtime, default=path)
@@ -79,7 +79,7 @@ class GgufConverter(Converter):
     def plan(self, export: Export) -> GgufExport | GgufCopy:
         checkpoint = export.checkpoint
         planned: GgufExport | GgufCopy
-        if isinstance(checkpoint, GgufCheckpoint) and keeps_weights(checkpoint, export.outtype):
+        if isinstance(checkpoint, GgufCheckpoint) and keeps_weights(checkpoint, export.factors, export.outtype):
             planned = GgufCopy(export, checkpoint)
         else:
             if not isinstance(checkpoint, GgufCheckpoint):
@@ -239,9 +239,10 @@ class GgufExport(PlannedExport):
         if explanation := self.blueprint.model.target.explanation:
             progress.line(f"{self.export.checkpoint.name}: {explanation}.")
         if self.export.checkpoint.wrapper is not None:
-            progress.line(
-                f"{self.export.checkpoint.name}: the text model only; the original's mmproj file for images fits as it is."
-            )
+            images = "the original's mmproj file for images fits as it is"
+            if self.blueprint.model.target.carried:
+                images = "images need the architecture of the model's own, which takes the YaRN family"
+            progress.line(f"{self.export.checkpoint.name}: the text model only; {images}.")
         for name in self.blueprint.model.vocabulary.unapplied:
             progress.warn(f"llama.cpp does not apply this tokenizer's {name}: normalize text before you pass it on")
         if fault := self.blueprint.model.card_fault:

@@ -50,6 +50,8 @@ CARRIED_KEY = OWN_PREFIX + "carried"
 
 # How near to a whole pair the end of a ramp may lie before llama.cpp's float32 may find another one.
 FLOAT32_PAIRS = 1e-4
+# An original window in which every pair turns more than YaRN's beta_fast times; the largest that llama.cpp holds.
+NO_RAMP = (1 << 31) - 1
 
 # What each key does to a model when it is wrong; the words of the checks.
 MEANINGS = {
@@ -113,7 +115,9 @@ def require_expressible(factors: BoundFactors, architecture: str, rope: GgufRope
             f"GGUF cannot hold n_hat = {factors.n_hat} start tokens: llama.cpp rescales every position; "
             "export to ONNX, which can, or search with --n-hat 0"
         )
-    if rope == "freqs" and factors.factor_sets == "dual":
+    if rope == "full_freqs":
+        _ = _attention_of_full_layers(factors)
+    if rope != "sets" and factors.factor_sets == "dual":
         raise UnsupportedError(
             f"llama.cpp's {architecture} takes one factor set for every context; "
             "use --factor-sets single, or export to HF or ONNX"
@@ -147,11 +151,36 @@ def scaling_values(factors: BoundFactors, rope: GgufRope, switch: int | None = N
     """
     if factors.family is not None:
         return _family_values(factors, factors.family)
+    if rope == "full_freqs":
+        return _attention_of_full_layers(factors)
     kind = {"rope.scaling.type": text(gguf.RopeScalingType.LONGROPE.value)} if rope == "sets" else {}
     return {
         **kind,
         "rope.scaling.original_context_length": u32(switch or factors.original),
         "rope.scaling.attn_factor": f32(factors.effective_attention_factor),
+    }
+
+
+def _attention_of_full_layers(factors: BoundFactors) -> dict[str, Value]:
+    """The attention factor of layers that see everything alone, where sliding ones take no part in the extension.
+
+    `attn_factor` would be both's. YaRN's own, 1 + 0.1 ln s, is not: sliding layers have s = 1. With an original window so
+    long that no pair is on its ramp, it is all that YaRN does.
+
+    Raises:
+        UnsupportedError: an attention factor below 1, which YaRN never has, or a base beyond which pairs are on the ramp.
+    """
+    attention = factors.effective_attention_factor
+    begin = factors.rotary_dim * math.log(NO_RAMP / (BETA_FAST * 2 * math.pi)) / (2 * math.log(factors.written_theta))
+    if attention < 1 or math.floor(begin) < factors.num_pairs - 1:
+        raise UnsupportedError(
+            f"llama.cpp cannot give layers that see everything an attention factor of {attention:g} on base "
+            f"{factors.written_theta:g} of their own; export to HF or ONNX instead"
+        )
+    return {
+        "rope.scaling.type": text(gguf.RopeScalingType.YARN.value),
+        "rope.scaling.factor": f32(math.exp(10 * (attention - 1))),
+        "rope.scaling.original_context_length": u32(NO_RAMP),
     }
 
 
@@ -231,12 +260,15 @@ def factors_of(file: GgufFile) -> RescaleFactors | None:
     if len(present) == 1:
         raise InputError(f"{file.path}: has {present[0]} only; expected both rope_factors_long and rope_factors_short")
     short, long = (SHORT, LONG) if present else (FREQS, FREQS)
+    original, attention = file.model_key("rope.scaling.original_context_length"), None
+    if original == NO_RAMP:  # see `_attention_of_full_layers`
+        original, attention = None, 1 + 0.1 * math.log(file.required_key("rope.scaling.factor"))
     return RescaleFactors(
         short_factor=tuple(file.floats(short).ravel().tolist()),
         long_factor=tuple(file.floats(long).ravel().tolist()),
-        original_max_position_embeddings=file.model_key("rope.scaling.original_context_length"),
+        original_max_position_embeddings=original,
         target_length=file.model_key("context_length"),
-        attention_factor=file.model_key("rope.scaling.attn_factor", 1.0),  # as llama.cpp reads it
+        attention_factor=attention or file.model_key("rope.scaling.attn_factor", 1.0),  # as llama.cpp reads it
         rope_theta=file.model_key("rope.freq_base"),
         rotary_dim=file.model_key("rope.dimension_count"),
         method="gguf",

@@ -303,8 +303,11 @@ class GgufCopy(PlannedExport):
         return checks_of_file(path, checks)
 
 
-def keeps_weights(source: GgufCheckpoint, outtype: str | None) -> bool:
-    """Whether the weights of a GGUF source are of the wanted type already, or no type was asked for."""
+def keeps_weights(source: GgufCheckpoint, factors: BoundFactors, outtype: str | None) -> bool:
+    """Whether the weights of a GGUF source are of the wanted type already, or no type was asked for, in an architecture that
+    holds these factors."""
+    if factors.family is None and source.file.architecture not in LOADS_SETS | LOADS_FREQS:
+        return False
     if outtype is None:
         return True
     tensors = source.file.tensors.values()

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.gguf.architectures import COMMON_KEYS, LAYOUTS, Layout
-from converters.gguf.carriers import TARGETS
+from converters.gguf.carriers import own_rows
 from converters.gguf.container import GgufFile, dequantize, f32, type_name
 from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file, file_rope
 from converters.gguf.native import gguf
@@ -114,11 +114,7 @@ def _model_card(file: GgufFile) -> str:
 
 def _model_type(file: GgufFile) -> str:
     """The first model type whose own architecture in llama.cpp this is."""
-    own: dict[str, str] = {}
-    for model_type, rows in TARGETS.items():
-        for row in rows:
-            if row.carried is None:
-                own.setdefault(row.architecture, model_type)
+    own = {row.architecture: model_type for model_type, row in reversed(own_rows())}
     known = sorted(name for name in own if LAYOUTS[name].model_class)
     if file.architecture not in known or file.model_key("expert_count", 0):
         raise UnsupportedError(
@@ -238,7 +234,7 @@ def _restored(file: GgufFile, layout: Layout) -> Iterator[Restored]:
         "attn_q": file.required_key("attention.head_count"),
         "attn_k": file.model_key("attention.head_count_kv", file.required_key("attention.head_count")),
     }
-    permute_qk = TARGETS[_model_type(file)][0].permute_qk
+    permute_qk = next(row for _, row in own_rows() if row.architecture == file.architecture).permute_qk
     for name, info in file.tensors.items():
         if name in (LONG, SHORT, FREQS):
             continue

@@ -221,19 +221,22 @@ class Piece:
         first, count: the rows taken; count None takes all from `first` on.
         heads: where > 0, the rows are that many attention heads, and in each the two halves are interleaved: llama.cpp
             rotates neighbouring rows of a head together where transformers rotates row i with row i + d/2.
-        plus_one: the tensor in the file is larger by 1 (norms of Gemma, whose weights are offsets from 1).
+        arrange: the rows in another order or shape; None for their own.
+        change: what the numbers become, as float32; None where they stay.
     """
 
     source: str
     first: int = 0
     count: int | None = None
     heads: int = 0
-    plus_one: bool = False
+    arrange: Callable[[Rows], Rows] | None = None
+    change: Callable[[Floats], Floats] | None = None
 
     def rows(self, stored: Stored | Filled) -> Rows:
-        """Its rows before any permutation."""
+        """Its rows before the halves of heads are interleaved."""
         end = None if self.count is None else self.first + self.count
-        return stored.rows[self.first : end]
+        rows = stored.rows[self.first : end]
+        return self.arrange(rows) if self.arrange else rows
 
     def blocks(self, stored: Stored | Filled) -> Iterator[Rows]:
         """Its rows in their final order, a block at a time, in the stored type."""
@@ -295,8 +298,8 @@ class Planned:
         """Its rows from first to last, a block at a time: (rows in the stored type, that type)."""
         for piece, stored in zip(self.pieces, self.stored, strict=True):
             for block in piece.blocks(stored):
-                if piece.plus_one:
-                    yield as_float32(block, stored.dtype) + np.float32(1), "F32"
+                if piece.change:
+                    yield piece.change(as_float32(block, stored.dtype)), "F32"
                 else:
                     yield block, stored.dtype
 
@@ -307,7 +310,8 @@ class Planned:
             count = len(piece.rows(stored))
             own = positions[(positions >= first) & (positions < first + count)] - first
             if len(own):
-                yield as_float32(piece.picked(stored, own), stored.dtype) + np.float32(piece.plus_one)
+                rows = as_float32(piece.picked(stored, own), stored.dtype)
+                yield piece.change(rows) if piece.change else rows
             first += count
 
     def encoded(self) -> Iterator[NDArray[Any]]:

@@ -55,6 +55,7 @@ class SearchSpace:
         attention_factor: None for the formula's, else the value candidates have (and start from, if searched).
         search_attention: whether strategies may move the attention factor.
         family: `free`, or what candidates' factors follow from: the parameters of `yarn`, or of `linear`.
+        one_base: the parameters of a family keep the model's θ, for sliding layers are rotated by it, too.
     """
 
     unscaled: BoundFactors
@@ -66,6 +67,7 @@ class SearchSpace:
     attention_factor: float | None = None
     search_attention: bool = False
     family: FamilyName = "free"
+    one_base: bool = False
 
     @property
     def original(self) -> int:
@@ -76,6 +78,12 @@ class SearchSpace:
     def target(self) -> int:
         """L' in tokens."""
         return self.unscaled.target
+
+    @property
+    def pretraining_window(self) -> int:
+        """Tokens that the model was trained on before its publisher rescaled it, where YaRN's 32 and 1 count rotations."""
+        base = self.unscaled.base
+        return self.original if base is None else base.pretraining_window
 
     @property
     def rope_theta(self) -> float:
@@ -101,7 +109,12 @@ class SearchSpace:
             return self.attention_factor
         if self.family == "free":
             return self.unscaled.formula_attention_factor
-        return rope.yarn_attention_factor(self.length_scale) if self.family == "yarn" else 1.0
+        return rope.yarn_attention_factor(self.family_scale) if self.family == "yarn" else 1.0
+
+    @property
+    def family_scale(self) -> float:
+        """s of the parameters of a family, which hold the base: from the window that the model was trained on first."""
+        return self.length_scale * max(self.base or (1.0,))
 
     def candidate(
         self, multipliers: Float64, n_hat: int | None = None, attention_factor: float | None = None
@@ -163,11 +176,15 @@ class SearchSpace:
         )
 
     def _known_of_family(self) -> tuple[StartingPoint, ...]:
-        s, theta, d = self.length_scale, self.rope_theta, self.rotary_dim
+        s, theta, d = self.family_scale, self.rope_theta, self.rotary_dim
         ntk = RopeFamily("linear", 1.0, theta * s ** (d / (d - 2))) if d > 2 else RopeFamily("linear", s, theta)
-        found = {"YaRN 32/1": RopeFamily.yarn(s, theta), "PI": RopeFamily("linear", s, theta), "NTK": ntk}
+        fast, slow = (beta * self.original / self.pretraining_window for beta in YARN_BETAS)
+        ramp = RopeFamily.yarn(s, theta, beta_fast=fast, beta_slow=slow)
+        found = {"YaRN 32/1": ramp, "PI": RopeFamily("linear", s, theta), "NTK": ntk}
         if self.family == "linear":
             del found["YaRN 32/1"]
+        if self.one_base:
+            del found["NTK"]
         return tuple(StartingPoint(name, self.of_family(family)) for name, family in found.items())
 
     def mild_methods(self) -> Iterator[StartingPoint]:
@@ -243,6 +260,8 @@ def make_space(
     if target <= reached:
         raise InputError(f"expected a target length above {reached} tokens, which the model has already; got {target}")
     searched, unscaled = attention_factor == "search", unscaled_factors(checkpoint, target)
+    if family == "yarn" and attention_factor == "formula" and not _by_formula(base):
+        attention_factor = base.attention_factor
     return SearchSpace(
         unscaled=unscaled,
         upper=UPPER_BOUND * target / reached,
@@ -253,6 +272,7 @@ def make_space(
         attention_factor=unscaled.formula_attention_factor if searched else _attention(attention_factor),
         search_attention=searched,
         family=family,
+        one_base=checkpoint.architecture.one_base,
     )
 
 
@@ -267,6 +287,11 @@ def _start(checkpoint: Checkpoint, target: int, from_factors: RescaleFactors | N
         long_factor=given.long_factor,
         attention_factor=given.effective_attention_factor,
     )
+
+
+def _by_formula(base: BaseRope) -> bool:
+    """Whether a RoPE has YaRN's attention factor, 0.1 ln s + 1; DeepSeek's and Ministral's have 1 at any scale."""
+    return math.isclose(base.attention_factor, rope.yarn_attention_factor(max(base.long_factor)), rel_tol=1e-3)
 
 
 def _n_hats(n_hat: int | str, target: int) -> tuple[int, ...]:

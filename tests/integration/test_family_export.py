@@ -7,22 +7,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.carriers import COMPUTES_FAMILIES
+from converters.gguf.container import GgufFile
 from converters.gguf.patch import patch_gguf
 from converters.hf.converter import HuggingFaceConverter
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import RopeFamily
-from longrope.modeling import build_model
+from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
-from longrope.search.strategies.parameters import ramp_betas
-from tests.common import run_cli
-from tests.gguf_files import CASES, TARGET, WINDOW, Tensors, Values, checkpoint, export, rewrite, scores
+from longrope.scoring import compare_windows
+from longrope.search.space import make_space
+from longrope.search.strategies.parameters import Grid, ramp_betas
+from tests.common import FEATURES, YARN, run_cli
+from tests.common import WINDOW as TRAINED
+from tests.gguf_files import CASES, GELU, TARGET, WINDOW, Tensors, Values, checkpoint, export, rewrite, scores
 
 # Model types whose own architecture loads no factors: name → (model type, fields of config.json).
 NATIVES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,18 +59,24 @@ NATIVES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    **{name: (name, FEATURES[name]) for name in ("olmo3", "glm4", "phi", "gpt_neox", "gpt_oss", "qwen3_5_text")},
+    "cohere": ("cohere", {"logit_scale": 0.1, "tie_word_embeddings": True}),
 }
+OTHERS = ("phi3", "mistral", "mixtral", "ministral3", "gemma4_text")
 MODELS = {
     "llama": ("llama", {}),
-    **{name: case for name, case in CASES.items() if case[0] not in ("phi3", "mistral", "mixtral", "ministral3")},
+    **{
+        name: case
+        for name, case in CASES.items()
+        if case[0] not in ("phi3", "mistral", "mixtral", "ministral3", "gemma4_text")
+    },
     **NATIVES,
 }
-GELU = ("gemma", "gemma2", "gemma3_text")  # float16 in llama.cpp
 
 
 def yarn(model: Checkpoint, *, attention_factor: float | None = None) -> BoundFactors:
-    """Another ramp, base and scale than YaRN's own."""
-    theta = 1.5 * model.rope_theta
+    """Another ramp, scale and, where llama.cpp takes one, base than YaRN's own."""
+    theta = (1.0 if model.model_type == "olmo3" else 1.5) * model.rope_theta
     betas = ramp_betas(model.rotary_dim, theta, WINDOW, 0.3)
     assert betas is not None
     fast, slow = betas
@@ -200,3 +211,57 @@ def test_extend_refuses_what_a_family_has_no_place_for(
     outcome = run_cli(*common, *options)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+# -- a yarn base, whose place the parameters take
+
+BASED = {
+    "gpt_oss": {**FEATURES["gpt_oss"], "rope_parameters": {**YARN, "truncate": False}},
+    "llama": {"rope_parameters": YARN},
+    "deepseek_v2": {
+        **FEATURES["deepseek_v2"],
+        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
+        "q_lora_rank": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("name", BASED)
+def test_parameters_take_the_place_of_a_models_own_yarn(tmp_path: Path, name: str) -> None:
+    model = checkpoint(tmp_path / "m", name, max_position_embeddings=TRAINED, **BASED[name])
+    space = make_space(model, 4 * TRAINED, family="yarn")
+    start = space.known_methods()[0]
+    factors = space.to_factors(start.candidate)
+    assert start.candidate.family is not None
+    assert (space.family_scale, start.candidate.family.factor) == (8.0, 8.0)  # 4 on top of the model's 2
+    rope = model.extended_config(factors)["rope_parameters"]
+    assert (rope["original_max_position_embeddings"], rope["beta_fast"], rope["beta_slow"]) == (TRAINED // 2, 32.0, 1.0)
+    path = export(model, factors, "f32", tmp_path / "a.gguf")
+    with GgufFile(path) as file:
+        assert file.model_key("rope.scaling.original_context_length") == TRAINED // 2
+        assert file.model_key("rope.scaling.factor") == 8.0
+    reference = TorchSource(build_model(model, factors), factors)
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, 4 * TRAINED)
+    source = GgufConverter().open_source(path, factors, max_length=4 * TRAINED, threads=1)
+    score = compare_windows(reference, {"gguf": source}, [ids], factor_set="long")["gguf"]
+    source.close()
+    assert score.max_logit_diff <= 1e-4
+
+
+def test_its_own_yarn_as_parameters_is_the_model(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", max_position_embeddings=TRAINED, **BASED["llama"])
+    same = RopeFamily.yarn(2.0, model.rope_theta, beta_fast=64.0, beta_slow=2.0)
+    given = same.factors(model.rotary_dim, original=TRAINED, rope_theta=model.rope_theta)
+    assert given == pytest.approx(model.base.long_factor)
+    assert same.attention_factor == pytest.approx(model.base.attention_factor)
+
+
+def test_layers_that_slide_keep_the_models_base(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", "olmo3", **FEATURES["olmo3"])
+    family = RopeFamily.yarn(4.0, 2 * model.rope_theta)
+    with pytest.raises(UnsupportedError, match="the same base"):
+        GgufConverter().plan(Export(model, of(family, model), "f32"))
+    for name in ("yarn", "linear"):
+        space = make_space(model, TARGET, family=name)  # type: ignore[arg-type]
+        points = [*space.known_methods(), *Grid(space).points(60)]
+        assert {point.candidate.family.rope_theta for point in points if point.candidate.family} == {model.rope_theta}

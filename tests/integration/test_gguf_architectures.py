@@ -9,17 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.carriers import TARGETS
 from converters.gguf.container import GgufFile, array, u32
-from longrope.architectures import architecture_of
 from longrope.checkpoint import open_checkpoint
 from longrope.errors import UnsupportedError
+from longrope.factors import RescaleFactors
+from longrope.family import RopeFamily
+from longrope.modeling import TorchSource, build_model
+from longrope.scoring import compare_windows
 from tests import common
-from tests.gguf_files import CASES, WINDOW, checkpoint, export, factors_for, refused, rewrite, scores
+from tests.gguf_files import CASES, GELU, TARGET, WINDOW, checkpoint, export, factors_for, refused, rewrite, scores
 
 
 def dual(model_type: str) -> bool:
@@ -33,8 +37,26 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
     factors = factors_for(model, dual=dual(model_type))
     path = export(model, factors, "f32", tmp_path / "a.gguf")
     for regime, score in scores(model, factors, path).items():
-        assert score.max_logit_diff <= 1e-3, regime
-        assert score.kl_mean <= 1e-9, regime
+        assert score.max_logit_diff <= (1e-2 if model_type in GELU else 1e-3), regime
+        assert score.kl_mean <= (1e-5 if model_type in GELU else 1e-9), regime
+
+
+def test_gemma_3_in_gemma4_computes_alike_with_the_cache_that_users_have(tmp_path: Path) -> None:
+    """Its values are scaled on the way through gemma4's norm, far enough above the smallest numbers of float16."""
+    model_type, changes = CASES["gemma3_text"]
+    model = checkpoint(tmp_path / "m", model_type, **{**changes, "query_pre_attn_scalar": 16})  # all that gemma3 computes
+    single, family = factors_for(model).as_single(), RopeFamily.yarn(4.0, model.rope_theta)
+    values = family.factors(model.rotary_dim, original=WINDOW, rope_theta=model.rope_theta)
+    yarn = model.bind(RescaleFactors(values, values, attention_factor=family.attention_factor, family=family), TARGET)
+    worst = {}
+    for name, factors in (("carried", single), ("native", yarn)):
+        path = export(model, factors, "f16", tmp_path / f"{name}.gguf")
+        source = GgufConverter().open_source(path, factors, max_length=TARGET, threads=1, kv="f16")
+        ids = np.random.default_rng(0).integers(0, model.vocab_size, TARGET)
+        reference = TorchSource(build_model(model, factors), factors)
+        worst[name] = compare_windows(reference, {"gguf": source}, [ids], factor_set="long")["gguf"].kl_mean
+        source.close()
+    assert worst["carried"] <= 2 * worst["native"]
 
 
 def test_every_supported_row_is_tested() -> None:
@@ -160,11 +182,6 @@ def test_llama_can_be_forced_and_forbidden(tmp_path: Path) -> None:
     )
     model = checkpoint(tmp_path / "q", "qwen2")
     refused(UnsupportedError, "as anything but llama", model, factors_for(model), options={"as_llama": False})
-
-
-def test_phimoe_says_why_it_cannot_be() -> None:
-    with pytest.raises(UnsupportedError, match="sparse mixer"):
-        architecture_of({"model_type": "phimoe"})
 
 
 def test_numbers_of_an_activation_are_checked(tmp_path: Path) -> None:

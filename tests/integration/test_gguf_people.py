@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -132,3 +133,17 @@ def test_a_model_in_the_hubs_cache_is_named_by_its_repository(tmp_path: Path) ->
     assert plan.file_name.startswith("Tiny-Poet-")
     assert plan.values()["general.organization"].data.lower().replace(" ", "-") == "some-org"
     assert plan.values()["general.base_model.0.repo_url"].data == "https://huggingface.co/some-org/Tiny-Poet"
+
+
+@pytest.mark.parametrize("kind", ["mmproj", "imatrix"])
+def test_files_that_hold_no_language_model_are_named(tmp_path: Path, kind: str) -> None:
+    """What lies beside models in the repositories of the Hub."""
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "clip")
+    writer.add_type(kind)
+    writer.add_tensor("v.patch_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = common.run_cli("inspect", tmp_path / "a.gguf")
+    assert (done.code, "expected a language model" in done.err, kind in done.err) == (2, True, True)

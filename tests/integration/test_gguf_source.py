@@ -17,6 +17,8 @@ from converters.gguf.source import open_gguf
 from converters.gguf.tokenizer import awkward_texts, difference
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
+from longrope.factors import RescaleFactors
+from longrope.family import RopeFamily
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import compare_windows
@@ -187,6 +189,45 @@ def test_other_architectures_come_back(tmp_path: Path, model_type: str, changes:
     for factor_set in ("short", "long"):
         score = compare_windows(reference, {"a": source}, [ids], factor_set=factor_set)["a"]  # type: ignore[arg-type]
         assert score.max_logit_diff < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_a_file_whose_architecture_loads_no_factors_is_a_source_too(tmp_path: Path, model_type: str) -> None:
+    """As Qwen publishes them; its factors go into the architecture that carries the model."""
+    model = checkpoint(tmp_path / "m", CASES[model_type][0], **CASES[model_type][1])
+    linear = RopeFamily("linear", 1.0, model.rope_theta)
+    ones = (1.0,) * (model.rotary_dim // 2)
+    plain = model.bind(RescaleFactors(ones, ones, attention_factor=1.0, family=linear), target=model.window)
+    GgufConverter().convert(Export(model, plain, "f32"), tmp_path / "a.gguf", Silent())
+    back = open_checkpoint(tmp_path / "a.gguf")
+    assert (back.model_type, back.base.is_plain, back.factors) == (model_type, True, None)
+    factors = factors_for(model).as_single()
+    GgufConverter().convert(Export(back, back.bind(factors.unbound()), None), tmp_path / "b.gguf", Silent())
+    source = GgufConverter().open_source(tmp_path / "b.gguf", factors, max_length=300, threads=1)
+    ids = np.random.default_rng(0).integers(0, 384, 300)
+    reference = TorchSource(build_model(model, factors), factors)
+    assert compare_windows(reference, {"a": source}, [ids], factor_set="long")["a"].kl_mean <= 1e-4
+    source.close()
+
+
+@pytest.mark.parametrize("parts", [None, "100K"])
+@pytest.mark.parametrize("outtype", ["iq4_nl", "q4_0"])
+def test_small_types_and_split_files_are_read_as_llama_cpp_reads_them(
+    tmp_path: Path, outtype: str, parts: str | None
+) -> None:
+    model = checkpoint(tmp_path / "m")
+    factors, options = factors_for(model), {"split_max_size": parts} if parts else {}
+    converter = GgufConverter()
+    converter.convert(Export(model, factors, outtype, options), tmp_path / "a.gguf", Silent())
+    path = converter.files_of(tmp_path / "a.gguf")[0]
+    back = open_checkpoint(path)
+    assert back.factors is not None
+    ids = np.random.default_rng(0).integers(0, 384, 300)
+    source = converter.open_source(path, back.factors, max_length=300, threads=1)
+    reference = TorchSource(build_model(back, back.factors), back.factors)
+    # llama.cpp multiplies with activations rounded to 8 bits; another reading of the weights would be far off.
+    assert compare_windows(reference, {"a": source}, [ids], factor_set="long")["a"].kl_mean <= 1e-3
+    source.close()
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "minicpm3", "apertus"])

@@ -312,3 +312,65 @@ def test_a_multimodal_model_is_extended_in_its_text_part_alone(tmp_path: Path) -
     assert (path / "preprocessor_config.json").is_file()
     found = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
     assert torch.equal(logits(found, TARGET), logits(build_model(checkpoint, factors), TARGET))
+
+
+# What published configurations of Gemma 3 4B and of Mistral Small 3.1 say of the text model; transformers knows the rest.
+GEMMA_3_4B = {"model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 32}
+MISTRAL_SMALL = {
+    **{"model_type": "mistral", "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 1e9},
+    **{"hidden_act": "silu", "sliding_window": None, "rms_norm_eps": 1e-5, "use_cache": True, "attention_dropout": 0.0},
+}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 384}
+# Its names of weights, which transformers 5 reads and no longer writes.
+OLD_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "lm_head.": "language_model.lm_head.",
+}
+
+
+@pytest.mark.parametrize(("wrapper", "text"), [("gemma3", GEMMA_3_4B), ("mistral3", MISTRAL_SMALL)])
+def test_wrappers_with_the_configuration_and_the_names_that_are_published(
+    tmp_path: Path, wrapper: str, text: dict[str, Any]
+) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = "siglip_vision_model" if wrapper == "gemma3" else "pixtral"
+    vision = {"model_type": kind, **sizes, "image_size": 32, "patch_size": 16}
+    said = {**text, **SMALL, "max_position_embeddings": 8 * WINDOW}
+    model = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(wrapper, text_config=dict(said), vision_config=vision)
+    )
+    folder = pico_folder(tmp_path / "model")
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": said}))
+    weights = load_file(folder / "model.safetensors")
+    for new, old in OLD_NAMES.items():
+        weights = {(old + name.removeprefix(new) if name.startswith(new) else name): weights[name] for name in weights}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.text_prefix == "language_model.model."
+    factors = checkpoint.bind(
+        pico_factors(checkpoint.rotary_dim, target=16 * WINDOW, original_max_position_embeddings=None)
+    )
+    path = convert(checkpoint, factors.as_single(), tmp_path / "hf")
+    found = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
+    assert torch.equal(logits(found, TARGET), logits(build_model(checkpoint, factors.as_single()), TARGET))
+    assert torch.equal(logits(build_model(checkpoint), WINDOW), logits(model.eval(), WINDOW))
+
+
+def test_a_model_whose_layers_all_slide_attends_to_everything(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", "mistral", sliding_window=WINDOW // 4)
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim)).as_single()
+    path = convert(checkpoint, factors, tmp_path / "hf")
+    full = pico_checkpoint(tmp_path / "full", "mistral", sliding_window=None)
+    assert torch.equal(logits(reloaded(path), TARGET), logits(build_model(full, factors), TARGET))
+    assert "attend to the last 16 tokens only" in "".join(checkpoint.oddities())
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "sliding_window": WINDOW // 4}))
+    failed = [check.id for check in CONVERTER.static_checks(path, factors, checkpoint) if check.status == "fail"]
+    assert failed == ["hf.config.sliding_window"]

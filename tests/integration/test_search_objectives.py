@@ -513,9 +513,7 @@ def test_a_sliding_window_of_some_layers_below_the_target_is_refused(tmp_path, c
 
 
 def test_a_search_attends_to_everything_where_all_layers_slide(tmp_path):
-    sliding, full = (
-        pico_checkpoint(tmp_path / str(window), "mistral", sliding_window=window) for window in (16, None)
-    )
+    sliding, full = (pico_checkpoint(tmp_path / str(window), "mistral", sliding_window=window) for window in (16, None))
     models = [WindowModel(each, Machine()) for each in (sliding, full)]
     ids = torch.arange(64)[None]
     assert torch.equal(*(each.model(ids).logits for each in models))

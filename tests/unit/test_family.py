@@ -145,13 +145,20 @@ def test_options_that_a_family_has_no_place_for_are_refused(changes: dict[str, A
         SearchOptions(**{"family": "yarn", **changes})
 
 
-def test_models_that_rescale_already_or_take_longrope_only_are_refused(tmp_path: Path) -> None:
-    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": THETA, "original_max_position_embeddings": WINDOW // 2}
-    rescaled = pico_checkpoint(tmp_path / "rescaled", rope_parameters=yarn)
+def test_models_whose_rescaling_is_none_of_the_family_or_that_take_longrope_only_are_refused(tmp_path: Path) -> None:
+    original = {"rope_theta": THETA, "original_max_position_embeddings": WINDOW // 2, "factor": 2.0}
+    llama3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **original}
+    rescaled = pico_checkpoint(tmp_path / "rescaled", rope_parameters=llama3)
     with pytest.raises(UnsupportedError, match="rescaled already"):
         make_space(rescaled, TARGET, family="yarn")
     with pytest.raises(UnsupportedError, match="rescaled already"):
         placeholder_factors(rescaled, TARGET, family="yarn")
+    linear = pico_checkpoint(tmp_path / "linear", rope_parameters={"rope_type": "linear", **original})
+    with pytest.raises(UnsupportedError, match="rescaled already"):
+        make_space(linear, TARGET, family="yarn")
+    assert make_space(linear, TARGET, family="linear").known_methods()[0].candidate.factors == pytest.approx(
+        [2.0 * TARGET / WINDOW] * (linear.rotary_dim // 2)
+    )
     phi3 = pico_checkpoint(tmp_path / "phi3", "phi3", pad_token_id=0)
     with pytest.raises(UnsupportedError, match="only longrope"):
         make_space(phi3, TARGET, family="linear")

@@ -12,8 +12,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope import rope
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import BoundFactors
-from longrope.hf_config import extended_config, from_config, rope_parameters
+from longrope.factors import BoundFactors, RescaleFactors
+from longrope.family import RopeFamily
+from longrope.hf_config import extended_config, from_config, rope_parameters, with_one_set
 from tests.common import TARGET, WINDOW, pico_config, pico_factors
 
 
@@ -164,3 +165,40 @@ def test_extending_twice_leaves_nothing_of_the_first_time() -> None:
     second = bound(target=2 * TARGET, dual=False)
     again = extended_config(first, second)
     assert again == extended_config(plain_config(), second)
+
+
+# -- phimoe, whose class rotates by the short set at every length
+
+PHIMOE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "short_mscale": 1.2}
+
+
+def test_an_attention_factor_for_each_set_is_written_where_a_class_reads_them() -> None:
+    config = extended_config(plain_config("phimoe"), bound(attention_factor=1.5).as_single())
+    for spelling in ("rope_scaling", "rope_parameters"):
+        found = {config[spelling][name] for name in ("attention_factor", "short_mscale", "long_mscale")}
+        assert found == {1.5}
+    with pytest.raises(UnsupportedError, match="short set at every length"):
+        extended_config(plain_config("phimoe"), bound())
+
+
+def test_such_a_model_is_extended_from_its_long_set() -> None:
+    given = {"model_type": "phimoe", "rope_scaling": {**PHIMOE, "long_mscale": 1.2}}
+    rope = rope_parameters(with_one_set(given))
+    assert (rope["short_factor"], rope["attention_factor"]) == ([2.0] * 8, 1.2)
+    assert with_one_set({**given, "model_type": "phi3"}) == {**given, "model_type": "phi3"}
+    with pytest.raises(UnsupportedError, match="expected one for both sets"):
+        with_one_set({**given, "rope_scaling": {**PHIMOE, "long_mscale": 1.3}})
+
+
+def test_a_softmax_scale_stays_when_the_rotation_is_extended() -> None:
+    """DeepSeek computes it from the scale of YaRN and mscale_all_dim."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": WINDOW // 4}
+    before = {"model_type": "deepseek_v2", "rope_scaling": {**yarn, "mscale": 0.7, "mscale_all_dim": 0.7}}
+    family = RopeFamily.yarn(16.0, 10_000.0, beta_fast=128.0, beta_slow=4.0, attention_factor=1.0)
+    values = family.factors(16, original=WINDOW, rope_theta=10_000.0)
+    factors = RescaleFactors(values, values, attention_factor=1.0, target_length=TARGET, family=family)
+    given = factors.bound_to(original=WINDOW, rope_theta=10_000.0, rotary_dim=16, model_type="deepseek_v2")
+    rope = extended_config(before, given)["rope_parameters"]
+    assert (rope["factor"], rope["original_max_position_embeddings"], rope["beta_fast"]) == (16.0, WINDOW // 4, 32.0)
+    assert rope["attention_factor"] == 1.0
+    assert rope["mscale_all_dim"] * math.log(16.0) == pytest.approx(0.7 * math.log(4.0))

@@ -89,8 +89,8 @@ class Grid:
 
     def _bases(self) -> Iterator[RopeFamily]:
         """NTK's base, a part of the way by s and the rest by θ'."""
-        s, d = self.space.length_scale, self.space.rotary_dim
-        for part in (0.75, 0.5, 0.25, 1.0, 0.0):
+        s, d = self.space.family_scale, self.space.rotary_dim
+        for part in (0.0,) if self.space.one_base else (0.75, 0.5, 0.25, 1.0, 0.0):
             for over in (1.0, 1.25, 1.5):
                 base = (s * over) ** (part * d / max(d - 2, 1))
                 yield RopeFamily("linear", max(1.0, (s * over) ** (1 - part)), self.space.rope_theta * base)
@@ -99,9 +99,9 @@ class Grid:
         """Ramps over all pairs on the model's own θ, then the same on others and for larger s."""
         ramps = 2 * self.space.num_pairs
         every = max(1, math.ceil(2 * ramps / max(count, 1)))
-        for base in BASES:
+        for base in (1.0,) if self.space.one_base else BASES:
             for scale in SCALES:
-                theta, factor = self.space.rope_theta * base, self.space.length_scale * scale
+                theta, factor = self.space.rope_theta * base, self.space.family_scale * scale
                 width = ramp_width(self.space.rotary_dim, theta)
                 for half in range(-2 * int(width) + 1, 2 * self.space.num_pairs - 2, every):
                     if (family := self._yarn(factor, theta, half / 2)) is not None:
@@ -127,10 +127,12 @@ class Grid:
     def _moved(self, family: RopeFamily, size: float, rng: np.random.Generator) -> RopeFamily | None:
         scale, base, begin, attention = size * np.array(STEPS) * rng.normal(size=4) * (rng.random(4) < 0.6)
         space = self.space
-        widest = space.rope_theta * (BASE_BOUNDS[1] if family.type == "yarn" else 4 * space.length_scale**2)
-        least = space.length_scale if family.type == "yarn" else 1.0
-        factor = _clipped(family.factor * math.exp(scale), least, SCALE_BOUND * space.length_scale)
+        widest = space.rope_theta * (BASE_BOUNDS[1] if family.type == "yarn" else 4 * space.family_scale**2)
+        least = space.family_scale if family.type == "yarn" else 1.0
+        factor = _clipped(family.factor * math.exp(scale), least, SCALE_BOUND * space.family_scale)
         theta = _clipped(family.rope_theta * math.exp(base), BASE_BOUNDS[0] * space.rope_theta, widest)
+        if space.one_base:
+            theta = space.rope_theta
         if family.type == "linear":
             return RopeFamily("linear", factor, theta)
         at = ramp_begin(space.rotary_dim, theta, space.original, family.beta_fast) + begin * space.num_pairs / 16
