@@ -196,8 +196,7 @@ def require_family(config: Mapping[str, Any], name: str) -> None:
     row = architecture_of(config)
     if row.longrope_only:
         raise UnsupportedError(
-            f"transformers' {row.model_type} takes no rope_type {name}, only longrope, which every format holds for it; "
-            "search free factors"
+            f"transformers' {row.model_type} takes no rope_type {name}, only longrope; search free factors"
         )
 
 

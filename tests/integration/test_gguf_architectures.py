@@ -44,7 +44,9 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
 def test_gemma_3_in_gemma4_computes_alike_with_the_cache_that_users_have(tmp_path: Path) -> None:
     """Its values are scaled on the way through gemma4's norm, far enough above the smallest numbers of float16."""
     model_type, changes = CASES["gemma3_text"]
-    model = checkpoint(tmp_path / "m", model_type, **{**changes, "query_pre_attn_scalar": 16})  # all that gemma3 computes
+    model = checkpoint(
+        tmp_path / "m", model_type, **{**changes, "query_pre_attn_scalar": 16}
+    )  # all that gemma3 computes
     single, family = factors_for(model).as_single(), RopeFamily.yarn(4.0, model.rope_theta)
     values = family.factors(model.rotary_dim, original=WINDOW, rope_theta=model.rope_theta)
     yarn = model.bind(RescaleFactors(values, values, attention_factor=family.attention_factor, family=family), TARGET)
