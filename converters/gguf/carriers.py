@@ -462,6 +462,8 @@ def _local_base(checkpoint: Checkpoint, _factors: BoundFactors) -> Values:
     return {"rope.freq_base_swa": f32(checkpoint.rope_theta)}
 
 
+# Architectures that have no output matrix beside the embedding.
+_TIED = {"tie_word_embeddings": True}
 NATIVES: Mapping[str, Target] = {
     "qwen2": Target("qwen2"),
     "qwen3": Target("qwen3"),
@@ -469,12 +471,12 @@ NATIVES: Mapping[str, Target] = {
     "seed_oss": Target("seed_oss"),
     "smollm3": Target("smollm3", permute_qk=True),
     "olmo2": Target("olmo2"),
-    "gemma": Target("gemma"),
-    "gemma2": Target("gemma2", slides=True),
+    "gemma": Target("gemma", needs=_TIED),
+    "gemma2": Target("gemma2", slides=True, needs=_TIED),
     "gemma3_text": Target("gemma3", slides=True),
     "olmo3": Target("olmo2", layout="olmo3", keys=_local_base, slides=True, one_base=True),
     "glm4": Target("glm4"),
-    "cohere": Target("command-r", needs={"tie_word_embeddings": True}),
+    "cohere": Target("command-r", needs=_TIED),
     "phi": Target("phi2"),
     "gpt_neox": Target("gptneox"),
     "gpt_oss": Target("gpt-oss", slides=True),

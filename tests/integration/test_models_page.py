@@ -38,7 +38,7 @@ SAMPLE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": CASES["qwen3"],
     "mistral-v0.1": CASES["mistral-sliding"],
     "gemma-3-1b": CASES["gemma3_text"],
-    "gemma-2": ("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16}),
+    "gemma-2": ("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}),
     "gpt-oss": ("gpt_oss", FEATURES["gpt_oss"]),
     "pythia": ("gpt_neox", FEATURES["gpt_neox"]),
     "bamba": ("bamba", {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "attn_layer_indices": [1]}),
