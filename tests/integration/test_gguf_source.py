@@ -98,7 +98,7 @@ def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
     ("key", "value", "error", "reason"),
     [
         ("llama.rope.scaling.type", "yarn", UnsupportedError, "does not load rope_factors_long.weight beside"),
-        ("general.architecture", "qwen3", UnsupportedError, "architecture 'qwen3'"),
+        ("general.architecture", "gemma2", UnsupportedError, "architecture 'gemma2'"),
         ("tokenizer.ggml.model", "bert", UnsupportedError, "'bert' vocabulary"),
         ("tokenizer.ggml.pre", "mystery", UnsupportedError, "pre-tokenizer 'mystery'"),
     ],
