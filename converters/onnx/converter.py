@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Converter, Export, RuntimeUse
+from converters.onnx.genai import GENAI_FILE
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from converters.runtimes import runtime_uses
 from longrope.checkpoint import Checkpoint
@@ -35,6 +36,9 @@ class OnnxConverter(Converter):
         if path.is_dir():
             return any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx"))
         return path.suffix == ".onnx"
+
+    def wrote(self, path: Path) -> bool:
+        return self.recognizes(path) and (path / GENAI_FILE).is_file()
 
     def check_requirements(self) -> None:
         missing = [name for name in REQUIRED if find_spec(name) is None]

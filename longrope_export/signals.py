@@ -1,0 +1,118 @@
+"""How a command ends when somebody ends it: Ctrl-C, SIGTERM and SIGHUP alike, at any moment, without litter.
+
+first signal ──► KeyboardInterrupt in the main thread: blocks clean up, the command line says how to go on
+second one, or a main thread that stays in native code for too long after SIGTERM or SIGHUP
+             ──► a thread of its own removes what is unfinished, ends the worker processes and the process
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from longrope.unfinished import discard_mine
+
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+# Seconds; supervisors kill ten seconds after they asked a process to end (docker), or later (systemd, SLURM).
+PATIENCE = 8.0
+
+
+@dataclass
+class Received:
+    """The signals that came, in their order, and whether the work that they would end is over."""
+
+    numbers: list[int] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the number of the first, as shells have it; that of Ctrl-C for an error that came without a signal."""
+        return 128 + (self.numbers[0] if self.numbers else signal.SIGINT)
+
+    def hear(self, number: int, _frame: object) -> None:
+        """Python's handler of a signal."""
+        self.numbers.append(number)
+        if len(self.numbers) > 1:
+            end_at_once(number)
+        if not self.over:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def ended_by_signals(*, for_good: bool) -> Iterator[Received]:
+    """Let signals end a block; those that this process was told to ignore (`nohup`) stay ignored.
+
+    Only a main thread can be interrupted; in any other the block runs as it is.
+
+    Args:
+        for_good: the process ends after the block, and no signal may disturb how it does.
+    """
+    received = Received()
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(ours,), daemon=True, name="signals")
+    watcher.start()
+    try:
+        for number in heard:
+            signal.signal(number, received.hear)
+        yield received
+    finally:
+        received.over = True
+        if not for_good:
+            for number in heard:
+                signal.signal(number, former[number])
+            signal.set_wakeup_fd(wakeup)
+            theirs.close()
+            watcher.join(1.0)
+
+
+def end_at_once(number: int) -> None:
+    """Remove what is unfinished and end this process and its workers; nothing else is run."""
+    with suppress(Exception):
+        for child in multiprocessing.active_children():
+            child.kill()
+    with suppress(Exception):
+        discard_mine()
+    os._exit(128 + number)
+
+
+def _watch(connection: socket.socket) -> None:
+    """End the process at the second signal, even while its main thread is in native code and hears none."""
+    first: int | None = None
+    with connection:
+        while True:
+            try:
+                numbers = connection.recv(16)
+            except TimeoutError:
+                end_at_once(first or signal.SIGTERM)
+                return
+            if not numbers:
+                return
+            for number in numbers:
+                if number in SIGNALS and first is not None:
+                    end_at_once(number)
+                elif number in SIGNALS:
+                    first = number
+                    connection.settimeout(None if number == signal.SIGINT else PATIENCE)
+
+
+def _forget_in_child() -> None:
+    """A forked process shares the parent's socket; its signals are not the parent's."""
+    with suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
