@@ -103,6 +103,14 @@ def remove_stale(file: Path) -> None:
         _release(_taken(file))
 
 
+def remove_mine() -> None:
+    """Remove the lock files that this process holds, for its end; the locks end with it."""
+    for pid, place in list(_held):
+        if pid == os.getpid():
+            for file in (lock_file(place), _soft(lock_file(place))):
+                file.unlink(missing_ok=True)
+
+
 def _acquire(place: Path) -> BaseFileLock:
     file = lock_file(place)
     try:

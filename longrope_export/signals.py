@@ -7,6 +7,7 @@ second one, or a main thread that stays in native code for too long after SIGTER
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,11 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from longrope.locks import remove_mine
 from longrope.unfinished import discard_mine
 
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 # Seconds; supervisors kill ten seconds after they asked a process to end (docker), or later (systemd, SLURM).
 PATIENCE = 8.0
+# What the system calls, or writes to, until the process ends.
+_kept: list[object] = []
 
 
 @dataclass
@@ -64,13 +68,17 @@ def ended_by_signals(*, for_good: bool) -> Iterator[Received]:
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(ours,), daemon=True, name="signals")
     watcher.start()
+    if for_good and hasattr(signal, "SIGBUS"):
+        _hear_unreadable_inputs()
     try:
         for number in heard:
             signal.signal(number, received.hear)
         yield received
     finally:
         received.over = True
-        if not for_good:
+        if for_good:
+            _kept.append(theirs)
+        else:
             for number in heard:
                 signal.signal(number, former[number])
             signal.set_wakeup_fd(wakeup)
@@ -78,14 +86,30 @@ def ended_by_signals(*, for_good: bool) -> Iterator[Received]:
             watcher.join(1.0)
 
 
-def end_at_once(number: int) -> None:
+def _hear_unreadable_inputs() -> None:
+    """Let SIGBUS end the process with a line and without litter.
+
+    The system sends it where a file that is mapped into memory was cut or its disk fails while somebody reads it; the
+    read cannot be gone on with, and a handler of Python's would never be reached. So this one is called by the system.
+    """
+
+    def end(_number: int) -> None:
+        os.write(2, b"Error: an input file was cut, or can no longer be read, while it was in use\n")
+        end_at_once(signal.SIGBUS, exit_code=2)
+
+    _kept.append(handler := ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+    ctypes.CDLL(None).signal(int(signal.SIGBUS), handler)
+
+
+def end_at_once(number: int, *, exit_code: int | None = None) -> None:
     """Remove what is unfinished and end this process and its workers; nothing else is run."""
     with suppress(Exception):
         for child in multiprocessing.active_children():
             child.kill()
     with suppress(Exception):
         discard_mine()
-    os._exit(128 + number)
+        remove_mine()
+    os._exit(128 + number if exit_code is None else exit_code)
 
 
 def _watch(connection: socket.socket) -> None:

@@ -235,8 +235,10 @@ class GgufPart:
         return default if value is None else value.data
 
     def raw(self, name: str) -> Bytes:
-        """The bytes of a tensor, as a view of the file."""
+        """The bytes of a tensor, as a view of the file. Raises InputError when that has become shorter meanwhile."""
         info = self.tensors[name]
+        if self._map.size() < self.size:
+            raise InputError(f"{self.path}: the file became shorter while it was read")
         return np.frombuffer(self._map, np.uint8, info.nbytes, self.data_start + info.offset)
 
     def _parse(self) -> None:

@@ -15,6 +15,7 @@ import traceback
 from typing import Any
 
 PRELOADED = (
+    "longrope_export.cli",
     "torch",
     "transformers",
     "transformers.models.llama.modeling_llama",
