@@ -253,7 +253,9 @@ def _replace(new: Path, path: Path) -> None:
 def finish_replacing(path: Path) -> None:
     """Put back what was moved aside for something that then never came, or remove it if that is there."""
     old = _aside(path)
-    if not old.exists():
+    try:
+        old.lstat()
+    except OSError:  # not there, or a name as long as names can be
         return
     if path.exists():
         remove(old)

@@ -24,6 +24,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from longrope.errors import InputError
+from longrope.unfinished import shortened
 
 LOCK = ".lock"
 SOFT = ".soft"
@@ -73,7 +74,7 @@ def refuse_occupied(path: Path) -> None:
 
 def lock_file(path: Path) -> Path:
     """Where the lock of a place is."""
-    return path.with_name(f".{path.name}{LOCK}")
+    return path.with_name(f".{shortened(path.name)}{LOCK}")
 
 
 def is_lock(file: Path) -> bool:

@@ -41,7 +41,7 @@ def partial(path: Path) -> Iterator[Path]:
 
     The name is known before anything has it, so that no moment is left in which it could be forgotten.
     """
-    name = path.with_name(f".{_shortened(path.name)}.{Owner.current().text}-{next(_serial)}{PARTIAL}")
+    name = path.with_name(f".{shortened(path.name)}.{Owner.current().text}-{next(_serial)}{PARTIAL}")
     entry = (os.getpid(), name)
     _mine.add(entry)
     try:
@@ -110,8 +110,8 @@ def discard_mine() -> None:
 
 def sweep(path: Path) -> None:
     """Remove what dead processes left of `path`, beside it."""
-    beginning = f".{_shortened(path.name)}."
-    with suppress(FileNotFoundError):
+    beginning = f".{shortened(path.name)}."
+    with suppress(OSError):  # a folder that cannot be listed may still be written to
         for each in _entries(path.parent):
             if each.name.startswith(beginning) and _OWNED.fullmatch(each.name[len(beginning) :]) and is_abandoned(each):
                 remove(each)
@@ -142,7 +142,8 @@ def _entries(folder: Path) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.name.endswith(PARTIAL)]
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """As much of a name as leaves room for what is added to it."""
     return name.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
