@@ -9,15 +9,16 @@ by the process and the host that stand in it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
 import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,16 @@ SOFT = ".soft"
 _REFUSED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _COMMAND_LENGTH = 100
 
-_held: dict[tuple[int, Path], int] = {}
-_counting = threading.Lock()
+
+@dataclass
+class _Hold:
+    """A lock that this process holds, or is about to; how many blocks are within it."""
+
+    lock: BaseFileLock | None = None
+    count: int = 0
+
+
+_held: dict[tuple[int, Path], _Hold] = {}
 
 
 @contextlib.contextmanager
@@ -50,18 +59,18 @@ def alone_at(path: Path, *, again: bool = False) -> Iterator[None]:
     """
     place = path.parent.resolve() / path.name if path.is_symlink() and not path.exists() else path.resolve()
     entry = (os.getpid(), place)
-    with _counting:
-        lock = None if again and entry in _held else _acquire(place)
-        _held[entry] = _held.get(entry, 0) + 1
+    if entry in _held and not again:
+        _acquire(place)  # which refuses
+    hold = _held.setdefault(entry, _Hold())
     try:
+        hold.count += 1
+        if hold.lock is None:
+            hold.lock = _acquire(place)
         yield
     finally:
-        with _counting:
-            _held[entry] -= 1
-            if not _held[entry]:
-                del _held[entry]
-        if lock is not None:
-            _release(lock)
+        hold.count -= 1
+        if not hold.count:
+            _drop(entry)
 
 
 def refuse_occupied(path: Path) -> None:
@@ -105,11 +114,20 @@ def remove_stale(file: Path) -> None:
 
 
 def remove_mine() -> None:
-    """Remove the lock files that this process holds, for its end; the locks end with it."""
-    for pid, place in list(_held):
-        if pid == os.getpid():
-            for file in (lock_file(place), _soft(lock_file(place))):
-                file.unlink(missing_ok=True)
+    """Give up every lock that this process holds, for its end, which no block may have seen coming."""
+    for entry in list(_held):
+        if entry[0] == os.getpid():
+            _drop(entry)
+
+
+def _drop(entry: tuple[int, Path]) -> None:
+    """Give up a lock, and what is left of one that was interrupted while it was taken."""
+    hold, (_, place) = _held[entry], entry
+    if hold.lock is not None:
+        _release(hold.lock)
+    else:
+        remove_stale(lock_file(place))
+    _held.pop(entry, None)
 
 
 def _acquire(place: Path) -> BaseFileLock:
@@ -124,6 +142,9 @@ def _taken(file: Path) -> BaseFileLock:
     native = FileLock(file, thread_local=False, on_acquired=_sign)
     try:
         native.acquire(blocking=False)
+    except KeyboardInterrupt:
+        native.release(force=True)
+        raise
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
@@ -186,3 +207,6 @@ def _soft_holder(file: Path) -> str:
 
 def _printable(text: Any) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+
+
+atexit.register(remove_mine)

@@ -8,10 +8,10 @@ second one, or a main thread that stays in native code for too long after SIGTER
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
+import select
 import signal
-import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +23,7 @@ from longrope.unfinished import discard_mine
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 # Seconds; supervisors kill ten seconds after they asked a process to end (docker), or later (systemd, SLURM).
 PATIENCE = 8.0
-# What the system calls, or writes to, until the process ends.
+# What the system calls until the process ends.
 _kept: list[object] = []
 
 
@@ -63,10 +63,10 @@ def ended_by_signals(*, for_good: bool) -> Iterator[Received]:
         return
     former = {number: signal.getsignal(number) for number in SIGNALS}
     heard = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(ours,), daemon=True, name="signals")
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals")
     watcher.start()
     if for_good and hasattr(signal, "SIGBUS"):
         _hear_unreadable_inputs()
@@ -76,13 +76,11 @@ def ended_by_signals(*, for_good: bool) -> Iterator[Received]:
         yield received
     finally:
         received.over = True
-        if for_good:
-            _kept.append(theirs)
-        else:
+        if not for_good:
             for number in heard:
                 signal.signal(number, former[number])
             signal.set_wakeup_fd(wakeup)
-            theirs.close()
+            os.close(writer)
             watcher.join(1.0)
 
 
@@ -104,36 +102,34 @@ def _hear_unreadable_inputs() -> None:
 def end_at_once(number: int, *, exit_code: int | None = None) -> None:
     """Remove what is unfinished and end this process and its workers; nothing else is run."""
     with suppress(Exception):
-        for child in multiprocessing.active_children():
-            child.kill()
+        if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
+            for child in multiprocessing.active_children():
+                child.kill()
     with suppress(Exception):
         discard_mine()
         remove_mine()
     os._exit(128 + number if exit_code is None else exit_code)
 
 
-def _watch(connection: socket.socket) -> None:
+def _watch(reader: int) -> None:
     """End the process at the second signal, even while its main thread is in native code and hears none."""
-    first: int | None = None
-    with connection:
-        while True:
-            try:
-                numbers = connection.recv(16)
-            except TimeoutError:
-                end_at_once(first or signal.SIGTERM)
-                return
-            if not numbers:
-                return
-            for number in numbers:
-                if number in SIGNALS and first is not None:
-                    end_at_once(number)
-                elif number in SIGNALS:
-                    first = number
-                    connection.settimeout(None if number == signal.SIGINT else PATIENCE)
+    first, patience = 0, None
+    while True:
+        ready, _, _ = select.select([reader], [], [], patience)
+        if not ready:
+            end_at_once(first)
+        numbers = os.read(reader, 16)
+        if not numbers:  # nobody writes any more
+            os.close(reader)
+            return
+        for number in filter(SIGNALS.__contains__, numbers):
+            if first:
+                end_at_once(number)
+            first, patience = number, None if number == signal.SIGINT else PATIENCE
 
 
 def _forget_in_child() -> None:
-    """A forked process shares the parent's socket; its signals are not the parent's."""
+    """A forked process shares the parent's pipe; its signals are not the parent's."""
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Converter, Export, RuntimeUse
-from converters.onnx.genai import GENAI_FILE
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from converters.runtimes import runtime_uses
 from longrope.checkpoint import Checkpoint
@@ -38,6 +37,8 @@ class OnnxConverter(Converter):
         return path.suffix == ".onnx"
 
     def wrote(self, path: Path) -> bool:
+        from converters.onnx.genai import GENAI_FILE
+
         return self.recognizes(path) and (path / GENAI_FILE).is_file()
 
     def check_requirements(self) -> None:

@@ -118,7 +118,7 @@ SCENARIOS = {
         ),
         Scenario(
             "publish",
-            f"publish IN/run --repo-id {REPO} --base-model org/base --license mit",
+            f"publish IN/old --repo-id {REPO} --base-model org/base --license mit --unverified",
             network=True,
         ),
     )
