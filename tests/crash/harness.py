@@ -362,7 +362,7 @@ class Trial:
 
     def _again(self) -> str:
         """The option to go on, where there is something to go on with."""
-        return self.scenario.again if any(self.box.work.iterdir()) else ""
+        return self.scenario.again if any(not path.name.startswith(".") for path in self.box.work.iterdir()) else ""
 
     def _grows(self, name: str) -> bool:
         return any(fnmatch.fnmatch(name, f"work/{pattern}") for pattern in self.scenario.growing)

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="needs Linux and a C 
 
 # Shares of a command's calls at which it is disturbed; a long command at fewer.
 SHORT = {
-    Disturbance.KILL: (0.01, 0.3, 0.6, 0.8, 0.95),
-    Disturbance.KILL_HALF_WRITTEN: (0.2, 0.5, 0.9),
-    Disturbance.SIGNAL: (0.1, 0.7, 1.0),
+    Disturbance.KILL: (0.01, 0.4, 0.7, 0.95),
+    Disturbance.KILL_HALF_WRITTEN: (0.2, 0.6),
+    Disturbance.SIGNAL: (0.1, 0.8),
     Disturbance.FAIL: (0.4,),
     Disturbance.FAIL_FROM_THEN_ON: (0.6,),
 }
