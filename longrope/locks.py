@@ -20,12 +20,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from longrope.errors import InputError
 from longrope.unfinished import shortened
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock  # imported where it is used: it takes as long as writing a small file
 
 LOCK = ".lock"
 SOFT = ".soft"
@@ -100,6 +101,8 @@ def is_held(file: Path) -> bool:
     """Whether somebody holds a lock file; one that is not there nobody does."""
     if not (file.exists() or _soft(file).exists()):
         return False
+    from filelock import Timeout
+
     try:
         _taken(file).release()
     except (Timeout, OSError):
@@ -109,6 +112,8 @@ def is_held(file: Path) -> bool:
 
 def remove_stale(file: Path) -> None:
     """Remove a lock file that nobody holds."""
+    from filelock import Timeout
+
     with contextlib.suppress(Timeout, OSError):
         _release(_taken(file))
 
@@ -131,6 +136,8 @@ def _drop(entry: tuple[int, Path]) -> None:
 
 
 def _acquire(place: Path) -> BaseFileLock:
+    from filelock import Timeout
+
     file = lock_file(place)
     try:
         return _taken(file)
@@ -139,6 +146,8 @@ def _acquire(place: Path) -> BaseFileLock:
 
 
 def _taken(file: Path) -> BaseFileLock:
+    from filelock import FileLock
+
     native = FileLock(file, thread_local=False, on_acquired=_sign)
     try:
         native.acquire(blocking=False)
@@ -148,6 +157,8 @@ def _taken(file: Path) -> BaseFileLock:
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
+        from filelock import SoftFileLock
+
         file.unlink(missing_ok=True)
         soft = SoftFileLock(_soft(file), thread_local=False)
         soft.acquire(blocking=False)
