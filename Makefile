@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
-.PHONY: test-oldest gpu-check gpu-bundle
+.PHONY: crash-test test-oldest gpu-check gpu-bundle
 .PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2
 
 setup: $(STAMP)
@@ -57,6 +57,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+# Kills, signals and errors of the disk at every call that changes files, over six commands; make test has a sample.
+crash-test: setup
+	$(BIN)/python -m tests.crash
 
 # Fine-tuning with the oldest torch that transformers 5 takes; PyPI has it with CUDA alone: 3 GB to fetch, 6 GB on the disk.
 OLDEST     := .venv-oldest

@@ -142,7 +142,9 @@ class PlannedExport(ABC):
         Raises:
             LongRopeError: what was written is not what was asked; nothing is left behind.
         """
-        with staged(path, overwrite=overwrite) as temporary:
+        from converters.registry import wrote  # which imports this module
+
+        with staged(path, overwrite=overwrite, is_ours=wrote) as temporary:
             self.write(temporary, progress)
             checks = self.check(temporary, sampled=True)
             failed = [check for check in checks if check.status == "fail"]
@@ -196,6 +198,10 @@ class Converter(ABC):
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
         """Whether `path` looks like an artifact of this format; looks at names and magic bytes only."""
+
+    def wrote(self, path: Path) -> bool:
+        """Whether `path` looks like an artifact that this converter wrote, so that it may be replaced."""
+        return self.recognizes(path)
 
     @abstractmethod
     def check_requirements(self) -> None:

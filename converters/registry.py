@@ -52,6 +52,11 @@ def converter(name: str) -> Converter:
     return known[name].load()
 
 
+def wrote(folder: Path) -> bool:
+    """Whether a folder is an artifact that one of the formats wrote here, and may be replaced by another."""
+    return any(entry.load().wrote(folder) for entry in formats().values())
+
+
 def recognize(path: Path) -> Converter:
     """The converter of an existing artifact. Raises InputError when there is no such path or no format knows it."""
     if not path.exists():

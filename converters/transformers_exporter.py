@@ -13,7 +13,6 @@ transformers; nothing else of the package does.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from converters.gguf.runtime import LlamaCppSource
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
 from longrope.progress import Silent
+from longrope.unfinished import temporary_folder
 
 FORMAT = "gguf"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -84,7 +84,7 @@ class GgufExporter(HfExporter):  # type: ignore[misc]
         Raises:
             UnsupportedError: the model has no factors, or GGUF cannot hold it.
         """
-        room = tempfile.TemporaryDirectory(prefix="longrope-gguf-")
+        room = temporary_folder("gguf")
         checkpoint = _saved(model, config, Path(room.name) / "model")
         path = Path(room.name) / "model.gguf"
         factors = checkpoint.factors

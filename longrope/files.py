@@ -1,4 +1,4 @@
-"""Files that are whole or not there: temporary name, flush to disk, rename."""
+"""Files that are whole or not there: partial name, flush to disk, rename. Folders are exchanged in one call."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
+from longrope.exchange import exchange
+from longrope.locks import LOCK, alone_at, is_lock, remove_stale
+from longrope.owners import Owner
+from longrope.unfinished import PARTIAL, WHOLE, is_abandoned, is_partial, name_set, partial, remove, sweep
 
-# Ends the name of everything that is not finished; what a killed process leaves is known by it.
-PARTIAL = ".partial"
+# What a machine lacks, by the codes that its system says it with.
+_LACKS = {
+    "no room left on the disk": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "not writable": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "the disk fails": (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT),
+    "out of memory": (errno.ENOMEM,),
+    "too many open files": (errno.EMFILE, errno.ENFILE),
+    "the disk knows no such operation": (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK),
+}
+# Ends the name of what was moved aside for something new, where the system cannot exchange the two.
+REPLACED = ".replaced"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -30,17 +41,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise InputError(f"{path} is a folder; expected the name of a file")
     with errors_of_writing(path):
         _make_parent(path)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-        try:
+        sweep(path)
+        with partial(path) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
 
 
 def json_text(data: Any, *, keep_non_finite: bool = False) -> str:
@@ -77,34 +86,66 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder."""
+    return not any(folder.iterdir())
+
+
+def refuse_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raise InputError when `path` is a folder of something that this program did not write."""
+    if path.is_dir() and not is_empty(path) and not is_ours(path):
+        raise InputError(
+            f"{path} is a folder of something else than what this program wrote, and is not replaced; choose another "
+            "output, or remove it yourself"
+        )
+
+
 @contextmanager
-def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged(path: Path, *, overwrite: bool = False, is_ours: Callable[[Path], bool] = is_empty) -> Iterator[Path]:
     """A temporary name beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
 
-    The block may create a file or a folder under the yielded name.
+    The block may create a file or a folder under the yielded name, or files of one set beside it: the first of them by name
+    gets its name last, so that a loader never meets a set that is not complete. Nobody else may write to `path` meanwhile.
+
+    Args:
+        path: the name that it becomes.
+        overwrite: replace what is there, a file or a folder.
+        is_ours: whether a folder that is there may be replaced: by default only an empty one.
 
     Raises:
-        InputError: `path` exists and `overwrite` is off.
+        InputError: `path` exists and may not be replaced, or another process is writing it.
         MissingRequirementError: the disk is full or not writable.
     """
     refuse_existing(path, overwrite=overwrite)
     with errors_of_writing(path):
         _make_parent(path)
-        room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
-        try:
-            yield room / path.name
-            made = sorted(room.iterdir())
-            if not made:
-                raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
-            for new in made:
-                refuse_existing(path.parent / new.name, overwrite=overwrite)
-            for new in made:
-                _sync_tree(new)
-            for new in made:
-                _replace(new, path.parent / new.name)
-            sync(path.parent)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)
+        with alone_at(path, again=True):
+            finish_replacing(path)
+            sweep(path)
+            refuse_existing(path, overwrite=overwrite)
+            refuse_foreign(path, is_ours)
+            with partial(path) as room:
+                room.mkdir(mode=0o700)
+                yield room / path.name
+                _give_names(room, path, overwrite=overwrite)
+                sync(path.parent)
+
+
+def _give_names(room: Path, path: Path, *, overwrite: bool) -> None:
+    """Put everything that was made in `room` beside `path`, once it is on the disk."""
+    made = sorted(room.iterdir())
+    if not made:
+        raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
+    for new in made:
+        refuse_existing(path.parent / new.name, overwrite=overwrite)
+    for new in made:
+        _sync_tree(new)
+    if len(made) == 1:
+        _replace(made[0], path.parent / made[0].name)
+        return
+    write_atomically(room / WHOLE, "")
+    sync(room)
+    name_set(room)
 
 
 def sync(path: Path) -> None:
@@ -129,18 +170,62 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what killed writers left under a folder that is ours."""
+    """Remove what has not been finished under a folder that is ours, but for what a process that is alive is writing.
+
+    Locks of dead processes go, too.
+    """
     for path in list(folder.rglob(f".*{PARTIAL}")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        owner = Owner.named_in(path.name)
+        if owner is None or owner.state != "alive":
+            remove(path)
+    for path in list(folder.rglob(f".*{REPLACED}")):
+        finish_replacing(path.with_name(path.name.removeprefix(".").removesuffix(REPLACED)))
+    for path in filter(is_lock, list(folder.rglob(f".*{LOCK}"))):
+        remove_stale(path)
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether the system refused to write more; numpy's `tofile`, which other libraries call, says so without a code."""
-    said_by_numpy = error.errno is None and " requested and " in str(error)
-    return said_by_numpy or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+@contextmanager
+def alone_in(place: Path, *, again: bool = False) -> Iterator[None]:
+    """`alone_at` a run's folder or file, with the folders above it made.
+
+    Raises:
+        InputError: another process works there.
+        MissingRequirementError: it cannot be written.
+    """
+    make_folder(place.parent)
+    with ExitStack() as held:
+        with errors_of_writing(place):
+            held.enter_context(alone_at(place, again=again))
+        yield
+
+
+def is_stillborn(folder: Path) -> bool:
+    """Whether a folder holds nothing but what dead processes have not finished, if anything."""
+    return folder.is_dir() and all(is_partial(path) and is_abandoned(path) for path in folder.iterdir())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with those above it. Raises MissingRequirementError where it cannot be written."""
+    with errors_of_writing(folder):
+        _make_parent(folder)
+        folder.mkdir(exist_ok=True)
+
+
+def remove_all(folder: Path) -> None:
+    """Remove a folder so that at every moment it is there as it was, or not there."""
+    with errors_of_writing(folder), partial(folder) as gone:
+        folder.replace(gone)
+
+
+def lack(error: OSError) -> str:
+    """What a machine lacks, in words, where the system refused something for that; empty for other errors.
+
+    numpy's `tofile`, which other libraries call, says without a code that less was written than it wanted to.
+    """
+    said = error.strerror or str(error)
+    if error.errno is None:
+        return f"no room left on the disk ({said})" if " requested and " in str(error) else ""
+    return next((f"{words} ({said})" for words, codes in _LACKS.items() if error.errno in codes), "")
 
 
 def _sync_tree(path: Path) -> None:
@@ -151,17 +236,35 @@ def _sync_tree(path: Path) -> None:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Put `new` where `path` is; what is there is moved aside first where a folder is one of the two."""
-    if path.exists() and (path.is_dir() or new.is_dir()):
-        old = new.with_name(new.name + ".old")
-        path.replace(old)
+    """Put `new` where `path` is; a folder that is there, or is put over a file, is exchanged in one call where that can be.
+
+    Where it cannot, what is there is moved aside under a name from which `finish_replacing` puts it back.
+    """
+    if not path.exists() or not (path.is_dir() or new.is_dir()):
+        new.replace(path)
+    elif not exchange(new, path):
+        path.replace(_aside(path))
         try:
             new.replace(path)
-        except OSError:
-            old.replace(path)
-            raise
+        finally:
+            finish_replacing(path)
+
+
+def finish_replacing(path: Path) -> None:
+    """Put back what was moved aside for something that then never came, or remove it if that is there."""
+    old = _aside(path)
+    try:
+        old.lstat()
+    except OSError:  # not there, or a name as long as names can be
+        return
+    if path.exists():
+        remove(old)
     else:
-        new.replace(path)
+        old.replace(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}{REPLACED}")
 
 
 def _make_parent(path: Path) -> None:
@@ -173,19 +276,15 @@ def _make_parent(path: Path) -> None:
 
 @contextmanager
 def errors_of_writing(path: Path) -> Iterator[None]:
-    """A full disk, or one that may not be written, as a MissingRequirementError that names `path`."""
+    """What the machine cannot do (`lack`) as a MissingRequirementError that names `path`."""
     try:
         yield
     except LongRopeError:
         raise
     except (OSError, SafetensorError) as raised:
         error = raised if isinstance(raised, OSError) else _said_by_safetensors(raised)
-        if is_disk_full(error):
-            raise MissingRequirementError(
-                f"{path}: no room left on the disk ({error.strerror or error}); nothing was written"
-            ) from raised
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MissingRequirementError(f"{path}: not writable ({error.strerror})") from raised
+        if words := lack(error):
+            raise MissingRequirementError(f"{path}: {words}; nothing was written") from raised
         raise
 
 

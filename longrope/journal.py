@@ -4,8 +4,7 @@
     {…record…}                                   one line each, flushed to disk before the work goes on
     {…reco                                       a line cut by a crash: dropped on the next opening
 
-Floats are written by `repr`, so they come back as the same bits. One process at a time may hold a journal: while it does,
-it locks `NAME.lock` beside it, in which its process id and host stand; the system frees the lock of a process that dies. A
+Floats are written by `repr`, so they come back as the same bits. One at a time may hold a journal (`longrope.locks`). A
 journal that is closed without a single record is removed: what failed before it measured anything leaves nothing to resume.
 """
 
@@ -14,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from longrope.errors import InputError, MissingRequirementError
+from longrope.files import errors_of_writing
+from longrope.locks import alone_at
 
 JOURNAL_VERSION = 1
 
@@ -52,7 +50,7 @@ class Journal:
 
         Raises:
             InputError: it exists and neither `resume` nor `overwrite` is given, it is no journal, its header differs, or
-                another process holds it.
+                somebody else holds it.
             MissingRequirementError: the place is not writable, or its file system knows no locks.
         """
         self.path = path
@@ -68,7 +66,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as held:
-                held.enter_context(_locked(path))
+                held.enter_context(alone_at(path))
                 self._file = held.enter_context(path.open("a+b"))
                 if overwrite and not resume:
                     self._file.truncate(0)
@@ -83,9 +81,10 @@ class Journal:
         self._write(record)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with errors_of_writing(self.path):
+            self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file, and remove it when it holds no record."""
@@ -131,41 +130,6 @@ class Journal:
         if not isinstance(record, dict):
             raise InputError(f"{self.path}, line {number}: expected a JSON object; this journal is damaged")
         return record
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """`path` as this process's own, by a lock file beside it that is removed at the end."""
-    file = path.with_name(f"{path.name}.lock")
-    lock = FileLock(file, thread_local=False, on_acquired=_sign)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(
-            f"{path}: another run is writing this journal ({_holder(file)}); wait for it or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file; there the library does on release
-            file.unlink()
-        lock.release()
-
-
-def _sign(descriptor: int) -> None:
-    """Write who holds the lock, behind the one byte that Windows lets nobody else read."""
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, f"\nprocess {os.getpid()} on {platform.node()}".encode())
-
-
-def _holder(lock_file: Path) -> str:
-    try:
-        with lock_file.open("rb") as file:
-            file.seek(1)
-            return file.read().decode() or "not named yet"
-    except OSError:
-        return "which has just ended"
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

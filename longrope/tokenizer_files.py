@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from typing import Any
 
 from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.reading import own_file, read_object, refuse_pointer
+from longrope.unfinished import temporary_folder
 
 TOKENIZER = "tokenizer.json"
 SENTENCEPIECE = "tokenizer.model"
@@ -76,7 +76,7 @@ def _made(folder: Path, name: str, sources: Sequence[str], proven: Callable[[Pat
             f"{name}: reading {SENTENCEPIECE} needs sentencepiece; install with: pip install "
             "'longrope-export[sentencepiece]'"
         )
-    room = tempfile.TemporaryDirectory(prefix="longrope-tokenizer-")
+    room = temporary_folder("tokenizer")
     made = Path(room.name)
     for file in (*sources, *_SETTINGS):
         if (folder / file).is_file():

@@ -1,10 +1,12 @@
 """The console script. Commands are imported when used, so that `--help` imports no torch.
 
-Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the machine lacks something, 4 not expressible.
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the machine lacks something, 4 not expressible;
+129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -14,7 +16,8 @@ import click
 
 from longrope import __version__
 from longrope.errors import LongRopeError, is_out_of_memory
-from longrope.files import is_disk_full
+from longrope.files import lack
+from longrope_export.signals import ended_by_signals
 
 COMMANDS = {
     "extend": "Search factors, export every format, prove each against the original.",
@@ -32,7 +35,8 @@ COMMANDS = {
     "card": "Print the model card of a run.",
     "doctor": "Say what is installed, what works and what to do.",
 }
-INTERRUPTED = 130
+# What the system says of a path that cannot be what it was taken for, or that went away under us.
+UNUSABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Commands(click.Group):
@@ -61,20 +65,24 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that the module's docstring lists."""
+    for_good = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not debug:
         warnings.filterwarnings("ignore", module=r"torch|transformers|onnx")
-    try:
-        code = cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: every error becomes a line
-        code = _explain(error, debug=debug)
+    with ended_by_signals(for_good=for_good) as received:
+        code: object
+        try:
+            code = cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: every error becomes a line
+            received.over = True
+            code = _explain(error, interrupted=received.exit_code, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _explain(error: BaseException, *, debug: bool) -> int:
-    """Print one line for an error and return its exit code."""
+def _explain(error: BaseException, *, interrupted: int, debug: bool) -> int:
+    """Print one line for an error and return its exit code; `interrupted` is that of a signal."""
     if debug:
         traceback.print_exception(error)
     if isinstance(error, click.ClickException):
@@ -85,7 +93,7 @@ def _explain(error: BaseException, *, debug: bool) -> int:
             "Interrupted. A run of `extend`, `search`, `finetune` or `recover` goes on with --resume, `publish` by itself.",
             err=True,
         )
-        return INTERRUPTED
+        return interrupted
     if isinstance(error, LongRopeError):
         option = f" (--{error.option})" if error.option else ""
         click.echo(f"Error: {error}{option}", err=True)
@@ -93,9 +101,12 @@ def _explain(error: BaseException, *, debug: bool) -> int:
     if is_out_of_memory(error):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
         return 3
-    if isinstance(error, OSError) and is_disk_full(error):
-        click.echo(f"Error: no room left on the disk ({error.filename or error.strerror})", err=True)
+    if isinstance(error, OSError) and (words := lack(error)):
+        click.echo(f"Error: {f'{error.filename}: ' if error.filename else ''}{words}", err=True)
         return 3
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+        click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
+        return 2
     if not debug:
         click.echo(f"Error: {type(error).__name__}: {error} (a fault of this program; --debug shows where)", err=True)
     return 70

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from longrope.errors import InputError
 from longrope.files import refuse_existing
+from longrope.locks import refuse_occupied
 
 
 def journal_of(output: Path) -> Path:
@@ -22,6 +23,7 @@ def goes_on(output: Path, *, resume: bool) -> bool:
 
 def refuse_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse, before any work is done, a name that cannot be written; what a resumed run wrote before is its own."""
+    refuse_occupied(output)
     refuse_existing(output, overwrite=overwrite or goes_on(output, resume=resume))
     if output.is_dir():
         raise InputError(f"{output} is a folder; expected the name of a file")

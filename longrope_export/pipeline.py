@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,24 +21,26 @@ from typing import Any
 from converters.base import Check, PlannedExport
 from converters.parity import Artifact, Validation, validate_artifacts
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError
+from longrope.errors import LongRopeError
 from longrope.estimates.compute import duration, forward_seconds, measure_rates
 from longrope.estimates.search import search_estimate
 from longrope.estimates.shape import DecoderShape
 from longrope.extend import MethodTable, extend, help_to_train, table_tokens
 from longrope.factors import BoundFactors
-from longrope.files import remove_partial, write_json
+from longrope.files import alone_in, make_folder, remove_all, remove_partial, write_json
 from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
 from longrope.search import recovery_estimate
 from longrope_export.commands.extend import ExtendRequest
 from longrope_export.models import open_model
+from longrope_export.options import FactorSetsWish
 from longrope_export.preflight import (
     WORLD_SIZE,
     Output,
     Prepared,
     check_processes,
+    check_run_folder,
     load_corpora,
     on_checkpoint,
     prepare,
@@ -101,6 +102,12 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
         help_to_train(checkpoint, corpus, request.options, stages_dir=request.output / STAGES, resume=request.resume)
         return None
     prepared = prepare(request, progress)
+    with alone_in(prepared.request.output):
+        check_run_folder(prepared.request, prepared.configuration)
+        return _run_alone(prepared, progress)
+
+
+def _run_alone(prepared: Prepared, progress: Progress) -> Outcome:
     request = prepared.request
     run = _open_run(request, prepared)
     if request.options.stages:
@@ -122,8 +129,8 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
         progress.warn(oddity)
     run.extension, run.state = result.to_json(), "searched"
     run.save()
-    model = result.checkpoint
-    artifacts = [_export(output, model, result.factors, request, run, progress) for output in prepared.outputs]
+    model, sets = result.checkpoint, _sets_found(request, result.factors, progress)
+    artifacts = [_export(output, model, result.factors, sets, run, progress) for output in prepared.outputs]
     validations = validate_artifacts(
         artifacts, model, result.factors, prepared.held_out, validate_options(request, model), progress
     )
@@ -186,13 +193,24 @@ def _wants_dual(request: ExtendRequest, checkpoint: Checkpoint, outputs: Sequenc
 # -- running
 
 
+def _sets_found(request: ExtendRequest, factors: BoundFactors, progress: Progress) -> FactorSetsWish:
+    """What can be written of what was asked: a search for a short set may find none that is better than the long one."""
+    if request.sets != "dual" or factors.factor_sets == "dual":
+        return request.sets
+    progress.warn(
+        "no short set is better than the long one at the original window, so that dual sets would be twice the same; a "
+        "single set is written (more --short-evals may find one)"
+    )
+    return "single"
+
+
 def _open_run(request: ExtendRequest, prepared: Prepared) -> Run:
     """Make the run's folder, or open the one to go on with."""
     if request.resume:
         remove_partial(request.output)
     elif request.output.exists():
-        shutil.rmtree(request.output)
-    request.output.mkdir(parents=True, exist_ok=True)
+        remove_all(request.output)
+    make_folder(request.output)
     run = Run(request.output, prepared.configuration, provenance(), request.recipe)
     run.save()
     return run
@@ -202,15 +220,17 @@ def _export(
     output: Output,
     checkpoint: Checkpoint,
     factors: BoundFactors,
-    request: ExtendRequest,
+    sets: FactorSetsWish,
     run: Run,
     progress: Progress,
 ) -> Artifact:
     """Write one artifact, unless a sound one is there from before."""
-    chosen = output.converter.choose_sets(factors, request.sets, checkpoint)
+    chosen = output.converter.choose_sets(factors, sets, checkpoint)
     planned = output.with_factors(checkpoint, chosen)
     checks = _sound(output.path, planned)
     if checks is None:
+        if output.path.is_dir():  # broken, perhaps beyond recognition
+            remove_all(output.path)
         progress.line(f"Writing {output.path} ({chosen.factor_sets} factor set{'s' * (chosen.factor_sets == 'dual')}).")
         checks = planned.save(output.path, progress, overwrite=True)
     run.exports.append(
@@ -232,7 +252,7 @@ def _sound(path: Path, planned: PlannedExport) -> list[Check] | None:
         return None
     try:
         checks = planned.check(path)
-    except InputError:
+    except LongRopeError:
         return None
     return checks if all(check.status != "fail" for check in checks) else None
 

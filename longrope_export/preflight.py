@@ -27,10 +27,11 @@ from longrope.estimates.search import search_estimate
 from longrope.estimates.training import checkpoint_bytes
 from longrope.extend_options import ExtendOptions
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.files import json_text, refuse_existing
+from longrope.files import is_stillborn, json_text, refuse_existing
 from longrope.finetune.options import TrainOptions
 from longrope.journal import differences
 from longrope.loading import require_loadable
+from longrope.locks import refuse_occupied
 from longrope.modeling import require_device
 from longrope.progress import Progress
 from longrope.search import SearchOptions, check_search
@@ -332,8 +333,16 @@ def configuration_of(
 
 
 def check_run_folder(request: ExtendRequest, configuration: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not ours to write: only a former run is replaced, and only one like this is resumed."""
+    """Refuse a folder that is not ours to write: only a former run is replaced, and only one like this is resumed.
+
+    Raises:
+        InputError: it is not, or another run is at work there.
+    """
     file = request.output / "run.json"
+    refuse_occupied(request.output)
+    again = request.resume or request.overwrite
+    if again and is_stillborn(request.output):  # killed before it could write run.json
+        return
     if request.resume:
         _check_resumable(file, configuration)
         return

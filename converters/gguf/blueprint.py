@@ -13,7 +13,6 @@ import dataclasses
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -48,6 +47,7 @@ from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
 from longrope.provenance import usable_cpus
 from longrope.reading import own_file
+from longrope.unfinished import temporary_folder
 
 EMBEDDING = "token_embd.weight"
 TAGS = ("longrope", "long-context")
@@ -437,7 +437,7 @@ def _metadata_of(folder: Path, name: str | None, count: int) -> tuple[Any, str]:
         return _usable(gguf.Metadata.load(None, folder, name, count)), ""
     except Exception as error:  # noqa: BLE001  whatever yaml, and the library on odd values, raise
         said = " ".join(str(error).split()) or type(error).__name__
-    with tempfile.TemporaryDirectory() as room:
+    with temporary_folder("card") as room:
         bare = Path(room, folder.resolve().name)
         bare.mkdir()
         for file in _SETTINGS:

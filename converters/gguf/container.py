@@ -14,6 +14,7 @@ Source: the format's specification (ggml, docs/gguf.md).
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 import mmap
 import os
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from gguf import GGUFValueType
 
 MAGIC = b"GGUF"
+# Which set a part of a split file belongs to; llama.cpp reads over keys that it does not know.
+SPLIT_SET = "longrope_export.split.set"
+# Bytes of each tensor that a file's fingerprint is made of.
+_SAMPLE = 4096
 
 Bytes = NDArray[np.uint8]
 Entry = TypeVar("Entry")
@@ -230,8 +235,10 @@ class GgufPart:
         return default if value is None else value.data
 
     def raw(self, name: str) -> Bytes:
-        """The bytes of a tensor, as a view of the file."""
+        """The bytes of a tensor, as a view of the file. Raises InputError when that has become shorter meanwhile."""
         info = self.tensors[name]
+        if self._map.size() < self.size:
+            raise InputError(f"{self.path}: the file became shorter while it was read")
         return np.frombuffer(self._map, np.uint8, info.nbytes, self.data_start + info.offset)
 
     def _parse(self) -> None:
@@ -320,6 +327,15 @@ class GgufFile:
             raise InputError(f"{self.path}: expected the key {self.architecture}.{suffix}, found none")
         return int(value)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every tensor's name, shape and type, and the first bytes of its data."""
+        digest = hashlib.sha256()
+        for name, info in self.tensors.items():
+            digest.update(f"{name} {info.shape} {info.type}".encode())
+            digest.update(self.raw(name)[:_SAMPLE].tobytes())
+        return digest.hexdigest()
+
     def raw(self, name: str) -> Bytes:
         """The bytes of a tensor, as a view of the file."""
         return self._homes[name].raw(name)
@@ -368,6 +384,8 @@ def _other_parts(first: GgufPart) -> Iterator[GgufPart]:
         part = GgufPart(part_path(whole, index, count))
         found += len(part.tensors)
         yield part
+        if part.get(SPLIT_SET) != first.get(SPLIT_SET):
+            raise InputError(f"{part.path.name} is a part of another set than {first.path.name}: write all parts anew")
     total = first.get(gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, found)
     if total != found:
         raise InputError(f"expected {total} tensors in {count} parts, found {found}")

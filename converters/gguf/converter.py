@@ -259,7 +259,16 @@ class GgufExport(PlannedExport):
         self._warn_of_odd_widths(progress)
         contents, options = self.contents(), self.options
         with progress.task(f"writing {path.name}", _size(contents)) as task:
-            write_parts(path, self.values(), contents, options.max_part_bytes, task.advance, threads=options.writers)
+            origin = self.export.checkpoint.fingerprint if options.max_part_bytes else ""
+            write_parts(
+                path,
+                self.values(),
+                contents,
+                options.max_part_bytes,
+                task.advance,
+                origin=origin,
+                threads=options.writers,
+            )
 
     def _write_quantized(self, path: Path, progress: Progress) -> None:
         """The floats as they are into a file of their own, then llama.cpp's quantizer, then parts if wanted."""
@@ -284,7 +293,7 @@ class GgufExport(PlannedExport):
             return
         with GgufFile(whole) as file:
             copies = [Content(info, partial(iter, (file.region(name),))) for name, info in file.tensors.items()]
-            write_parts(path, file.values, copies, options.max_part_bytes)
+            write_parts(path, file.values, copies, options.max_part_bytes, origin=file.fingerprint)
         whole.unlink()
 
     def _warn_of_odd_widths(self, progress: Progress) -> None:

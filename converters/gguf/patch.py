@@ -12,6 +12,7 @@ Of a split file only the first part changes. A file that has factors already get
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from converters.gguf.blueprint import GgufOptions
 from converters.gguf.carriers import COMPUTES_FAMILIES, LOADS_FREQS, LOADS_SETS, TARGETS, GgufRope
 from converters.gguf.checks import checks_of_file, splice_checks
 from converters.gguf.container import (
+    SPLIT_SET,
     GgufFile,
     GgufPart,
     Region,
@@ -184,6 +186,8 @@ def _write_checked(file: GgufFile, splice: Splice, target: Path, *, in_place: bo
     final = target if in_place or count == 1 else part_path(target, 0, count)
     with staged(final, overwrite=overwrite) as temporary:
         write_splice(file.parts[0], splice, temporary)
+        if in_place:
+            shutil.copymode(final, temporary)
         checks = _checked(temporary, file.parts[0], splice)
         for index in range(1, 1 if in_place else count):
             copy_file(file.parts[index].path, temporary.with_name(part_path(target, index, count).name))
@@ -291,7 +295,16 @@ class GgufCopy(PlannedExport):
     def write(self, path: Path, progress: Progress) -> None:
         contents, options = self.contents(), self.options
         with progress.task(f"writing {path.name}", sum(content.info.nbytes for content in contents)) as task:
-            write_parts(path, self.values(), contents, options.max_part_bytes, task.advance, threads=options.writers)
+            origin = self.source.file.fingerprint if options.max_part_bytes else ""
+            write_parts(
+                path,
+                self.values(),
+                contents,
+                options.max_part_bytes,
+                task.advance,
+                origin=origin,
+                threads=options.writers,
+            )
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         """Compare a file with the source it was copied from, byte for byte."""
@@ -328,7 +341,7 @@ class _AsOneFile:
 
 def _whole(values: Mapping[str, Value]) -> dict[str, Value]:
     split = gguf.Keys.Split
-    keys = (split.LLM_KV_SPLIT_NO, split.LLM_KV_SPLIT_COUNT, split.LLM_KV_SPLIT_TENSORS_COUNT)
+    keys = (split.LLM_KV_SPLIT_NO, split.LLM_KV_SPLIT_COUNT, split.LLM_KV_SPLIT_TENSORS_COUNT, SPLIT_SET)
     return {key: value for key, value in values.items() if key not in keys}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import errors_of_writing, write_json
 from longrope.hf_config import extended_config
+from longrope.unfinished import temporary_folder
 
 # ggml types that safetensors can hold as they are.
 _FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -78,7 +78,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     """
     with ExitStack() as undo:
         file = undo.enter_context(GgufFile(path))
-        room = tempfile.TemporaryDirectory(prefix="longrope-gguf-")
+        room = temporary_folder("gguf")
         undo.callback(room.cleanup)
         folder = Path(room.name)
         with errors_of_writing(folder):

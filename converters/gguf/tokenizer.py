@@ -9,7 +9,6 @@ tokenizer.json ──► tokenizers ──ids───────────�
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.files import errors_of_writing
 from longrope.reading import own_file, read_object, read_text
+from longrope.unfinished import temporary_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -368,7 +368,7 @@ def difference(
     """
     texts = list(awkward_texts(tokenizer))
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    with tempfile.TemporaryDirectory(prefix="longrope-vocab-") as folder:
+    with temporary_folder("vocab") as folder:
         path = Path(folder) / "skeleton.gguf"
         with errors_of_writing(path):
             write_skeleton(path, values, infos)

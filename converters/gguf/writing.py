@@ -4,6 +4,7 @@ or in parts as llama.cpp names and loads them (the first part has all metadata, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from converters.gguf.container import (
     MAGIC,
+    SPLIT_SET,
     Region,
     TensorInfo,
     Value,
@@ -26,6 +28,7 @@ from converters.gguf.container import (
     encode_string,
     i32,
     part_path,
+    text,
     u16,
 )
 from converters.gguf.native import gguf
@@ -209,9 +212,14 @@ def write_parts(
     max_size: int | None,
     on_bytes: Callable[[int], None] = lambda _count: None,
     *,
+    origin: str = "",
     threads: int = 1,
 ) -> list[Path]:
     """Write one file, or as many parts as it takes to keep each at `max_size` bytes of tensors; see `write_gguf`.
+
+    Args:
+        origin: a fingerprint of where the tensors come from. With it and all metadata every part says which set it belongs
+            to, so that parts of two exports under the same names are told apart.
 
     Returns:
         What was written: `path`, or parts named after it.
@@ -220,17 +228,27 @@ def write_parts(
     if len(groups) == 1:
         write_gguf(path, values, contents, on_bytes, threads=threads)
         return [path]
-    written, keys = [], gguf.Keys
+    written, keys, set_name = [], gguf.Keys, _set_name(origin, values, groups)
     for index, group in enumerate(groups):
         own = {
             keys.Split.LLM_KV_SPLIT_NO: u16(index),
             keys.Split.LLM_KV_SPLIT_COUNT: u16(len(groups)),
             keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: i32(len(contents)),
+            SPLIT_SET: text(set_name),
         }
         head = values if index == 0 else {keys.General.ARCHITECTURE: values[keys.General.ARCHITECTURE]}
         written.append(part_path(path, index, len(groups)))
         write_gguf(written[-1], {**head, **own}, group, on_bytes, threads=threads)
     return written
+
+
+def _set_name(origin: str, values: Mapping[str, Value], groups: Sequence[Sequence[Content]]) -> str:
+    digest = hashlib.sha256(origin.encode())
+    for key, value in values.items():
+        digest.update(encode_pair(key, value))
+    for group in groups:
+        digest.update(b"".join(encode_info(content.info) for content in group) + b"/")
+    return digest.hexdigest()[:32]
 
 
 def grouped(contents: Sequence[Content], max_size: int) -> list[list[Content]]:

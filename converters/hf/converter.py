@@ -91,6 +91,9 @@ class HuggingFaceConverter(Converter):
             return False
         return has_weights(path) or not any(path.glob("onnx/*.onnx"))
 
+    def wrote(self, path: Path) -> bool:
+        return self.recognizes(path) and (path / PROVENANCE_FILE).is_file()
+
     def check_requirements(self) -> None:
         """Nothing beyond the core is needed."""
 

@@ -36,6 +36,11 @@ class OnnxConverter(Converter):
             return any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx"))
         return path.suffix == ".onnx"
 
+    def wrote(self, path: Path) -> bool:
+        from converters.onnx.genai import GENAI_FILE
+
+        return self.recognizes(path) and (path / GENAI_FILE).is_file()
+
     def check_requirements(self) -> None:
         missing = [name for name in REQUIRED if find_spec(name) is None]
         if missing:

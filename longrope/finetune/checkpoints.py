@@ -41,7 +41,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from longrope.errors import InputError, MissingRequirementError
-from longrope.files import PARTIAL, errors_of_writing, remove_partial, sync, write_atomically
+from longrope.files import errors_of_writing, remove_partial, sync, write_atomically
+from longrope.unfinished import PARTIAL
 from longrope.weights import safetensors_header
 
 CHECKPOINT_VERSION = 1

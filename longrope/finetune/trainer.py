@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +29,7 @@ from longrope.estimates.compute import model_flops, peak_flops
 from longrope.estimates.shape import DecoderShape
 from longrope.estimates.training import rows_per_pass, training_memory
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.files import refuse_existing, remove_partial, write_atomically
+from longrope.files import alone_in, is_stillborn, refuse_existing, remove_all, remove_partial, write_atomically
 from longrope.finetune.batch import PackedBatch, join
 from longrope.finetune.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint, step_folder
 from longrope.finetune.data import Mixture, TrainingRows, training_rows
@@ -125,13 +124,14 @@ def finetune(
     rows = training_rows(checkpoint, corpus, mixture_of(stage, bound, options))
     source = (teacher or checkpoint) if stage.distil_short else None
     _check_teacher(source, checkpoint)
-    if parallel.is_main:
-        _open_run(
-            folder, _header(checkpoint, source, bound, stage, corpus, options), resume=resume, overwrite=overwrite
-        )
-    parallel.barrier()
-    if not (folder / MODEL).is_dir():
-        _Run(checkpoint, source, bound, stage, rows, folder, options, parallel, progress).train()
+    with alone_in(folder, again=True) if parallel.is_main else nullcontext():
+        if parallel.is_main:
+            _open_run(
+                folder, _header(checkpoint, source, bound, stage, corpus, options), resume=resume, overwrite=overwrite
+            )
+        parallel.barrier()
+        if not (folder / MODEL).is_dir():
+            _Run(checkpoint, source, bound, stage, rows, folder, options, parallel, progress).train()
     trained = open_folder(folder / MODEL, f"{checkpoint.name}, trained")
     return Training(trained, bound, tuple(read_log(folder / LOG_NAME)))
 
@@ -368,6 +368,8 @@ def _header(
 def _open_run(folder: Path, header: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Make the folder, or check that the run in it is this one."""
     file = folder / RUN_NAME
+    if is_stillborn(folder):  # killed before it could write training.json
+        remove_all(folder)
     if resume and file.is_file():
         changed = differences(_with_defaults(_read(file)), json.loads(json.dumps(header)))
         if changed:
@@ -378,7 +380,7 @@ def _open_run(folder: Path, header: Mapping[str, Any], *, resume: bool, overwrit
         refuse_existing(folder, overwrite=overwrite)
         if not file.is_file():
             raise InputError(f"{folder}: expected a training run to overwrite, found no {RUN_NAME}")
-        shutil.rmtree(folder)
+        remove_all(folder)
     write_atomically(file, json.dumps(header, indent=2) + "\n")
 
 

@@ -10,7 +10,9 @@ A measurement depends on the job alone, so the number of workers changes nothing
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -291,8 +293,14 @@ class ProcessWorkerPool:
 
 
 def serve_jobs(recipe: Recipe, connection: Connection) -> None:
-    """A worker process: measure what comes through the pipe until it closes. Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker process: measure what comes through the pipe until it closes, or its parent dies.
+
+    Ctrl-C and a closed terminal reach the whole group; they are the parent's business.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     model: WindowModel | None = None
     while True:
         try:
@@ -304,6 +312,14 @@ def serve_jobs(recipe: Recipe, connection: Connection) -> None:
             connection.send(model.measure(job, recipe.objective.windows[job.window]))
         except LongRopeError as error:
             connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process, whatever it is computing, when the one that started it is gone, however that died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 # -- Ray

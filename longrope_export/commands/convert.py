@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from converters import api, registry
 from longrope.errors import InputError
-from longrope.files import refuse_existing
+from longrope.files import refuse_existing, refuse_foreign
+from longrope.locks import refuse_occupied
 from longrope.options import ModelName, option
 from longrope_export import options
 from longrope_export.conversion import known_factors
@@ -67,7 +68,9 @@ def convert(request: ConvertRequest, progress: Progress) -> Conversion:
     """
     converter = registry.converter(request.format)
     if not (converter.suffix and request.output.is_dir()):
+        refuse_occupied(request.output)
         refuse_existing(request.output, overwrite=request.overwrite)
+        refuse_foreign(request.output, registry.wrote)
     own = parse_pairs(request.pairs)
     checkpoint = open_model(request.model)
     return api.convert(

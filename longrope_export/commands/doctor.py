@@ -62,6 +62,12 @@ class DoctorRequest:
     )
     output: Path | None = options.output("Folder of --gpu's runs and gpu_check.json.", required=False)
     resume: bool = options.resume("Keep the sections of --gpu that the run in --output finished.")
+    clean: Path | None = option(
+        None,
+        metavar="FOLDER",
+        alone=".",
+        help="Remove what dead processes left under FOLDER (here, for no name) and among temporary files.",
+    )
     json_path: str | None = options.json_file()
 
     def __post_init__(self) -> None:
@@ -70,6 +76,8 @@ class DoctorRequest:
             raise InputError(
                 "--device, --model, --output and the like say how --gpu checks: expected --gpu beside them"
             )
+        if self.clean is not None and self.gpu:
+            raise InputError("--clean: expected without --gpu")
         if self.gpu and self.output is None:
             raise InputError("--gpu: expected --output FOLDER for its runs and its result")
 
@@ -84,12 +92,34 @@ def command(request: DoctorRequest) -> int:
 
     if request.gpu:
         return _check_device(request)
+    if request.clean is not None:
+        return _clean(request.clean, request.json_path)
     findings = examine()
     if request.json_path is None:
         rows = [[finding.what, finding.state, finding.detail] for finding in findings]
         print_table("longrope-export doctor", ("what", "state", "detail"), rows)
     write_json([asdict(finding) for finding in findings], request.json_path)
     return 3 if any(finding.required and finding.state != "ok" for finding in findings) else 0
+
+
+def _clean(folder: Path, json_path: str | None) -> int:
+    """Clear away what is left, and say so, a line each; what may belong to another machine's process is only named."""
+    from longrope.cleaning import clear, leftovers
+    from longrope_export.console import ConsoleProgress, write_json
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder to clean")
+    progress, found = ConsoleProgress(), list(leftovers(folder))
+    for left in found:
+        clear(left)
+        if left.elsewhere:
+            progress.line(f"{left.path}: left, of a process on another machine; remove it if that has ended.")
+        else:
+            progress.line(f"{left.path}: {'put back' if left.kind == 'replaced' else 'removed'}.")
+    if json_path is None and not found:
+        progress.line("Nothing is left over.")
+    write_json([{**asdict(left), "path": str(left.path)} for left in found], json_path)
+    return 0
 
 
 def _check_device(request: DoctorRequest) -> int:

@@ -5,6 +5,7 @@ model, factors ──finetune──► OUTPUT.training/: log.jsonl, checkpoints/
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,10 @@ from converters.base import Check, Converter, Export
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import BoundFactors
-from longrope.files import refuse_existing, write_atomically
+from longrope.files import alone_in, refuse_existing, refuse_foreign, write_atomically
 from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import GIVEN, Stage, StageTraining
+from longrope.locks import refuse_occupied
 from longrope.options import ModelName, nested, option
 from longrope.progress import Progress, Silent
 from longrope_export import options
@@ -83,14 +85,15 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
     from longrope_export.models import open_model
 
     prepared = _prepare(request)
-    with processes(prepared.training) as parallel:
+    run = training_folder(request.output)
+    with processes(prepared.training) as parallel, alone_in(run) if parallel.is_main else nullcontext():
         shown = progress if parallel.is_main else Silent()
         training = finetune(
             prepared.checkpoint,
             prepared.factors,
             prepared.stage,
             prepared.corpus,
-            training_folder(request.output),
+            run,
             options=replace(prepared.training, device=str(parallel.device)),
             resume=request.resume,
             overwrite=request.overwrite,
@@ -100,7 +103,7 @@ def run_finetune(request: FinetuneRequest, progress: Progress) -> list[Check]:
         )
         if not parallel.is_main:
             return []
-        draw_training(training, training_folder(request.output) / "loss.svg")
+        draw_training(training, run / "loss.svg")
         chosen = prepared.chosen
         planned = prepared.converter.plan(Export(training.checkpoint, chosen))
         checks = planned.save(request.output, shown, overwrite=request.overwrite)
@@ -187,7 +190,9 @@ def _prepare(request: FinetuneRequest) -> _Prepared:
     require_extras(training)
     require_trainable(checkpoint.config, training)
     training_rows(checkpoint, corpus, mixture_of(stage, trained, training))
+    refuse_occupied(training_folder(request.output))
     refuse_existing(request.output, overwrite=request.overwrite)
+    refuse_foreign(request.output, registry.wrote)
     return _Prepared(checkpoint, factors, stage, training, corpus, converter, chosen)
 
 

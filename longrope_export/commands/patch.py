@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.locks import refuse_occupied
 from longrope.options import option
 from longrope_export import options
 
@@ -49,6 +50,7 @@ def patch(request: PatchRequest) -> list[Check]:
         raise InputError(f"{request.file}: no such file")
     if (request.output is None) != request.in_place:
         raise InputError("expected either -o OUT.gguf or --in-place")
+    refuse_occupied(request.output or request.file)
     from converters.gguf.patch import patch_gguf
 
     chosen = converter.choose_sets(RescaleFactors.load(request.factors), request.factor_sets)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.files import alone_in
 from longrope.options import ModelName, Tokens, nested, option
 from longrope.provenance import provenance
 from longrope.search.options import SearchOptions
@@ -82,20 +83,21 @@ def run_recover(request: RecoverRequest, progress: Progress) -> Recovery:
     else:
         corpus, held_out = corpus.split()
     refuse_output(request.output, resume=request.resume, overwrite=request.overwrite)
-    recovery = recover_short(
-        checkpoint,
-        corpus,
-        known,
-        window=request.window,
-        options=request.search,
-        journal_dir=journal_of(request.output),
-        resume=request.resume,
-        overwrite=request.overwrite,
-        progress=progress,
-        stages=_named(request.stages),
-        held_out=held_out,
-    )
-    recovery.factors.save(request.output)
+    with alone_in(request.output):
+        recovery = recover_short(
+            checkpoint,
+            corpus,
+            known,
+            window=request.window,
+            options=request.search,
+            journal_dir=journal_of(request.output),
+            resume=request.resume,
+            overwrite=request.overwrite,
+            progress=progress,
+            stages=_named(request.stages),
+            held_out=held_out,
+        )
+        recovery.factors.save(request.output)
     return recovery
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from longrope.files import alone_in
 from longrope.metrics import perplexity
 from longrope.options import ModelName, Tokens, nested, option
 from longrope.search.options import SearchOptions
@@ -68,19 +69,20 @@ def run_search(request: SearchRequest, progress: Progress) -> SearchResult:
         raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
     checkpoint, corpus, search_options = prepare_search(request, progress)
     assert corpus is not None, "there are texts"
-    result = search(
-        checkpoint,
-        corpus,
-        request.target_length,
-        options=search_options,
-        journal_dir=journal_of(request.output),
-        resume=request.resume,
-        overwrite=request.overwrite,
-        progress=progress,
-    )
-    result.factors.save(request.output)
-    if request.plots:
-        plot_search(result, request.plots)
+    with alone_in(request.output):
+        result = search(
+            checkpoint,
+            corpus,
+            request.target_length,
+            options=search_options,
+            journal_dir=journal_of(request.output),
+            resume=request.resume,
+            overwrite=request.overwrite,
+            progress=progress,
+        )
+        result.factors.save(request.output)
+        if request.plots:
+            plot_search(result, request.plots)
     return result
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrope.unfinished import temporary_folder
 from longrope_export.publish.content import Content
 from longrope_export.publish.errors import hub_errors
 
@@ -114,9 +115,7 @@ class Hub:
 
     def _text(self, repo_id: str, name: str, revision: str) -> str:
         """A small file, fetched anew: a cache would write to the disk, and may be another revision's."""
-        from tempfile import TemporaryDirectory
-
-        with TemporaryDirectory(prefix="longrope-") as room:
+        with temporary_folder("hub") as room:
             path = self.api.hf_hub_download(repo_id, name, revision=revision, local_dir=room)
             return Path(path).read_text(encoding="utf-8", errors="replace")
 

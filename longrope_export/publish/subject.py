@@ -18,6 +18,7 @@ from converters.factor_files import read_factors
 from longrope.checkpoint import is_hub_id
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.locks import refuse_occupied
 from longrope.reading import read_object
 from longrope_export import default_model
 from longrope_export.models import DEFAULT
@@ -125,8 +126,9 @@ def open_subject(path: Path, *, validation: Path | None = None, base: Base | Non
         base: what the caller knows of the model that was extended; the run's own knowledge fills the gaps.
 
     Raises:
-        InputError: nothing of the kind is there, or the run has not finished.
+        InputError: nothing of the kind is there, the run has not finished, or somebody is writing it.
     """
+    refuse_occupied(path)
     if (path / "run.json").is_file():
         return _open_run(path, base or Base(), validation)
     if path.suffix.lower() == ".json" and path.is_file():

@@ -196,12 +196,26 @@ def test_an_existing_output_is_refused(room: Path, command: str, kind: str) -> N
 
 
 def test_overwrite_replaces_an_artifact(room: Path) -> None:
-    (room / "out").mkdir()
+    assert run_cli(*arguments(room, CONVERT)).code == 0
     (room / "out" / "stale").write_text("old")
     done = run_cli(*arguments(room, f"{CONVERT} --overwrite"))
     assert done.code == 0, done.err
     assert not (room / "out" / "stale").exists()
     assert (room / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "command", [CONVERT, CONVERT.replace("--to hf", "--to onnx"), "factors export FACTORS --to csv -o OUT"]
+)
+@pytest.mark.parametrize("also", ["thesis.txt", "config.json"])
+def test_overwrite_replaces_no_folder_that_is_no_artifact(room: Path, command: str, also: str) -> None:
+    (room / "out").mkdir()
+    (room / "out" / also).write_text("{}")
+    before = listing(room)
+    done = run_cli(*arguments(room, f"{command} --overwrite"))
+    assert done.code == 2, done.err
+    assert_one_line(done.lines, "not replaced")
+    assert listing(room) == before
 
 
 def test_overwrite_of_extend_replaces_a_run_and_nothing_else(room: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,59 @@ def test_a_finished_run_resumes_to_itself(run: FinishedRun, pico: Checkpoint, te
         before[1],
     )
     assert len(run.json("run.json")["exports"]) == 3
+
+
+def test_broken_artifacts_are_written_again(run: FinishedRun, pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "again")
+    (folder / "hf" / "tokenizer.json").write_text('{"version": "1.0", "mod')
+    (folder / "onnx" / "model.onnx").unlink()  # not even an artifact any more
+    done = run_cli(*command(pico.path, texts, folder, "--resume", "--no-crossing"))
+    assert done.code == 0, done.err
+    for name in ("hf/tokenizer.json", "onnx/model.onnx"):
+        assert (folder / name).read_bytes() == (run.folder / name).read_bytes()
+
+
+def test_dual_sets_that_were_not_found_are_written_as_one_with_a_warning(
+    pico: Checkpoint, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long set may be the best short one that the search has seen, after hours of it."""
+    from longrope.extend import extend
+
+    def without_short_set(*arguments: Any, **options: Any) -> Any:
+        found = extend(*arguments, **options)
+        return replace(found, factors=found.factors.as_single())
+
+    monkeypatch.setattr("longrope_export.pipeline.extend", without_short_set)
+    done = run_cli(*command(pico.path, texts, tmp_path / "run", "--no-crossing", "--factor-sets", "dual"))
+    assert done.code == 0, done.err
+    assert "no short set is better than the long one" in done.err
+    exports = json.loads((tmp_path / "run" / "run.json").read_text())["exports"]
+    assert [export["factor_sets"] for export in exports] == ["single"] * 3
+
+
+def test_a_place_that_cannot_be_written_is_what_the_machine_lacks(
+    pico: Checkpoint, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def read_only(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "run":
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    done = run_cli(*command(pico.path, texts, tmp_path / "run"))
+    assert (done.code, done.lines[-1]) == (
+        3,
+        f"Error: {tmp_path}/run: not writable (Read-only file system); nothing was written",
+    )
+
+
+def test_a_run_that_died_before_its_first_file_is_begun_again(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    done = run_cli(*command(pico.path, texts, tmp_path / "run", "--resume", "--no-crossing"))
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "validation.json").is_file()
 
 
 def test_a_run_of_another_model_is_not_resumed(run: FinishedRun, texts: Path, tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_in_place(tmp_path: Path) -> None:
     assert plain.read_bytes() == (tmp_path / "p.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_in_place_keeps_who_may_read_a_file(tmp_path: Path, mode: int) -> None:
+    model = checkpoint(tmp_path / "m")
+    plain = stock(model, tmp_path / "a.gguf")
+    plain.chmod(mode)
+    patch_gguf(plain, factors_for(model), in_place=True)
+    assert plain.stat().st_mode & 0o777 == mode
+
+
 def test_a_crash_in_place_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint(tmp_path / "m")
     plain = stock(model, tmp_path / "a.gguf")

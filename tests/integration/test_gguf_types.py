@@ -17,6 +17,7 @@ from converters.gguf.weights import OUTTYPES, read_importance
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.progress import Silent
+from tests.common import run_cli
 from tests.gguf_files import checkpoint, factors_for, refused, scores
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
@@ -162,6 +163,22 @@ def test_a_missing_part_and_a_wrong_one(tmp_path: Path) -> None:
         GgufFile(parts[1].replace(tmp_path / "odd.gguf"))
     with pytest.raises(InputError, match="no such file"):
         GgufFile(parts[0])
+
+
+@pytest.mark.parametrize("outtype", ["f16", "q4_k_m"])
+def test_parts_of_two_exports_are_told_apart(tmp_path: Path, outtype: str) -> None:
+    """Same names, types and shapes: other weights, or other factors."""
+    model, other = checkpoint(tmp_path / "m"), checkpoint(tmp_path / "n", seed=7)
+    written(model, outtype, tmp_path / "a" / "s.gguf", split_max_size="60K")
+    written(model, outtype, tmp_path / "again" / "s.gguf", split_max_size="60K")
+    written(other, outtype, tmp_path / "b" / "s.gguf", split_max_size="60K")
+    first, second, *_ = sorted((tmp_path / "a").iterdir())
+    assert second.read_bytes() == (tmp_path / "again" / second.name).read_bytes()
+    (tmp_path / "b" / second.name).replace(second)
+    with pytest.raises(InputError, match=f"{second.name} is a part of another set than {first.name}"):
+        GgufFile(first)
+    done = run_cli("inspect", first)
+    assert (done.code, "another set" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("size", ["0", "two", "-5M", "1T"])

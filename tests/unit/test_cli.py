@@ -239,8 +239,11 @@ RAISED: dict[str, tuple[BaseException, int, str]] = {
     "disk": (
         OSError(errno.ENOSPC, "No space left on device", "a.gguf"),
         3,
-        "Error: no room left on the disk (a.gguf)\n",
+        "Error: a.gguf: no room left on the disk (No space left on device)\n",
     ),
+    "disk fault": (OSError(errno.EIO, "Input/output error"), 3, "Error: the disk fails (Input/output error)\n"),
+    "system memory": (OSError(errno.ENOMEM, "Cannot allocate memory", "a"), 3, "Error: a: out of memory (Cannot"),
+    "gone": (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), 2, "Error: a: No such file or"),
     "interrupt": (KeyboardInterrupt(), 130, "Interrupted."),
     "click abort": (click.Abort(), 130, "Interrupted."),
     "our fault": (ZeroDivisionError("division by zero"), 70, "Error: ZeroDivisionError: division by zero (a fault of"),

@@ -91,7 +91,7 @@ def test_a_second_run_is_refused_by_name(tmp_path):
     path = tmp_path / "j.jsonl"
     with (
         Journal(path, HEADER, resume=False),
-        pytest.raises(InputError, match=rf"another run is writing .*process {os.getpid()} on {platform.node()}"),
+        pytest.raises(InputError, match=rf"another run is at work here .*process {os.getpid()} on {platform.node()}"),
     ):
         Journal(path, HEADER, resume=True)
 
