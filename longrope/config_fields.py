@@ -68,6 +68,17 @@ _ROPE_TYPES: Mapping[Kind, tuple[str, ...]] = {
 ROPE_KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _ROPE_TYPES.items() for field in fields}
 
 
+class Config(dict[str, Any]):
+    """A config.json whose fields have been checked; one that is asked for by name and is missing is the file's fault."""
+
+    def __init__(self, fields: Mapping[str, Any], name: str) -> None:
+        super().__init__(fields)
+        self._name = name
+
+    def __missing__(self, field: str) -> Any:
+        raise InputError(f"{self._name}: config.json has no {field}")
+
+
 def check_config(config: Mapping[str, Any], name: str) -> None:
     """Hold a parsed config.json, its text model's part and its RoPE parameters against their types.
 

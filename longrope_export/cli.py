@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the machine 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -15,6 +16,7 @@ import click
 from longrope import __version__
 from longrope.errors import LongRopeError, is_out_of_memory
 from longrope.files import is_disk_full
+from longrope.reading import visible
 
 COMMANDS = {
     "extend": "Search factors, export every format, prove each against the original.",
@@ -32,7 +34,13 @@ COMMANDS = {
     "card": "Print the model card of a run.",
     "doctor": "Say what is installed, what works and what to do.",
 }
-INTERRUPTED = 130
+INTERRUPTED, FAULT = 130, 70
+# What the system says of an input that is not there (any more), in words of Python's.
+INPUT_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+REPORT_IT = (
+    "a fault of this program; please report it in the issues of the repository that longrope-export came from, with what "
+    "the same command prints with --debug"
+)
 
 
 class Commands(click.Group):
@@ -68,7 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", module=r"torch|transformers|onnx")
     try:
         code = cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: every error becomes a line
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001  the outermost frame: every error becomes a line, a panic in Rust, too
         code = _explain(error, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -88,14 +98,18 @@ def _explain(error: BaseException, *, debug: bool) -> int:
         return INTERRUPTED
     if isinstance(error, LongRopeError):
         option = f" (--{error.option})" if error.option else ""
-        click.echo(f"Error: {error}{option}", err=True)
+        click.echo(f"Error: {visible(f'{error}{option}')}", err=True)
         return error.exit_code
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
         return 3
     if isinstance(error, OSError) and is_disk_full(error):
         click.echo(f"Error: no room left on the disk ({error.filename or error.strerror})", err=True)
         return 3
+    if isinstance(error, OSError):
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        click.echo(f"Error: {visible(said)}", err=True)
+        return 2 if isinstance(error, INPUT_GONE) or error.errno == errno.ENAMETOOLONG else 3
     if not debug:
-        click.echo(f"Error: {type(error).__name__}: {error} (a fault of this program; --debug shows where)", err=True)
-    return 70
+        click.echo(f"Error: {type(error).__name__}: {visible(str(error))} ({REPORT_IT})", err=True)
+    return FAULT

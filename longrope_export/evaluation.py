@@ -8,7 +8,7 @@ JSONL ────tokenizer──► prompts ───────────�
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,13 @@ class Evaluation:
 
 
 def retrieval_rows(data: Mapping[str, Any]) -> dict[str, tuple[RetrievalRow, ...]]:
-    """Rows by task out of `Evaluation.to_json`. Raises InputError when they are not such rows."""
-    try:
-        found = {name: tuple(RetrievalRow(**row) for row in data.get(name, ())) for name in retrieval.TASKS}
-    except TypeError as error:
-        raise InputError(f"evaluation.json: expected the rows that eval --json writes ({error})") from None
-    return {name: rows for name, rows in found.items() if rows}
+    """Rows by task out of `Evaluation.to_json`; fields of a later version are left out."""
+    names = [field.name for field in fields(RetrievalRow)]
+    found = {
+        task: tuple(RetrievalRow(**{name: row[name] for name in names if name in row}) for row in data.get(task, ()))
+        for task in retrieval.TASKS
+    }
+    return {task: rows for task, rows in found.items() if rows}
 
 
 def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:

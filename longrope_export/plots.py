@@ -205,6 +205,10 @@ def training_figure(records: Sequence[tuple[int, float, float]]) -> Any:
 
 def render(figure: Any, kind: str) -> bytes:
     """A figure's bytes as `png` or `svg`."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names of files are no mathematics
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight")
     return buffer.getvalue()

@@ -132,7 +132,7 @@ def _json_object(file: Path) -> dict[str, Any]:
     """A JSON object, empty when there is no such file. Raises InputError when it is something else."""
     if not file.is_file():
         return {}
-    return read_object(own_file(file.parent, file.name))
+    return read_object(own_file(file.parent, file.name), non_finite=True)
 
 
 # -- vocabulary → tokenizer.json

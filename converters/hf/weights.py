@@ -12,6 +12,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.files import write_json
 from longrope.progress import Progress
+from longrope.reading import said_by
 from longrope.weights import INDEX, SINGLE, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -57,7 +58,7 @@ def _cast(checkpoint: Checkpoint, source: Path, target: Path, outtype: str) -> N
     from safetensors.torch import save_file
 
     dtype, names = getattr(torch, DTYPE_NAMES[outtype]), checkpoint.weight_names
-    with safe_open(source, "pt") as file:
+    with said_by("safetensors", str(source)), safe_open(source, "pt") as file:
         cast = {names[name]: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  not a dict
     if outtype == "f16" and not all(bool(torch.isfinite(tensor).all()) for tensor in cast.values()):
         raise UnsupportedError(f"{source.name}: weights beyond 65504 do not fit f16; use --outtype bf16 or f32")
@@ -108,5 +109,5 @@ def _index(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
 def _tensor(file: Path, name: str) -> Any:
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as handle:
+    with said_by("safetensors", str(file)), safe_open(file, "pt") as handle:
         return handle.get_tensor(name)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError, UnsupportedError
+from longrope.reading import said_by
 from longrope.weights import safetensors_header
 
 Array = NDArray[Any]
@@ -57,7 +58,7 @@ class Entry:
 
     def read(self) -> Array:
         """The tensor in float32."""
-        with safe_open(self.file, "pt") as file:  # numpy has no bfloat16
+        with said_by("safetensors", str(self.file)), safe_open(self.file, "pt") as file:  # numpy has no bfloat16
             if self.part is None:
                 array: Array = file.get_tensor(self.name).float().numpy()
                 return array
