@@ -10,7 +10,6 @@ from longrope.reading import (
     BOOLEAN,
     COUNT,
     COUNTS,
-    LIST,
     NUMBER,
     OBJECT,
     POSITIVE,
@@ -18,6 +17,9 @@ from longrope.reading import (
     TOKEN_IDS,
     Kind,
     check_fields,
+    list_of,
+    record,
+    table_of,
 )
 
 # Ten times what the deepest model has; every layer costs time before its weights are looked for.
@@ -32,6 +34,7 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         "max_position_embeddings",
         "original_max_position_embeddings",
         "qk_rope_head_dim",
+        "global_head_dim",
     ),
     COUNTS: (  # one for the model, or one a layer
         "intermediate_size",
@@ -50,11 +53,19 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
     ),
     LAYERS: ("num_hidden_layers",),
     NUMBER: ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
-    POSITIVE: ("rope_theta", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor", "rotary_pct"),
+    POSITIVE: (
+        "rope_theta",
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "partial_rotary_factor",
+        "rotary_pct",
+        "rotary_emb_base",
+    ),
     BOOLEAN: ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"),
     TEXT: ("model_type", "hidden_act", "torch_dtype"),
-    LIST: ("layer_types", "architectures"),
+    list_of(TEXT): ("layer_types", "architectures"),
     OBJECT: ("rope_scaling", "rope_parameters", "text_config", "quantization_config"),
+    table_of(record({}, {"head_dim": COUNT})): ("per_layer_config",),
     TOKEN_IDS: ("bos_token_id", "eos_token_id", "pad_token_id"),
 }
 KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _TYPES.items() for field in fields}
@@ -63,7 +74,8 @@ _ROPE_TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: ("original_max_position_embeddings",),
     POSITIVE: ("rope_theta", "factor", "partial_rotary_factor", "low_freq_factor", "high_freq_factor"),
     NUMBER: ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_mscale", "long_mscale"),
-    LIST: ("short_factor", "long_factor"),
+    list_of(POSITIVE): ("short_factor", "long_factor"),
+    BOOLEAN: ("truncate",),
 }
 ROPE_KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _ROPE_TYPES.items() for field in fields}
 

@@ -14,7 +14,7 @@ from typing import Any
 from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError
 from longrope.reading import said_by
-from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, WRAPPERS
+from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, WRAPPERS, require_finite
 
 _LAYER = re.compile(r"(?P<layers>.*\blayers)\.(?P<number>\d+)\.(?P<module>.+)\.\w+")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -42,9 +42,11 @@ def require_announced(checkpoint: Checkpoint, *, names_are_known: bool = False) 
             plan can judge, for config.json says whether they are applied, leave a doubt then.
 
     Raises:
-        InputError: names the first weight, and the field where it is one of config.json.
+        InputError: names the first weight, and the field where it is one of config.json; or one that is not finite.
         UnsupportedError: the weights are quantized, and `names_are_known`.
     """
+    for file, header in checkpoint.weight_headers.items():
+        require_finite(file, header)
     packed = checkpoint.quantization is not None
     if names_are_known or not packed:
         checkpoint.require_float_weights()

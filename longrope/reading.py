@@ -403,6 +403,7 @@ NUMBER = Kind("a finite number", _is_number)
 POSITIVE = Kind("a finite number above 0", lambda value: _is_number(value) and value > 0)
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
+ANYTHING = Kind("a value", lambda value: value is not MISSING)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 TOKEN_IDS = Kind("a token id or a list of them", _are_ids)
@@ -447,7 +448,7 @@ _PLAIN: Mapping[Any, Kind] = {
     float: REAL,
     str: TEXT,
     bool: BOOLEAN,
-    Any: Kind("a value", lambda value: value is not MISSING),
+    Any: ANYTHING,
 }
 
 

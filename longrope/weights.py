@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from longrope.errors import InputError
 from longrope.reading import (
@@ -214,6 +217,70 @@ def refuse_adapter(folder: Path, name: str) -> None:
     raise InputError(
         f"{name}: holds an adapter{of}, not a model; merge it first (peft: AutoPeftModelForCausalLM.from_pretrained("
         "FOLDER).merge_and_unload().save_pretrained(MERGED), with the base model's tokenizer), and take the merged folder"
+    )
+
+
+# -- numbers
+
+# Numbers of a type, as whole numbers: their numpy type, and the bits of the exponent, all set where one is not finite.
+_BIT_PATTERNS: Mapping[str, tuple[Any, int]] = {
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+# Of a larger tensor, so many parts of so many bytes are looked at, evenly spread.
+_PARTS, _PART_BYTES = 16, 1 << 12
+
+
+def require_finite(file: Path, header: Mapping[str, Any]) -> None:
+    """Refuse weights that hold NaN or infinity, by a sample of every tensor; all of it up to 64 KiB.
+
+    Looking at every number would take a third of the time in which they are copied. Where weights are converted to another
+    type all of them are looked at (`refuse_non_finite`).
+
+    Raises:
+        InputError: names the tensor and the place.
+    """
+    with file.open("rb") as handle:
+        base = 8 + int.from_bytes(handle.read(8), "little")
+        for name, entry in header.items():
+            if entry["dtype"] not in _BIT_PATTERNS:
+                continue
+            begin, end = entry["data_offsets"]
+            for start, count in _parts(end - begin):
+                handle.seek(base + begin + start)
+                numbers = np.frombuffer(handle.read(count), _BIT_PATTERNS[entry["dtype"]][0])
+                refuse_non_finite(numbers, entry["dtype"], f"{file}: {printable(name)}", start // numbers.itemsize)
+
+
+def _parts(size: int) -> Iterator[tuple[int, int]]:
+    """Start and length, in bytes, of what is looked at of a tensor; starts are multiples of 8."""
+    if size <= _PARTS * _PART_BYTES:
+        yield 0, size
+        return
+    for part in range(_PARTS):
+        yield (size - _PART_BYTES) * part // (_PARTS - 1) // 8 * 8, _PART_BYTES
+
+
+def refuse_non_finite(numbers: NDArray[Any], dtype: str, name: str, first: int = 0) -> None:
+    """Raise InputError where numbers of a safetensors type hold NaN or infinity.
+
+    Args:
+        numbers: as whole numbers of the type's width, or as floats of it.
+        dtype: F64, F32, F16 or BF16.
+        name: of the file and the tensor.
+        first: place of the first number in the tensor.
+    """
+    kind, exponent = _BIT_PATTERNS[dtype]
+    bits = numbers.reshape(-1).view(kind)
+    negative = exponent | 1 << (8 * bits.itemsize - 1)
+    if not bits.size or (bits.view(f"i{bits.itemsize}").max() < exponent and bits.max() < negative):
+        return
+    place = int(((bits & kind(exponent)) == exponent).argmax())
+    raise InputError(
+        f"{name}: number {first + place} is NaN or infinite; the model's training has failed, or a conversion has "
+        "overflowed. Take weights that are finite"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from longrope.errors import InputError
 from longrope.reading import (
+    ANYTHING,
     BOOLEAN,
     COUNT,
     COUNT_OR_ZERO,
@@ -85,7 +86,7 @@ _RUN = record(
     },
     {"extension": _EXTENSION.or_null()},
 )
-_CHECK = record({"id": TEXT, "status": TEXT, "message": TEXT})
+_CHECK = record({"id": TEXT, "status": TEXT, "message": TEXT, "expected": ANYTHING, "actual": ANYTHING})
 _WINDOW = record(
     {
         "length": COUNT_OR_ZERO,

@@ -27,7 +27,7 @@ from converters.gguf.container import MAGIC, GgufFile, Region, TensorInfo, tenso
 from converters.gguf.native import Importance, gguf
 from converters.gguf.writing import Content
 from longrope.errors import InputError, UnsupportedError
-from longrope.weights import safetensors_header
+from longrope.weights import refuse_non_finite, safetensors_header
 
 # Elements of one block: half a megabyte of float32, so that it and what is made of it stay in a processor's cache.
 BLOCK_ELEMENTS = 1 << 17
@@ -320,8 +320,10 @@ class Planned:
         for block, dtype in self.blocks():
             if dtype == name:
                 yield np.ascontiguousarray(block)
-            else:
-                yield encode(as_float32(block, dtype), self.info.type)
+                continue
+            floats = as_float32(block, dtype)
+            refuse_non_finite(floats, "F32", self.info.name)
+            yield encode(floats, self.info.type, finite=True)
 
     def _finite(self) -> Iterator[NDArray[Any]]:
         """`encoded`, refusing weights that float16 cannot hold; the bits are looked at, for numpy is slow on halves."""
@@ -357,16 +359,17 @@ def same_numbers(one: Stored, other: Stored) -> bool:
 _IN_C: Mapping[str, DTypeLike] = {"F16": np.float16, "BF16": np.uint16, "Q8_0": np.uint8}
 
 
-def encode(rows: Floats, type: int) -> NDArray[Any]:
+def encode(rows: Floats, type: int, *, finite: bool = False) -> NDArray[Any]:
     """Float32 rows in a ggml type, as its bytes or as numpy's type of that width. Infinities stand for overflow.
 
     Args:
         rows: [rows, columns], contiguous.
         type: number of a ggml type.
+        finite: the rows are known to hold no NaN.
     """
     kind = gguf.GGMLQuantizationType(type)
     # C code rounds NaN otherwise than the library.
-    if kind.name in _IN_C and not np.isnan(rows.max(initial=0)):
+    if kind.name in _IN_C and (finite or not np.isnan(rows.max(initial=0))):
         return _encoded_in_c(rows, type, _IN_C[kind.name])
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(gguf.quants.quantize(rows, kind))

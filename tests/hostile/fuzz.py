@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -28,13 +29,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.hostile.documents import NASTY, Edit, Form, places
-from tests.hostile.targets import TARGETS, make_room, words
+from tests.hostile.targets import CALLS, TARGETS, make_room, words
 
 HANG_SECONDS, MOST_BYTES, FAULT = 10.0, 2 << 30, 70
+# Seconds by the clock after which a worker that uses no CPU hangs, too.
+PATIENCE = 120.0
 # Inputs that hypothesis makes from one seed.
 BATCH = 100
 _FRAME = re.compile(r'File "[^"]*?((?:longrope|converters|longrope_export)/[^"]+)", line (\d+), in (\w+)')
@@ -115,17 +119,39 @@ def put(room: Path, kind: str, hostile: Hostile, sound: bytes) -> bool:
 
 def run(room: Path, hostile: Hostile) -> tuple[int, str]:
     """Exit code and standard error of a command in a room; what it writes is removed."""
-    from longrope_export.cli import main
-
     out = io.StringIO()
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(out):
-            main([*words(room, hostile.command), "--debug"])
-    except SystemExit as done:
-        code = int(done.code or 0)
+    name, *rest = words(room, hostile.command)
+    with redirect_stdout(io.StringIO()), redirect_stderr(out):
+        code = called(name, Path(rest[0])) if name in CALLS else commanded([name, *rest, "--debug"])
     for path in room.glob("out*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return code, out.getvalue()
+
+
+def commanded(arguments: list[str]) -> int:
+    """The exit code of a command in this process."""
+    from longrope_export.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as done:
+        return int(done.code or 0)
+    raise AssertionError
+
+
+def called(name: str, path: Path) -> int:
+    """What the command line would make of a call."""
+    from longrope.errors import LongRopeError
+
+    try:
+        CALLS[name](path)
+    except LongRopeError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return error.exit_code
+    except Exception:  # noqa: BLE001  what is looked for
+        traceback.print_exc()
+        return FAULT
+    return 0
 
 
 # -- the worker
@@ -202,6 +228,15 @@ class Tally:
             recipe = {"kind": self.kind, "file": hostile.file, "edits": hostile.edits, "command": hostile.command}
             print(f"{what}: {where}\n    {json.dumps(recipe)}", flush=True)  # noqa: T201
 
+    def add(self, code: int, err: str, used: int, hostile: Hostile) -> None:
+        """Count what a command ended with, and how much memory its process has used so far."""
+        self.codes[code] += 1
+        self.said[_message(err)] += 1
+        if code == FAULT:
+            self.find("traceback", _place(err), hostile)
+        if used > MOST_BYTES:
+            self.find("over 2 GB", hostile.file, hostile)
+
     def row(self) -> str:
         """A row of the table."""
         counts = [self.findings[name] for name in ("traceback", "hang", "over 2 GB", "death")]
@@ -214,47 +249,42 @@ HEADER = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
 
 
 def fuzz(kind: str, room: Path, *, seconds: float, first_seed: int = 0, batches: int = 1_000_000) -> Tally:
-    """Run inputs of a kind for a time; the room must be one of `make_room`."""
-    tally, began = Tally(kind), time.monotonic()
-    number = first_seed
-    while time.monotonic() - began < seconds and number < first_seed + batches:
-        number = 1 + _until_it_ends(tally, kind, room, range(number, first_seed + batches), began + seconds)
-    tally.seconds = time.monotonic() - began
+    """Run inputs of a kind for a time, which starts when everything is imported; the room is one of `make_room`."""
+    tally, number = Tally(kind), first_seed
+    while tally.seconds < seconds and number < first_seed + batches:
+        number = 1 + _until_it_ends(tally, kind, room, range(number, first_seed + batches), seconds - tally.seconds)
     return tally
 
 
-def _until_it_ends(tally: Tally, kind: str, room: Path, seeds: range, end: float) -> int:
+def _until_it_ends(tally: Tally, kind: str, room: Path, seeds: range, seconds: float) -> int:
     """Watch one worker until it is done, dead or out of time; returns the last seed that it took."""
-    mine, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=worker, args=(kind, room, seeds, theirs))
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=worker, args=(kind, room, seeds, theirs))
     process.start()
     theirs.close()
-    number, hostile, warm = seeds[0], None, False
+    number, hostile = seeds[0], None
+    began, warm = time.monotonic(), False
     try:
-        while time.monotonic() < end:
-            if not mine.poll(HANG_SECONDS if warm else 30 * HANG_SECONDS):
+        while not warm or time.monotonic() - began < seconds:
+            if not _answers(mine, process.pid, warm=warm):
                 if hostile is not None:
                     tally.find("hang", f"over {HANG_SECONDS:.0f} s", hostile)
                 return number
             message = mine.recv()
             if message[0] == "done":
-                return number
+                return seeds[-1]
             if message[0] == "warm":
-                warm = True
-                continue
-            if message[0] == "start":
+                began, warm = time.monotonic(), True
+            elif message[0] == "start":
                 _, number, hostile = message
                 tally.inputs += 1
-                continue
-            _, code, err, used = message
-            tally.codes[code] += 1
-            tally.said[_message(err)] += 1
-            if code == FAULT:
-                tally.find("traceback", _place(err), hostile)
-            if used > MOST_BYTES:
-                tally.find("over 2 GB", hostile.file, hostile)
-                return number
-            hostile = None
+            else:
+                _, code, err, used = message
+                tally.add(code, err, used, hostile)
+                if used > MOST_BYTES:
+                    return number
+                hostile = None
         return seeds[-1]
     except EOFError:
         process.join()
@@ -262,8 +292,27 @@ def _until_it_ends(tally: Tally, kind: str, room: Path, seeds: range, end: float
             tally.find("death", f"exit {process.exitcode}", hostile)
         return number
     finally:
+        tally.seconds += time.monotonic() - began
         process.kill()
         process.join()
+
+
+def _answers(pipe: Connection, pid: int | None, *, warm: bool) -> bool:
+    """Whether a worker says something before its time is up: seconds of its CPU, for machines are shared."""
+    began, used = time.monotonic(), _cpu_seconds(pid)
+    while not pipe.poll(1.0):
+        waited = time.monotonic() - began
+        if waited > (PATIENCE if warm else 5 * PATIENCE) or (warm and _cpu_seconds(pid) - used > HANG_SECONDS):
+            return False
+    return True
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _place(err: str) -> str:

@@ -74,7 +74,7 @@ TARGETS: Mapping[str, Target] = {
         {"stages.toml": Text()},
         (f"{EXTEND} -o OUT --plan --stages ROOM/stages.toml",),
     ),
-    "recipe": Target({"recipe.yaml": Text()}, ("extend ROOM/recipe.yaml -o OUT --plan",)),
+    "recipe": Target({"recipe.yaml": Text()}, ("@recipe ROOM/recipe.yaml",)),
     "texts": Target(
         {"text.txt": Text(), "text.jsonl": Lines()},
         (EVAL, EVAL.replace("text.txt", "text.jsonl")),
@@ -99,7 +99,8 @@ TARGETS: Mapping[str, Target] = {
             "report ROOM/run -o OUT.html",
             "card ROOM/run",
             "publish ROOM/run --repo-id a/b --dry-run --base-model c/d",
-            f"{EXTEND} -o ROOM/run --plan --resume",
+            "@resume ROOM/run",
+            "@recipe ROOM/run/run.json",
         ),
     ),
     "training": Target(
@@ -149,6 +150,35 @@ TARGETS: Mapping[str, Target] = {
         {"factors.csv": Text()}, ("factors import ROOM/factors.csv -o OUT.json", "factors show ROOM/factors.csv")
     ),
 }
+
+
+def _stages_of(path: Path) -> None:
+    from longrope.finetune.stages import read_toml
+
+    read_toml(path).for_model(WINDOW, TARGET)
+
+
+def _recipe_of(path: Path) -> None:
+    from longrope.options import build, declared
+    from longrope_export.commands.extend import ExtendRequest
+    from longrope_export.recipes import with_recipe
+
+    given = {"target-length": TARGET, **with_recipe({"model": str(path)}, declared(ExtendRequest))}
+    build(ExtendRequest, {**given, "output": path.with_name("out")})
+
+
+def _resume(path: Path) -> None:
+    from longrope.options import build
+    from longrope_export.commands.extend import ExtendRequest
+    from longrope_export.preflight import check_run_folder
+
+    values = {"model": "default", "target-length": TARGET, "output": path, "resume": True}
+    request = build(ExtendRequest, values)
+    check_run_folder(request, {})
+
+
+# What a command reads before it does work that takes too long here: `@NAME PATH` in place of a command.
+CALLS: Mapping[str, Callable[[Path], None]] = {"@stages": _stages_of, "@recipe": _recipe_of, "@resume": _resume}
 
 
 def words(room: Path, command: str) -> list[str]:
