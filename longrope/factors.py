@@ -365,7 +365,7 @@ class RescaleFactors:
     @staticmethod
     def load(path: Path) -> RescaleFactors:
         """Read factors.json. Raises InputError when the file is missing, not JSON or invalid."""
-        return RescaleFactors.from_json(read_json(path), source=str(path))
+        return RescaleFactors.from_json(read_json(path, non_finite=True), source=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -292,7 +292,7 @@ def record_of(file: GgufFile) -> RescaleFactors | None:
     if record is None:
         return None
     where = f"{file.path}: {FACTORS_KEY}"
-    return RescaleFactors.from_json(parsed_json(record, where), where)
+    return RescaleFactors.from_json(parsed_json(record, where, non_finite=True), where)
 
 
 # -- the RoPE that llama.cpp computes from a file

@@ -119,11 +119,6 @@ def check_values(values: Mapping[str, Value], name: str) -> None:
     for key, value in values.items():
         if key.startswith("tokenizer.ggml.") and key.endswith(_TOKEN_ID):
             _check_token(value.data, len(tokens.data), f"{name}: {printable(key)}")
-    for key in (gguf.Keys.Tokenizer.TOKEN_TYPE, gguf.Keys.Tokenizer.SCORES):
-        if key in values and len(values[key].data) != len(tokens.data):
-            raise InputError(
-                f"{name}: {key}: expected {len(tokens.data)} numbers, one a token, got {len(values[key].data)}"
-            )
 
 
 def _check_token(id: Any, rows: int, where: str) -> None:

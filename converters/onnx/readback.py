@@ -144,7 +144,7 @@ class OnnxFile:
 
     def _json(self, key: str) -> Any:
         text = self.metadata.get(key)
-        return None if text is None else parsed_json(text, f"{self.path}: metadata {key}")
+        return None if text is None else parsed_json(text, f"{self.path}: metadata {key}", non_finite=True)
 
     def factors(self) -> RescaleFactors | None:
         """The factors the graph computes with, and from the metadata only what no initializer says; None if none."""

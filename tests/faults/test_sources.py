@@ -176,7 +176,7 @@ CASES: dict[str, Case] = {
         CONVERT, 2, "is nested too deep", both(put(f"model/{INDEX}", DEEP), renamed("model-00001-of-00001.safetensors"))
     ),
     "tokenizer_config that is a list": Case(
-        CONVERT, 2, "tokenizer_config.json: expected an object, got list", put("model/tokenizer_config.json", "[]")
+        CONVERT, 2, "tokenizer_config.json: expected an object, got []", put("model/tokenizer_config.json", "[]")
     ),
     "generation_config that is none": Case(
         CONVERT, 2, "generation_config.json is not valid JSON", put("model/generation_config.json", "{")

@@ -56,7 +56,7 @@ class Hostile:
 # -- making inputs
 
 
-def inputs(kind: str, room: Path) -> st.SearchStrategy[Hostile]:
+def hostile_files(kind: str, room: Path) -> st.SearchStrategy[Hostile]:
     """Hostile files of a kind, after the sound ones of a room."""
     target = TARGETS[kind]
 
@@ -157,7 +157,7 @@ def called(name: str, path: Path) -> int:
 # -- the worker
 
 
-def worker(kind: str, room: Path, seeds: range, pipe: Connection) -> None:
+def worker(kind: str, room: Path, seeds: range, inputs: int, pipe: Connection) -> None:
     """Run inputs and tell the parent of each, before and after."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
@@ -168,22 +168,22 @@ def worker(kind: str, room: Path, seeds: range, pipe: Connection) -> None:
         _restore(room, sound)
     pipe.send(("warm", _memory()))
     for number in seeds:
-        _examine(kind, room, number, sound, pipe)
+        _examine(kind, room, number, inputs, sound, pipe)
     pipe.send(("done",))
 
 
-def _examine(kind: str, room: Path, number: int, sound: Mapping[str, bytes], pipe: Connection) -> None:
+def _examine(kind: str, room: Path, number: int, inputs: int, sound: Mapping[str, bytes], pipe: Connection) -> None:
     """The inputs of one seed."""
 
     @seed(number)
     @settings(
-        max_examples=BATCH,
+        max_examples=inputs,
         phases=(Phase.generate,),
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(inputs(kind, room))
+    @given(hostile_files(kind, room))
     def examine(hostile: Hostile) -> None:
         if not put(room, kind, hostile, sound[hostile.file]):
             return
@@ -248,19 +248,32 @@ _COLUMNS = ("kind", "inputs", "tracebacks", "hangs", "over 2 GB", "deaths", "sec
 HEADER = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
 
 
-def fuzz(kind: str, room: Path, *, seconds: float, first_seed: int = 0, batches: int = 1_000_000) -> Tally:
-    """Run inputs of a kind for a time, which starts when everything is imported; the room is one of `make_room`."""
+def fuzz(
+    kind: str, room: Path, *, seconds: float, first_seed: int = 0, batches: int = 1_000_000, inputs: int = BATCH
+) -> Tally:
+    """Run inputs of a kind for a time, which starts when everything is imported.
+
+    Args:
+        kind: of `TARGETS`.
+        room: of `make_room`.
+        seconds: most of them.
+        first_seed: each seed gives a batch.
+        batches: most of them.
+        inputs: of a batch; hypothesis gives fewer where it would repeat itself.
+    """
     tally, number = Tally(kind), first_seed
     while tally.seconds < seconds and number < first_seed + batches:
-        number = 1 + _until_it_ends(tally, kind, room, range(number, first_seed + batches), seconds - tally.seconds)
+        number = 1 + _until_it_ends(
+            tally, kind, room, range(number, first_seed + batches), seconds - tally.seconds, inputs
+        )
     return tally
 
 
-def _until_it_ends(tally: Tally, kind: str, room: Path, seeds: range, seconds: float) -> int:
+def _until_it_ends(tally: Tally, kind: str, room: Path, seeds: range, seconds: float, inputs: int) -> int:
     """Watch one worker until it is done, dead or out of time; returns the last seed that it took."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
-    process = context.Process(target=worker, args=(kind, room, seeds, theirs))
+    process = context.Process(target=worker, args=(kind, room, seeds, inputs, theirs))
     process.start()
     theirs.close()
     number, hostile = seeds[0], None

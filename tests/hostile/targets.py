@@ -69,7 +69,7 @@ TARGETS: Mapping[str, Target] = {
         {"shards/model.safetensors.index.json": Json()},
         ("inspect ROOM/shards", TO_HF.replace("ROOM/model", "ROOM/shards")),
     ),
-    "tokenizer": Target({"model/tokenizer.json": Json()}, (TO_GGUF, EVAL)),
+    "tokenizer": Target({"model/tokenizer.json": Json(), "model/tokenizer_config.json": Json()}, (TO_GGUF, EVAL)),
     "stages": Target(
         {"stages.toml": Text()},
         (f"{EXTEND} -o OUT --plan --stages ROOM/stages.toml",),
