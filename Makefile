@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
-.PHONY: test-oldest gpu-check gpu-bundle
+.PHONY: test-oldest fuzz gpu-check gpu-bundle
 .PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2
 
 setup: $(STAMP)
@@ -57,6 +57,13 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+# Hostile files of every kind that strangers could send, for so long each: make fuzz MINUTES=10 KIND=gguf SEED=1
+MINUTES ?= 1
+KIND    ?=
+SEED    ?= 0
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(KIND),--kind $(KIND))
 
 # Fine-tuning with the oldest torch that transformers 5 takes; PyPI has it with CUDA alone: 3 GB to fetch, 6 GB on the disk.
 OLDEST     := .venv-oldest

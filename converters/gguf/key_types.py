@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from converters.gguf.native import gguf
-from longrope.errors import InputError
 from longrope.reading import BOOLEAN, COUNT, COUNT_OR_ZERO, NUMBER, TEXT, Kind, check, printable
 
 if TYPE_CHECKING:

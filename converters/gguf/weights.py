@@ -27,6 +27,7 @@ from converters.gguf.container import MAGIC, GgufFile, Region, TensorInfo, tenso
 from converters.gguf.native import Importance, gguf
 from converters.gguf.writing import Content
 from longrope.errors import InputError, UnsupportedError
+from longrope.reading import one_line, printable, read_bytes
 from longrope.weights import refuse_non_finite, safetensors_header
 
 # Elements of one block: half a megabyte of float32, so that it and what is made of it stay in a processor's cache.
@@ -393,13 +394,16 @@ def read_importance(path: Path) -> Importance:
     try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == MAGIC
-        found = _from_gguf(path) if is_gguf else _from_legacy(path.read_bytes())
+        found = _from_gguf(path) if is_gguf else _from_legacy(read_bytes(path, str(path)))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, struct.error, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an importance matrix of llama-imatrix ({error})") from None
+        raise InputError(f"{path}: not an importance matrix of llama-imatrix ({one_line(error)})") from None
     if not found:
         raise InputError(f"{path}: the importance matrix is empty")
+    for name, values in found.items():
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise InputError(f"{path}: {printable(name)}: expected finite numbers of 0 or more")
     return found
 
 

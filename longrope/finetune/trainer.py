@@ -136,7 +136,15 @@ def finetune(
     if not (folder / MODEL).is_dir():
         _Run(checkpoint, source, bound, stage, rows, folder, options, parallel, progress).train()
     trained = open_folder(folder / MODEL, f"{checkpoint.name}, trained")
-    return Training(trained, bound, tuple(read_log(folder / LOG_NAME)))
+    return Training(trained, bound, _records(folder / LOG_NAME, stage.steps))
+
+
+def _records(file: Path, steps: int) -> tuple[StepRecord, ...]:
+    """Every step of a finished stage. Raises InputError."""
+    records = tuple(read_log(file))
+    if [record.step for record in records] != list(range(1, steps + 1)):
+        raise InputError(f"{file}: damaged: expected the steps 1 to {steps}, one a line; start the training anew")
+    return records
 
 
 def training_factors(factors: BoundFactors, stage: Stage) -> BoundFactors:

@@ -81,7 +81,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "tasks": Target(
         {"qa.jsonl": Lines()},
-        ("eval ROOM/model --qa ROOM/qa.jsonl --windows 256 --max-new-tokens 1 --threads 1",),
+        ("eval ROOM/model --qa ROOM/qa.jsonl --task-windows 256 --max-new-tokens 1 --threads 1",),
     ),
     "journal": Target(
         {"found.json.journal/search.jsonl": Lines()},
@@ -290,7 +290,7 @@ def _imatrix(room: Path, model: Path) -> None:
     from converters.gguf.container import TensorInfo, text
     from converters.gguf.writing import Content, write_gguf
 
-    values = np.ones(256, np.float32)
+    values = np.ones(64, np.float32)
     name = b"blk.0.attn_q.weight"
     entry = struct.pack("<i", len(name)) + name + struct.pack("<ii", 2, len(values)) + values.tobytes()
     (room / "imatrix.dat").write_bytes(struct.pack("<i", 1) + entry)
