@@ -10,11 +10,13 @@ from longrope.reading import (
     BOOLEAN,
     COUNT,
     COUNTS,
+    HEAD_WIDTH,
     NUMBER,
     OBJECT,
     POSITIVE,
     TEXT,
     TOKEN_IDS,
+    WIDTH,
     Kind,
     check_fields,
     list_of,
@@ -28,13 +30,8 @@ LAYERS = Kind("a whole number from 1 to 10000", lambda value: COUNT.fits(value) 
 _TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: (
         "vocab_size",
-        "hidden_size",
-        "num_attention_heads",
-        "head_dim",
         "max_position_embeddings",
         "original_max_position_embeddings",
-        "qk_rope_head_dim",
-        "global_head_dim",
     ),
     COUNTS: (  # one for the model, or one a layer
         "intermediate_size",
@@ -44,13 +41,14 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         "v_head_dim",
         "kv_lora_rank",
         "q_lora_rank",
-        "rotary_dim",
         "num_experts_per_tok",
         "num_local_experts",
         "num_experts",
         "n_routed_experts",
         "n_shared_experts",
     ),
+    WIDTH: ("hidden_size", "num_attention_heads"),
+    HEAD_WIDTH: ("head_dim", "qk_rope_head_dim", "global_head_dim", "rotary_dim"),
     LAYERS: ("num_hidden_layers",),
     NUMBER: ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
     POSITIVE: (
@@ -65,7 +63,7 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
     TEXT: ("model_type", "hidden_act", "torch_dtype"),
     list_of(TEXT): ("layer_types", "architectures"),
     OBJECT: ("rope_scaling", "rope_parameters", "text_config", "quantization_config"),
-    table_of(record({}, {"head_dim": COUNT})): ("per_layer_config",),
+    table_of(record({}, {"head_dim": HEAD_WIDTH})): ("per_layer_config",),
     TOKEN_IDS: ("bos_token_id", "eos_token_id", "pad_token_id"),
 }
 KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _TYPES.items() for field in fields}

@@ -395,6 +395,9 @@ def _is_count(value: Any) -> bool:
 _LARGEST = 1 << 48  # above every size there is, and small enough to be multiplied by another without harm
 
 COUNT = Kind("a whole number above 0", lambda value: _is_count(value) and value > 0)
+# Tables are made of these before weights are looked at; the largest models have 16,384 and 512.
+WIDTH = Kind("a whole number from 1 to 1048576", lambda value: COUNT.fits(value) and value <= 1 << 20)
+HEAD_WIDTH = Kind("a whole number from 1 to 65536", lambda value: COUNT.fits(value) and value <= 1 << 16)
 COUNT_OR_ZERO = Kind("a whole number of 0 or more", _is_count)
 COUNTS = Kind("a whole number of 0 or more", _are_counts)
 WHOLE = Kind("a whole number", lambda value: _is_whole(value) and abs(value) < _LARGEST)

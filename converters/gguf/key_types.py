@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from converters.gguf.native import gguf
-from longrope.reading import BOOLEAN, COUNT, COUNT_OR_ZERO, NUMBER, TEXT, Kind, check, printable
+from longrope.reading import BOOLEAN, COUNT, COUNT_OR_ZERO, HEAD_WIDTH, NUMBER, TEXT, WIDTH, Kind, check, printable
 
 if TYPE_CHECKING:
     from converters.gguf.container import Value
@@ -64,13 +64,11 @@ _WHOLE: Mapping[Kind, tuple[str, ...]] = {
 _OF_MODEL: Mapping[Kind, tuple[str, ...]] = {
     COUNT: (
         "context_length",
-        "embedding_length",
         "rope.scaling.original_context_length",
-        "rope.dimension_count",
-        "attention.key_length",
-        "attention.value_length",
         "vocab_size",
     ),
+    WIDTH: ("embedding_length",),
+    HEAD_WIDTH: ("rope.dimension_count", "attention.key_length", "attention.value_length"),
     COUNT_OR_ZERO: ("expert_count", "expert_used_count", "block_count"),
     SIZES: ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "attention.sliding_window"),
     SCALES: (
