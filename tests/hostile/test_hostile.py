@@ -15,18 +15,7 @@ from tests.hostile.targets import TARGETS, make_room
 INPUTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("inputs.json").read_text(encoding="utf-8"))
 BY_KIND = {kind: list(rows) for kind, rows in groupby(sorted(INPUTS, key=lambda row: row["kind"]), lambda r: r["kind"])}
 # Those whose commands take milliseconds; the others are `make fuzz`'s.
-QUICK = (
-    "factors",
-    "csv",
-    "config",
-    "artifact-config",
-    "adapter",
-    "safetensors",
-    "shard-index",
-    "stages",
-    "recipe",
-    "gguf",
-)
+QUICK = ("factors", "config", "safetensors", "recipe", "gguf")
 
 
 def test_there_are_inputs_of_every_kind() -> None:
