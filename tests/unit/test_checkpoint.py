@@ -173,7 +173,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
     "no vocabulary": (config(vocab_size=None), InputError, "config.json has no vocab_size"),
     "no window": (config(max_position_embeddings=None), InputError, "config.json has no max_position_embeddings"),
     "window as text": (config(max_position_embeddings="64"), InputError, "expected a whole number above 0, got '64'"),
-    "no heads": (config(head_dim=None, num_attention_heads=0), InputError, "expected a whole number from 1 to 1048576, got 0"),
+    "no heads": (
+        config(head_dim=None, num_attention_heads=0),
+        InputError,
+        "expected a whole number from 1 to 1048576, got 0",
+    ),
     "unknown type": (config(model_type="llamma"), UnsupportedError, r"'llamma' is not supported; did you mean llama\?"),
     "no type": (config(model_type=None), UnsupportedError, "model type None is not supported; expected one of"),
     "sliding window": (
