@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
-.PHONY: crash-test test-oldest gpu-check gpu-bundle
+.PHONY: crash-test test-oldest fuzz gpu-check gpu-bundle
 .PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2
 
 setup: $(STAMP)
@@ -61,6 +61,13 @@ test-slow: setup
 # Kills, signals and errors of the disk at every call that changes files, over six commands; make test has a sample.
 crash-test: setup
 	$(BIN)/python -m tests.crash
+
+# Hostile files of every kind that strangers could send, for so long each: make fuzz MINUTES=10 KIND=gguf SEED=1
+MINUTES ?= 1
+KIND    ?=
+SEED    ?= 0
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(KIND),--kind $(KIND))
 
 # Fine-tuning with the oldest torch that transformers 5 takes; PyPI has it with CUDA alone: 3 GB to fetch, 6 GB on the disk.
 OLDEST     := .venv-oldest

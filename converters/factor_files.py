@@ -7,6 +7,7 @@ from pathlib import Path
 
 from converters import registry
 from longrope import rope
+from longrope.config_fields import check_config
 from longrope.errors import InputError
 from longrope.factors import MODEL_FACTS, BoundFactors, FactorSet, RescaleFactors, read_authors_csv
 from longrope.files import write_json
@@ -110,8 +111,9 @@ def _bound_to_itself(factors: RescaleFactors) -> BoundFactors:
 
 def _read_json(path: Path) -> RescaleFactors:
     """factors.json or config.json, told apart by what is in it."""
-    data = read_json(path)
+    data = read_json(path, non_finite=True)
     if isinstance(data, dict) and "model_type" in data and "schema_version" not in data:
+        check_config(data, str(path.parent))
         found = from_config(data)
         if found is None:
             raise InputError(f"{path}: a config.json without longrope factors")

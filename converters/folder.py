@@ -61,7 +61,7 @@ def copy_files(checkpoint: Checkpoint, folder: Path, patterns: Sequence[str] = C
     for name in companions(checkpoint.path, patterns):
         file = own_file(checkpoint.path, name)
         if file.suffix == ".json":
-            read_json(file)
+            read_json(file, non_finite=True)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
 

@@ -319,10 +319,10 @@ def _window_check(artifact: Artifact, score: WindowScore, tolerance: Tolerance) 
     broken = [name for name, (ok, _) in limits.items() if not ok]
     expected = {name: limit for name, (_, limit) in limits.items()}
     actual = {name: getattr(score, name) for name in limits}
-    if not broken:
+    if not broken and not score.non_finite:
         return Check(id, "pass", expected, actual)
-    if not all(map(math.isfinite, actual.values())):
-        return Check(id, "fail", expected, actual, "the artifact's logits are non-finite")
+    if score.non_finite or not all(map(math.isfinite, actual.values())):
+        return Check(id, "fail", expected, actual, score.non_finite or "a measure is non-finite")
     if score.regime == "crossing" and artifact.expected.factor_sets == "dual":
         message = (
             "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"

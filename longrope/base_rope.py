@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 
 from longrope import rope
 from longrope.errors import FactorError, InputError, UnsupportedError
+from longrope.reading import POSITIVE, check, kind_of, printable, shown
 
 # A pair that is not rotated: its angle stays 0 at every position that a float32 can hold.
 NOT_ROTATED = 1e30
@@ -102,11 +103,11 @@ class BaseRope:
     @staticmethod
     def from_json(data: Any, source: str) -> BaseRope:
         """What `dataclasses.asdict` made, parsed. Raises InputError."""
-        try:
-            sets = {name: tuple(map(float, data[name])) for name in ("short_factor", "long_factor")}
-            return BaseRope(**{**data, **sets})
-        except (TypeError, KeyError, ValueError):
-            raise InputError(f"{source}: base: expected the record of a base RoPE, got {data!r:.80}") from None
+        check(data, kind_of(BaseRope), f"{source}: base")
+        if unknown := sorted(set(data) - {field.name for field in fields(BaseRope)}):
+            raise InputError(f"{source}: base: unknown field {printable(unknown[0])}")
+        sets = {name: tuple(map(float, data[name])) for name in ("short_factor", "long_factor")}
+        return BaseRope(**{**data, **sets})
 
 
 def base_rope(config: Mapping[str, Any], parameters: Mapping[str, Any], *, rotary_dim: int, window: int) -> BaseRope:
@@ -272,6 +273,6 @@ def plain_rope(rope_theta: float, rotary_dim: int, window: int) -> BaseRope:
 
 
 def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise InputError(f"config.json: {name}: expected a finite number above 0, got {value!r}")
-    return float(value)
+    if not POSITIVE.fits(value):
+        raise InputError(f"config.json: {name}: expected {POSITIVE.words}, got {shown(value)}")
+    return float(value)  # type: ignore[arg-type]

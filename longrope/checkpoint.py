@@ -27,7 +27,7 @@ from longrope.architectures import (
     sliding_window_of_all,
 )
 from longrope.base_rope import BaseRope, base_rope, plain_rope
-from longrope.config_fields import check_config
+from longrope.config_fields import Config, check_config
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, FamilyName, RopeFamily
@@ -41,7 +41,7 @@ from longrope.hf_config import (
     transformers_config,
     with_one_set,
 )
-from longrope.reading import own_file, read_object
+from longrope.reading import own_file, read_object, said_by
 from longrope.tokenizer_files import TokenizerFile, tokenizer_file
 from longrope.weights import (
     is_packed,
@@ -349,11 +349,10 @@ class Checkpoint:
 
         file = str(self.tokenizer_file)
         try:
-            tokenizer = Tokenizer.from_file(file)
-        except Exception as error:  # noqa: BLE001  the library raises bare Exception
-            raise UnsupportedError(
-                f"{self.name}: tokenizer.json is not one the tokenizers library knows: {error}"
-            ) from None
+            with said_by("the tokenizers library", f"{self.name}: tokenizer.json"):
+                tokenizer = Tokenizer.from_file(file)
+        except InputError as error:
+            raise UnsupportedError(str(error)) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -570,13 +569,13 @@ def open_folder(
     refuse_adapter(path, name)
     if not (path / "config.json").is_file():
         raise InputError(f"{name}: expected a Hugging Face folder, found no config.json in it")
-    config = read_object(own_file(path, "config.json"), f"{name}: config.json")
+    config = read_object(own_file(path, "config.json"), f"{name}: config.json", non_finite=True)
     check_config(config, name)
     config = with_one_set(config)
     text = config.get("text_config") if config.get("model_type") in WRAPPERS else None
-    checkpoint = Checkpoint(path, name, config, keep_alive)
+    checkpoint = Checkpoint(path, name, Config(config, name), keep_alive)
     if isinstance(text, dict):
-        checkpoint = Checkpoint(path, name, _completed(config, text), keep_alive, wrapper=config)
+        checkpoint = Checkpoint(path, name, Config(_completed(config, text), name), keep_alive, wrapper=config)
     checkpoint.require_rotation()
     if needs_weights:
         _ = checkpoint.weight_files

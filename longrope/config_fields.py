@@ -10,14 +10,18 @@ from longrope.reading import (
     BOOLEAN,
     COUNT,
     COUNTS,
-    LIST,
+    HEAD_WIDTH,
     NUMBER,
     OBJECT,
     POSITIVE,
     TEXT,
     TOKEN_IDS,
+    WIDTH,
     Kind,
     check_fields,
+    list_of,
+    record,
+    table_of,
 )
 
 # Ten times what the deepest model has; every layer costs time before its weights are looked for.
@@ -26,12 +30,8 @@ LAYERS = Kind("a whole number from 1 to 10000", lambda value: COUNT.fits(value) 
 _TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: (
         "vocab_size",
-        "hidden_size",
-        "num_attention_heads",
-        "head_dim",
         "max_position_embeddings",
         "original_max_position_embeddings",
-        "qk_rope_head_dim",
     ),
     COUNTS: (  # one for the model, or one a layer
         "intermediate_size",
@@ -41,20 +41,29 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         "v_head_dim",
         "kv_lora_rank",
         "q_lora_rank",
-        "rotary_dim",
         "num_experts_per_tok",
         "num_local_experts",
         "num_experts",
         "n_routed_experts",
         "n_shared_experts",
     ),
+    WIDTH: ("hidden_size", "num_attention_heads"),
+    HEAD_WIDTH: ("head_dim", "qk_rope_head_dim", "global_head_dim", "rotary_dim"),
     LAYERS: ("num_hidden_layers",),
     NUMBER: ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
-    POSITIVE: ("rope_theta", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor", "rotary_pct"),
+    POSITIVE: (
+        "rope_theta",
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "partial_rotary_factor",
+        "rotary_pct",
+        "rotary_emb_base",
+    ),
     BOOLEAN: ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"),
     TEXT: ("model_type", "hidden_act", "torch_dtype"),
-    LIST: ("layer_types", "architectures"),
+    list_of(TEXT): ("layer_types", "architectures"),
     OBJECT: ("rope_scaling", "rope_parameters", "text_config", "quantization_config"),
+    table_of(record({}, {"head_dim": HEAD_WIDTH})): ("per_layer_config",),
     TOKEN_IDS: ("bos_token_id", "eos_token_id", "pad_token_id"),
 }
 KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _TYPES.items() for field in fields}
@@ -63,9 +72,21 @@ _ROPE_TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: ("original_max_position_embeddings",),
     POSITIVE: ("rope_theta", "factor", "partial_rotary_factor", "low_freq_factor", "high_freq_factor"),
     NUMBER: ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_mscale", "long_mscale"),
-    LIST: ("short_factor", "long_factor"),
+    list_of(POSITIVE): ("short_factor", "long_factor"),
+    BOOLEAN: ("truncate",),
 }
 ROPE_KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _ROPE_TYPES.items() for field in fields}
+
+
+class Config(dict[str, Any]):
+    """A config.json whose fields have been checked; one that is asked for by name and is missing is the file's fault."""
+
+    def __init__(self, fields: Mapping[str, Any], name: str) -> None:
+        super().__init__(fields)
+        self._name = name
+
+    def __missing__(self, field: str) -> Any:
+        raise InputError(f"{self._name}: config.json has no {field}")
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:

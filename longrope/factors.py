@@ -24,7 +24,20 @@ from longrope.base_rope import BaseRope
 from longrope.errors import FactorError, InputError, UnsupportedError, choices
 from longrope.family import RopeFamily
 from longrope.files import write_json
-from longrope.reading import read_json
+from longrope.reading import (
+    COUNT,
+    COUNT_OR_ZERO,
+    LIST,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    check_fields,
+    one_line,
+    printable,
+    read_json,
+    read_utf8,
+    shown,
+)
 from longrope.rope import attention_factor_formula
 
 SCHEMA_VERSION = 1
@@ -38,6 +51,20 @@ N_HAT_CHOICES = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 SMALLEST, LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 # What a model says about its factors, and a file may leave open.
 MODEL_FACTS = ("original_max_position_embeddings", "rope_theta", "rotary_dim", "model_type")
+# Fields of factors.json; the numbers of the lists are held against float32's bounds, one by one, by `RescaleFactors`.
+_KINDS = {
+    "n_hat": COUNT_OR_ZERO,
+    "original_max_position_embeddings": COUNT.or_null(),
+    "target_length": COUNT.or_null(),
+    "attention_factor": NUMBER.or_null(),
+    "rope_theta": NUMBER.or_null(),
+    "rotary_dim": COUNT.or_null(),
+    "model_type": TEXT.or_null(),
+    "short_factor": LIST,
+    "long_factor": LIST,
+    "method": TEXT,
+    "provenance": OBJECT,
+}
 # What engines do with an attention factor that is not the formula's (vLLM by its source and a run).
 WHO_READS_ATTENTION = "vLLM ignores the key and uses the formula; transformers, llama.cpp and onnxruntime honour it"
 
@@ -103,12 +130,12 @@ class RescaleFactors:
     def _check_lengths(self) -> None:
         original, target = self.original_max_position_embeddings, self.target_length
         for name, value in (("original_max_position_embeddings", original), ("target_length", target)):
-            if value is not None and (not _is_int(value) or value < 1):
-                raise FactorError(f"{name}: expected a whole number of tokens above 0, got {value!r}")
+            if value is not None and not COUNT.fits(value):
+                raise FactorError(f"{name}: expected a whole number of tokens above 0, got {shown(value)}")
         if original is not None and target is not None and target < original:
             raise FactorError(f"target_length {target} is below the original window {original}; expected at least that")
-        if not _is_int(self.n_hat) or self.n_hat < 0:
-            raise FactorError(f"n_hat: expected a whole number of start tokens, 0 or more, got {self.n_hat!r}")
+        if not COUNT_OR_ZERO.fits(self.n_hat):
+            raise FactorError(f"n_hat: expected a whole number of start tokens, 0 or more, got {shown(self.n_hat)}")
         if target is not None and self.n_hat > target:
             raise FactorError(f"n_hat {self.n_hat} is above the target length {target}")
 
@@ -120,7 +147,7 @@ class RescaleFactors:
             )
         for name, value in (("attention_factor", self.attention_factor), ("rope_theta", self.rope_theta)):
             if value is not None and (expected := _fault(value)):
-                raise FactorError(f"{name}: expected {expected} or null, got {value!r}")
+                raise FactorError(f"{name}: expected {expected} or null, got {shown(value)}")
 
     def _check_family(self, family: RopeFamily) -> None:
         """One set without start tokens, with the parameters' own attention factor, and equal to the closed form."""
@@ -313,11 +340,14 @@ class RescaleFactors:
             raise InputError(f"{source}: expected a JSON object with short_factor and long_factor")
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise InputError(f"{source}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+            raise InputError(f"{source}: expected schema_version {SCHEMA_VERSION}, got {shown(version)}")
+        check_fields(data, _KINDS, source)
         names = {field.name for field in dataclasses.fields(RescaleFactors)}
         unknown = sorted(set(data) - names - {"schema_version"})
         if unknown:
-            raise InputError(f"{source}: unknown fields {', '.join(unknown)}; expected only {', '.join(sorted(names))}")
+            raise InputError(
+                f"{source}: unknown fields {', '.join(map(printable, unknown))}; expected only {', '.join(sorted(names))}"
+            )
         given = {name: data[name] for name in names if name in data}
         if given.get("base") is not None:
             given["base"] = BaseRope.from_json(given["base"], source)
@@ -335,7 +365,7 @@ class RescaleFactors:
     @staticmethod
     def load(path: Path) -> RescaleFactors:
         """Read factors.json. Raises InputError when the file is missing, not JSON or invalid."""
-        return RescaleFactors.from_json(read_json(path), source=str(path))
+        return RescaleFactors.from_json(read_json(path, non_finite=True), source=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,11 +442,11 @@ def read_authors_csv(path: Path) -> tuple[float, ...]:
     Raises:
         InputError: not numbers, rows of unequal length, or rows that differ (factors per layer fit no runtime).
     """
-    rows = [line.replace(",", " ").split() for line in _read_text(path).splitlines() if line.strip()]
+    rows = [line.replace(",", " ").split() for line in read_utf8(path).splitlines() if line.strip()]
     try:
         matrix = [tuple(float(cell) for cell in row) for row in rows]
     except ValueError as error:
-        raise InputError(f"{path}: expected numbers separated by commas or line breaks; {error}") from None
+        raise InputError(f"{path}: expected numbers separated by commas or line breaks; {one_line(error)}") from None
     if not matrix:
         raise InputError(f"{path}: expected a row of factors, got an empty file")
     if all(len(row) == 1 for row in matrix):
@@ -431,18 +461,14 @@ def read_authors_csv(path: Path) -> tuple[float, ...]:
 
 def _checked_set(name: str, values: Iterable[float]) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Iterable)):
-        raise FactorError(f"{name}: expected a list of numbers, got {values!r}")
+        raise FactorError(f"{name}: expected a list of numbers, got {shown(values)}")
     checked = tuple(values)
     for index, value in enumerate(checked):
         if expected := _fault(value):
-            raise FactorError(f"{name}[{index}]: expected {expected}, got {value!r}")
+            raise FactorError(f"{name}[{index}]: expected {expected}, got {shown(value)}")
     if not checked:
         raise FactorError(f"{name}: expected rotary_dim / 2 numbers, got none")
     return tuple(float(value) for value in checked)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _fault(value: object) -> str | None:
@@ -450,12 +476,3 @@ def _fault(value: object) -> str | None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
         return "a finite number above 0"
     return None if SMALLEST <= value <= LARGEST else f"a number from {SMALLEST:.2g} to {LARGEST:.2g}, float32's range"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None

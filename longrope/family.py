@@ -14,7 +14,6 @@ Sources: PI (arXiv 2306.15595), NTK-aware (bloc97, 2023), YaRN (arXiv 2309.00071
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -23,6 +22,7 @@ import numpy as np
 
 from longrope import rope
 from longrope.errors import FactorError
+from longrope.reading import POSITIVE, printable, shown
 
 FamilyName = Literal["free", "yarn", "linear"]
 # YaRN's own betas, and the only quotient of both that llama.cpp computes everywhere.
@@ -66,13 +66,12 @@ class RopeFamily:
         least = {"factor": 1.0, "rope_theta": 1.0, "attention_factor": 0.0, "beta_fast": 0.0, "beta_slow": 0.0}
         for name, bound in least.items():
             value = getattr(self, name)
-            good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not good or value < bound or value == 0:
-                raise FactorError(f"family: {name}: expected a finite number of {bound:g} or more, got {value!r}")
+            if not POSITIVE.fits(value) or value < bound:
+                raise FactorError(f"family: {name}: expected a finite number of {bound:g} or more, got {shown(value)}")
         if not self.beta_slow < self.beta_fast:
             raise FactorError(f"family: expected beta_fast {self.beta_fast:g} above beta_slow {self.beta_slow:g}")
         if not isinstance(self.truncate, bool):
-            raise FactorError(f"family: truncate: expected true or false, got {self.truncate!r}")
+            raise FactorError(f"family: truncate: expected true or false, got {shown(self.truncate)}")
         if self.type == "linear" and self.attention_factor != 1.0:
             raise FactorError("family: linear interpolation has no attention factor; expected 1")
 
@@ -128,12 +127,14 @@ class RopeFamily:
     def from_json(cls, data: Any) -> Self:
         """Build from a parsed object. Raises FactorError: unknown, missing or invalid parameters."""
         kind = data.get("type") if isinstance(data, Mapping) else None
-        if kind not in _FIELDS:
-            raise FactorError(f"family: expected an object whose type is one of {', '.join(_FIELDS)}, got {data!r}")
+        if not isinstance(kind, str) or kind not in _FIELDS:
+            raise FactorError(
+                f"family: expected an object whose type is one of {', '.join(_FIELDS)}, got {shown(data)}"
+            )
         given = set(data) - {"type"}
         if odd := sorted(given ^ set(_FIELDS[kind])):
             what = "unknown" if odd[0] in given else "missing"
-            raise FactorError(f"family: {what} parameter {odd[0]}; expected {', '.join(_FIELDS[kind])}")
+            raise FactorError(f"family: {what} parameter {printable(odd[0])}; expected {', '.join(_FIELDS[kind])}")
         return cls(**data)
 
     def __str__(self) -> str:

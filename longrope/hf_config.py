@@ -9,9 +9,10 @@ from typing import Any
 
 from longrope.architectures import ARCHITECTURES, architecture_of, attending_to
 from longrope.base_rope import DEFAULT_THETA
-from longrope.errors import FactorError, InputError, UnsupportedError
+from longrope.errors import FactorError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import RopeFamily
+from longrope.reading import said_by
 from longrope.rope import attention_factor_formula
 
 # How layers that see everything, and those that do not, are called where rotary parameters are nested by layer type.
@@ -64,10 +65,8 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     data = {name: _numbers(value) for name, value in with_current_names(config).items() if name != "auto_map"}
-    try:
+    with said_by("transformers", "config.json"):
         return AutoConfig.for_model(data.pop("model_type"), **data)
-    except Exception as error:  # its strict configurations raise many kinds
-        raise InputError(f"config.json: transformers does not take it: {' '.join(str(error).split())}") from error
 
 
 def _numbers(value: Any) -> Any:

@@ -20,8 +20,16 @@ from typing import Any
 from longrope.errors import InputError, MissingRequirementError
 from longrope.files import errors_of_writing
 from longrope.locks import alone_at
+from longrope.reading import OBJECT, Kind, as_object, check, parsed_json, record
 
 JOURNAL_VERSION = 1
+_FIRST = record(
+    {
+        "journal": Kind(f"a journal of version {JOURNAL_VERSION}", lambda value: value == JOURNAL_VERSION),
+        "header": OBJECT,
+    },
+    {"notes": OBJECT},
+)
 
 
 class Journal:
@@ -115,21 +123,18 @@ class Journal:
             return
         first, *self.records = [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
         self._empty = not self.records
-        if first.get("journal") != JOURNAL_VERSION:
-            raise InputError(f"{self.path}: expected a journal of version {JOURNAL_VERSION}, got something else")
+        check(first, _FIRST, f"{self.path}, line 1")
         self.notes = first.get("notes", {})
-        changes = differences(first.get("header"), header)
+        changes = differences(first["header"], header)
         if changes:
             raise InputError(f"{self.path}: cannot resume, the run has changed: {'; '.join(changes)}; start a new one")
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+        where = f"{self.path}, line {number}"
         try:
-            record = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            record = None
-        if not isinstance(record, dict):
-            raise InputError(f"{self.path}, line {number}: expected a JSON object; this journal is damaged")
-        return record
+            return as_object(parsed_json(line, where, non_finite=True), where)
+        except InputError as error:
+            raise InputError(f"{error}; this journal is damaged") from None
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

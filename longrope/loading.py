@@ -8,12 +8,13 @@ names and shapes of the files ──in_doubt──► no: exports of other forma
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from longrope.checkpoint import DERIVED, Checkpoint
-from longrope.errors import InputError, LongRopeError, is_out_of_memory
-from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, WRAPPERS
+from longrope.errors import InputError
+from longrope.reading import said_by
+from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, WRAPPERS, require_finite
 
 _LAYER = re.compile(r"(?P<layers>.*\blayers)\.(?P<number>\d+)\.(?P<module>.+)\.\w+")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -41,9 +42,11 @@ def require_announced(checkpoint: Checkpoint, *, names_are_known: bool = False) 
             plan can judge, for config.json says whether they are applied, leave a doubt then.
 
     Raises:
-        InputError: names the first weight, and the field where it is one of config.json.
+        InputError: names the first weight, and the field where it is one of config.json; or one that is not finite.
         UnsupportedError: the weights are quantized, and `names_are_known`.
     """
+    for file, header in checkpoint.weight_headers.items():
+        require_finite(file, header)
     packed = checkpoint.quantization is not None
     if names_are_known or not packed:
         checkpoint.require_float_weights()
@@ -155,9 +158,8 @@ def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False
     transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
     auto = AutoModelForCausalLM if checkpoint.wrapper is None else AutoModelForImageTextToText
     renamed = any(name != new for name, new in checkpoint.weight_names.items())
-    model, loading = reading(
-        checkpoint,
-        lambda: auto.from_pretrained(
+    with said_by("transformers", checkpoint.name):
+        model, loading = auto.from_pretrained(
             checkpoint.path,
             config=config,
             use_safetensors=True,
@@ -167,8 +169,7 @@ def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False
             ignore_mismatched_sizes=True,
             key_mapping=dict.fromkeys(WRAPPERS, "") if renamed else None,
             **options,
-        ),
-    )
+        )
     missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     mismatched = sorted(loading["mismatched_keys"])
     if packed:
@@ -182,19 +183,6 @@ def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False
             )
     _refuse_ignored(checkpoint, config, extra, model.state_dict())
     return model
-
-
-def reading(checkpoint: Checkpoint, read: Callable[[], Any]) -> Any:
-    """What `read` returns; whatever transformers raises on somebody else's files is one line that names them."""
-    try:
-        return read()
-    except LongRopeError:
-        raise
-    except Exception as error:  # there is no common base of what its configurations and models raise
-        if is_out_of_memory(error):
-            raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{checkpoint.name}: transformers does not load it: {said}") from error
 
 
 def _refuse_more_layers(checkpoint: Checkpoint) -> None:

@@ -93,7 +93,7 @@ def build_model(
         as_it_is: do not compare the model with its own factors; for artifacts whose faults are to be measured.
 
     Raises:
-        InputError: transformers does not load it, or its weights do not fit its configuration.
+        InputError: transformers does not read it, or its weights do not fit its configuration.
         MissingRequirementError: the device is not there.
         UnsupportedError: its weights are quantized.
         LongRopeError: the model's inverse frequencies are not the factors'.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from longrope.errors import InputError, choices
+from longrope.reading import printable, shown
 
 Section = Literal["Input", "Search", "Factors", "Training", "Output", "Machine", "Expert"]
 # What a file or a command line gives, and the folder that its paths are relative to.
@@ -247,13 +248,13 @@ def read_table(options: Sequence[Option], table: Mapping[Any, Any], where: str, 
     for written, value in table.items():
         key = str(written).replace("_", "-")
         if key not in known:
-            raise InputError(f"{where}: unknown key {written}; {choices(key, known)}")
+            raise InputError(f"{where}: unknown key {printable(str(written))}; {choices(key, known)}")
         if key in values:
             raise InputError(f"{where}: {key}: given twice")
         try:
             values[key] = known[key].read(value, folder)
         except ValueError:
-            raise InputError(f"{where}: {written}: expected {known[key].kind.expected}, got {value!r}") from None
+            raise InputError(f"{where}: {written}: expected {known[key].kind.expected}, got {shown(value)}") from None
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     return values

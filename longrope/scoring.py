@@ -82,7 +82,10 @@ def never(tokens: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class WindowScore:
-    """How an artifact compares with the reference on windows of one length; one entry of `windows` in validation.json."""
+    """How an artifact compares with the reference on windows of one length; one entry of `windows` in validation.json.
+
+    `non_finite` says whose logits hold NaN or infinity, and from where on; empty where all are finite.
+    """
 
     length: int
     regime: Regime
@@ -93,6 +96,7 @@ class WindowScore:
     kl_p99: float
     top1_agreement: float
     max_logit_diff: float
+    non_finite: str = ""
 
     @property
     def ppl_delta_percent(self) -> float:
@@ -109,9 +113,13 @@ class Comparison:
     top1_agreements: int = 0
     max_logit_diff: float = 0.0
     kl: list[Tensor] = field(default_factory=list)
+    non_finite: dict[str, int] = field(default_factory=dict)
 
     def add(self, reference_TV: Tensor, actual_TV: Tensor, targets_T: Tensor) -> None:
         """Add rows that predict `targets_T`. Logits are shifted by nothing and compared as they are."""
+        for whose, rows in (("the reference's", reference_TV), ("the artifact's", actual_TV)):
+            if whose not in self.non_finite and (row := _first_non_finite(rows)) is not None:
+                self.non_finite[whose] = self.tokens + row
         reference_lp = torch.log_softmax(reference_TV.double(), dim=-1)
         actual_lp = torch.log_softmax(actual_TV.double(), dim=-1)
         index = targets_T[:, None]
@@ -135,6 +143,9 @@ class Comparison:
             kl_p99=float(np.quantile(kl.numpy(), 0.99)),
             top1_agreement=self.top1_agreements / self.tokens,
             max_logit_diff=self.max_logit_diff,
+            non_finite=", ".join(
+                f"{whose} logits are non-finite from prediction {row + 1} on" for whose, row in self.non_finite.items()
+            ),
         )
 
 
@@ -219,6 +230,21 @@ def nll(source: LogitSource, windows: Sequence[TokenIds], factor_set: FactorSet,
             start += len(block)
         tokens += len(targets)
     return total / tokens
+
+
+def first_non_finite(source: LogitSource, ids: TokenIds, factor_set: FactorSet) -> int | None:
+    """The first position of a window [T] whose logits hold NaN or infinity; None where all are finite."""
+    start = 0
+    for block in source.logits(ids, factor_set, CHUNK_TOKENS):
+        if (row := _first_non_finite(block)) is not None:
+            return start + row
+        start += len(block)
+    return None
+
+
+def _first_non_finite(rows_TV: Tensor) -> int | None:
+    bad_T = ~torch.isfinite(rows_TV).all(-1)
+    return int(bad_T.int().argmax()) if bool(bad_T.any()) else None
 
 
 def tail_logits(source: LogitSource, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:

@@ -11,7 +11,6 @@ here so that words of every script count; DESIGN.md says what libraries do.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.metrics import perplexity
+from longrope.reading import TEXT, check, list_of, read_lines, record
 from longrope.retrieval import common_prefix
 from longrope.scoring import LogitSource, Stop, greedy, score_answer
 from longrope.text import TokenIds
@@ -77,29 +77,14 @@ def read_records(path: Path, task: str) -> list[dict[str, Any]]:
     Raises:
         InputError: unreadable, a line that is no object with the task's fields (texts; `answers` a list of texts), or empty.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    records = [_record(path, number, line, task) for number, line in enumerate(lines, start=1) if line.strip()]
+    kind = record({name: list_of(TEXT, least=1) if name == "answers" else TEXT for name in FIELDS[task]})
+    records = [
+        {name: check(data, kind, where)[name] for name in FIELDS[task]}
+        for where, data in read_lines(path, non_finite=True)
+    ]
     if not records:
         raise InputError(f"{path}: expected JSON lines with {', '.join(FIELDS[task])}, found none")
     return records
-
-
-def _record(path: Path, number: int, line: str, task: str) -> dict[str, Any]:
-    where, names = f"{path}, line {number}", FIELDS[task]
-    try:
-        data = json.loads(line)
-        values = {name: data[name] for name in names}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise InputError(f"{where}: expected a JSON object with {', '.join(names)}") from None
-    for name, value in values.items():
-        texts = value if name == "answers" else [value]
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            expected = "a list of texts" if name == "answers" else "a text"
-            raise InputError(f"{where}: expected `{name}` to be {expected}, got {json.dumps(value)[:60]}")
-    return values
 
 
 class TaskRunner:

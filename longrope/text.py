@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longrope.errors import InputError
-from longrope.reading import parsed_json
+from longrope.reading import TEXT, check, parsed_json, read_utf8, record
 
 TokenIds = NDArray[np.int64]
 SUFFIXES = (".txt", ".md", ".jsonl")
+# Larger than any book or code base that a window is cut from, and tokenized in memory.
+MAX_TEXT = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,7 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_file(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        content = path.read_text(encoding="utf-8-sig")  # a byte order mark is not text
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    content = read_utf8(path, limit=MAX_TEXT)
     if path.suffix.lower() != ".jsonl":
         yield path.name, content
         return
@@ -141,10 +138,6 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _text_field(path: Path, number: int, line: str) -> str:
-    try:
-        text = parsed_json(line.encode("utf-8"), f"{path}, line {number}")["text"]
-    except (InputError, KeyError, TypeError):
-        raise InputError(f"{path}, line {number}: expected a JSON object with a field `text`") from None
-    if not isinstance(text, str):
-        raise InputError(f"{path}, line {number}: expected `text` to be a string, got {type(text).__name__}")
+    where = f"{path}, line {number}"
+    text: str = check(parsed_json(line, where, non_finite=True), record({"text": TEXT}), where)["text"]
     return text

@@ -8,15 +8,31 @@ here, so that every format and the engine see the same model.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longrope.errors import InputError
-from longrope.reading import read_json, read_object, refuse_pointer, shown
+from longrope.reading import (
+    COUNT_OR_ZERO,
+    TEXT,
+    Kind,
+    as_object,
+    check,
+    list_of,
+    parsed_json,
+    printable,
+    read_object,
+    record,
+    refuse_pointer,
+    shown,
+    table_of,
+)
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -27,6 +43,28 @@ _HEAD = ("lm_head.", BASE_PREFIX)
 _MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
 # Bytes of a tensor that are compared where the same tensor lies in two files.
 _COMPARED = 1 << 14
+# Bits of a number, by the format's name of its type.
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+_ENTRY = record(
+    {
+        "dtype": Kind(
+            f"a type of safetensors ({', '.join(_BITS)})", lambda value: isinstance(value, str) and value in _BITS
+        ),
+        "shape": list_of(COUNT_OR_ZERO),
+        "data_offsets": Kind(
+            "two offsets",
+            lambda value: isinstance(value, list) and len(value) == 2 and all(map(COUNT_OR_ZERO.fits, value)),
+        ),
+    }
+)
+_INDEX = record({"weight_map": table_of(TEXT)})
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -49,23 +87,28 @@ def safetensors_header(path: Path) -> dict[str, Any]:
                 f"{path}: truncated or not safetensors: its header says {length} bytes, the file has {size}"
             )
         file.seek(8)
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((_end(entry) for entry in header.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
-            raise InputError(f"{path}: not a safetensors file: its header cannot be read") from None
+        name = f"{path}: not a safetensors file: its header"
+        header = as_object(parsed_json(file.read(length), name), name)
+    check(header.pop("__metadata__", {}), table_of(TEXT), f"{name}: __metadata__")
+    end = _end_of(check(header, table_of(_ENTRY), name), name)
     if size != 8 + length + end:
         raise InputError(f"{path}: truncated or damaged: expected {8 + length + end} bytes, got {size}")
-    return dict(header)
+    return header
 
 
-def _end(entry: Mapping[str, Any]) -> int:
-    """Where a tensor ends; raises one of the errors above for an entry that is none."""
-    start, end = entry["data_offsets"]
-    if not (isinstance(entry["dtype"], str) and 0 <= int(start) <= int(end) and math.prod(entry["shape"]) >= 0):
-        raise ValueError
-    return int(end)
+def _end_of(header: Mapping[str, Any], name: str) -> int:
+    """Where the last tensor ends; all lie one behind the other, each as large as its shape says."""
+    end = 0
+    for tensor, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        size = math.prod(entry["shape"]) * _BITS[entry["dtype"]] / 8
+        if (start, stop) != (end, end + size):
+            raise InputError(
+                f"{name}: {printable(tensor)}: expected {size:g} bytes from {end} on, for {entry['dtype']} of shape "
+                f"{entry['shape']}, got {start} to {stop}"
+            )
+        end = stop
+    return end
 
 
 # -- files
@@ -99,13 +142,11 @@ def has_weights(folder: Path) -> bool:
 
 def _indexed_files(index: Path) -> tuple[Path, ...]:
     """The files that model.safetensors.index.json names."""
-    data = read_json(index)
-    table = data.get("weight_map") if isinstance(data, dict) else None
-    names = list(table.values()) if isinstance(table, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{index}: expected a weight_map of tensor names to files")
+    names = list(check(read_object(index), _INDEX, str(index))["weight_map"].values())
+    if not names:
+        raise InputError(f"{index}: expected a weight_map of tensor names to files, got an empty one")
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise InputError(f"{index}: weight file {shown(name)} lies outside the folder; refused")
     return tuple(index.parent / name for name in sorted(set(names)))
 
@@ -176,6 +217,70 @@ def refuse_adapter(folder: Path, name: str) -> None:
     raise InputError(
         f"{name}: holds an adapter{of}, not a model; merge it first (peft: AutoPeftModelForCausalLM.from_pretrained("
         "FOLDER).merge_and_unload().save_pretrained(MERGED), with the base model's tokenizer), and take the merged folder"
+    )
+
+
+# -- numbers
+
+# Numbers of a type, as whole numbers: their numpy type, and the bits of the exponent, all set where one is not finite.
+_BIT_PATTERNS: Mapping[str, tuple[Any, int]] = {
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
+    "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+# Of a larger tensor, so many parts of so many bytes are looked at, evenly spread.
+_PARTS, _PART_BYTES = 16, 1 << 12
+
+
+def require_finite(file: Path, header: Mapping[str, Any]) -> None:
+    """Refuse weights that hold NaN or infinity, by a sample of every tensor; all of it up to 64 KiB.
+
+    Looking at every number would take a third of the time in which they are copied. Where weights are converted to another
+    type all of them are looked at (`refuse_non_finite`).
+
+    Raises:
+        InputError: names the tensor and the place.
+    """
+    with file.open("rb") as handle:
+        base = 8 + int.from_bytes(handle.read(8), "little")
+        for name, entry in header.items():
+            if entry["dtype"] not in _BIT_PATTERNS:
+                continue
+            begin, end = entry["data_offsets"]
+            for start, count in _parts(end - begin):
+                handle.seek(base + begin + start)
+                numbers = np.frombuffer(handle.read(count), _BIT_PATTERNS[entry["dtype"]][0])
+                refuse_non_finite(numbers, entry["dtype"], f"{file}: {printable(name)}", start // numbers.itemsize)
+
+
+def _parts(size: int) -> Iterator[tuple[int, int]]:
+    """Start and length, in bytes, of what is looked at of a tensor; starts are multiples of 8."""
+    if size <= _PARTS * _PART_BYTES:
+        yield 0, size
+        return
+    for part in range(_PARTS):
+        yield (size - _PART_BYTES) * part // (_PARTS - 1) // 8 * 8, _PART_BYTES
+
+
+def refuse_non_finite(numbers: NDArray[Any], dtype: str, name: str, first: int = 0) -> None:
+    """Raise InputError where numbers of a safetensors type hold NaN or infinity.
+
+    Args:
+        numbers: as whole numbers of the type's width, or as floats of it.
+        dtype: F64, F32, F16 or BF16.
+        name: of the file and the tensor.
+        first: place of the first number in the tensor.
+    """
+    kind, exponent = _BIT_PATTERNS[dtype]
+    bits = numbers.reshape(-1).view(kind)
+    negative = exponent | 1 << (8 * bits.itemsize - 1)
+    if not bits.size or (bits.view(f"i{bits.itemsize}").max() < exponent and bits.max() < negative):
+        return
+    place = int(((bits & kind(exponent)) == exponent).argmax())
+    raise InputError(
+        f"{name}: number {first + place} is NaN or infinite; the model's training has failed, or a conversion has "
+        "overflowed. Take weights that are finite"
     )
 
 

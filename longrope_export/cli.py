@@ -17,6 +17,7 @@ import click
 from longrope import __version__
 from longrope.errors import LongRopeError, is_out_of_memory
 from longrope.files import lack
+from longrope.reading import visible
 from longrope_export.signals import ended_by_signals
 
 COMMANDS = {
@@ -37,6 +38,11 @@ COMMANDS = {
 }
 # What the system says of a path that cannot be what it was taken for, or that went away under us.
 UNUSABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+FAULT = 70
+REPORT_IT = (
+    "a fault of this program; please report it in the issues of the repository that longrope-export came from, with what "
+    "the same command prints with --debug"
+)
 
 
 class Commands(click.Group):
@@ -75,7 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
         code: object
         try:
             code = cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the outermost frame: every error becomes a line
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001  the outermost frame: every error becomes a line, a panic in Rust, too
             received.over = True
             code = _explain(error, interrupted=received.exit_code, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
@@ -96,17 +104,18 @@ def _explain(error: BaseException, *, interrupted: int, debug: bool) -> int:
         return interrupted
     if isinstance(error, LongRopeError):
         option = f" (--{error.option})" if error.option else ""
-        click.echo(f"Error: {error}{option}", err=True)
+        click.echo(f"Error: {visible(f'{error}{option}')}", err=True)
         return error.exit_code
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
         return 3
     if isinstance(error, OSError) and (words := lack(error)):
         click.echo(f"Error: {f'{error.filename}: ' if error.filename else ''}{words}", err=True)
         return 3
-    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
-        click.echo(f"Error: {error.filename}: {error.strerror}", err=True)
-        return 2
+    if isinstance(error, OSError):
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        click.echo(f"Error: {visible(said)}", err=True)
+        return 2 if error.errno in UNUSABLE else 3
     if not debug:
-        click.echo(f"Error: {type(error).__name__}: {error} (a fault of this program; --debug shows where)", err=True)
-    return 70
+        click.echo(f"Error: {type(error).__name__}: {visible(str(error))} ({REPORT_IT})", err=True)
+    return FAULT

@@ -46,7 +46,7 @@ class ConsoleProgress:
             return
         columns: list[ProgressColumn] = [
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             _TimeLeft(),
@@ -142,10 +142,10 @@ def number(value: float | None, pattern: str) -> str:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
     """A table: columns of numbers to the right, of text to the left; verdict words are coloured."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     for name, *cells in zip(header, *rows, strict=True):
         numeric = all(NUMBER.fullmatch(cell) for cell in cells)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
+        table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
         table.add_row(*(Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in row))
     console = Console(stderr=err, highlight=False)

@@ -7,8 +7,9 @@ JSONL ────tokenizer──► prompts ───────────�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,9 @@ from longrope.metrics import perplexity
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.retrieval import RetrievalRow
-from longrope.scoring import LogitSource, nll
+from longrope.scoring import LogitSource, first_non_finite, nll
 from longrope.tasks import TaskRow, TaskRunner, read_records
-from longrope.text import Corpus, load_corpus
+from longrope.text import Corpus, TokenIds, load_corpus
 from longrope_export.commands.eval import EvalRequest
 from longrope_export.lm_harness import require_harness, run_harness
 from longrope_export.models import artifact_path
@@ -67,12 +68,13 @@ class Evaluation:
 
 
 def retrieval_rows(data: Mapping[str, Any]) -> dict[str, tuple[RetrievalRow, ...]]:
-    """Rows by task out of `Evaluation.to_json`. Raises InputError when they are not such rows."""
-    try:
-        found = {name: tuple(RetrievalRow(**row) for row in data.get(name, ())) for name in retrieval.TASKS}
-    except TypeError as error:
-        raise InputError(f"evaluation.json: expected the rows that eval --json writes ({error})") from None
-    return {name: rows for name, rows in found.items() if rows}
+    """Rows by task out of `Evaluation.to_json`; fields of a later version are left out."""
+    names = [field.name for field in fields(RetrievalRow)]
+    found = {
+        task: tuple(RetrievalRow(**{name: row[name] for name in names if name in row}) for row in data.get(task, ()))
+        for task in retrieval.TASKS
+    }
+    return {task: rows for task, rows in found.items() if rows}
 
 
 def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
@@ -92,6 +94,8 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
         require_harness()
     if request.lengths and not request.texts:
         raise InputError("--windows, --passkey and --needle need --text PATH")
+    if (shortest := min(request.windows, default=2)) < 2:
+        raise InputError(f"--windows {shortest}: expected 2 tokens or more, of which the first predicts the second")
     lengths = (*request.lengths, *request.task_windows)
     opened = open_artifact(request.artifact, lengths, request.threads, request.device, request.dtype)
     try:
@@ -163,9 +167,23 @@ def _perplexities(
     with progress.task("perplexity", sum(request.windows)) as task:
         for length in request.windows:
             windows = corpus.windows(length, request.windows_per_length)
-            rows.append(PerplexityRow(length, len(windows), perplexity(nll(source, windows, source.set_for(length)))))
-            task.advance(length, f"{rows[-1].ppl:.3f} at {length}")
+            found = perplexity(nll(source, windows, source.set_for(length)))
+            rows.append(PerplexityRow(length, len(windows), found))
+            task.advance(length, f"{found:.3f} at {length}")
+            if not math.isfinite(found):
+                progress.warn(
+                    f"the perplexity of windows of {length} tokens is not finite ({found}): {_where(source, windows)}"
+                )
     return tuple(rows)
+
+
+def _where(source: LogitSource, windows: Sequence[TokenIds]) -> str:
+    """The first logits that are not finite."""
+    for number, ids in enumerate(windows, start=1):
+        position = first_non_finite(source, ids, source.set_for(len(ids)))
+        if position is not None:
+            return f"the logits are NaN or infinite from position {position} of window {number} on; try --dtype float32"
+    return "every logit is finite, and the text is as good as impossible for this model"
 
 
 def _retrieval(

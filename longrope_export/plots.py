@@ -16,6 +16,7 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import refuse_existing, write_atomically
 from longrope.metrics import perplexity
+from longrope.reading import visible
 from longrope.retrieval import RetrievalRow
 from longrope.search import SearchResult
 
@@ -205,6 +206,11 @@ def training_figure(records: Sequence[tuple[int, float, float]]) -> Any:
 
 def render(figure: Any, kind: str) -> bytes:
     """A figure's bytes as `png` or `svg`."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names of files are no mathematics
+        text.set_parse_math(False)
+        text.set_text(visible(text.get_text()))
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight")
     return buffer.getvalue()

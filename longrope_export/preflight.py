@@ -34,6 +34,7 @@ from longrope.loading import require_loadable
 from longrope.locks import refuse_occupied
 from longrope.modeling import require_device
 from longrope.progress import Progress
+from longrope.reading import OBJECT, check, read_object, record
 from longrope.search import SearchOptions, check_search
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
@@ -357,7 +358,7 @@ def _check_resumable(file: Path, configuration: Mapping[str, Any]) -> None:
     """Raise InputError unless a run with the same model, texts and options is there."""
     if not file.is_file():
         raise InputError(f"{file}: no such run to resume; leave --resume out to start one")
-    stored = json.loads(file.read_text(encoding="utf-8"))["configuration"]
+    stored = check(read_object(file), record({"configuration": OBJECT}), str(file))["configuration"]
     now = json.loads(json_text(configuration))
     decisive = ("model_fingerprint", "text_fingerprint", "options")
     before, after = ({name: run.get(name) for name in decisive} for run in (stored, now))

@@ -7,7 +7,6 @@ Paths in a recipe are relative to its folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from longrope.errors import InputError
 from longrope.finetune.stages import StagePlan, stage_table
 from longrope.options import Option, plain, read_table, schema_of
+from longrope.reading import OBJECT, check, read_object, read_yaml, record
 
 SUFFIXES = (".yaml", ".yml")
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -42,7 +42,7 @@ def read_recipe(path: Path, options: Sequence[Option]) -> dict[str, Any]:
     Raises:
         InputError: not readable, no model in it, a key that is unknown or there twice, or a value of another kind.
     """
-    table = _read_run(path) if path.name == "run.json" else _read_yaml(path)
+    table = _read_run(path) if path.name == "run.json" else read_yaml(path)
     if not isinstance(table, Mapping):
         raise InputError(
             f"{path}: expected a table of options, such as `target-length: 32k`, got {type(table).__name__}"
@@ -106,30 +106,4 @@ def _plain(value: Any) -> Any:
 
 
 def _read_run(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["recipe"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected the run.json of a run of extend ({error!r})") from None
-
-
-def _read_yaml(path: Path) -> Any:
-    """The document of a YAML file, in which no key may be there twice."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Refuses a second value for a key, which YAML forbids and PyYAML takes."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
-            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-            return mapping
-
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
+    return check(read_object(path, non_finite=True), record({"recipe": OBJECT}), str(path))["recipe"]

@@ -5,7 +5,6 @@ run.json, factors.json, validation.json, and evaluation.json where there is one 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
 from longrope_export.console import number
+from longrope_export.run_files import RUN, VALIDATION, read_evaluation, read_finished_run, read_validation
 
 TEMPLATE = "report.html.j2"
 
@@ -21,14 +21,17 @@ TEMPLATE = "report.html.j2"
 def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write the report of a run's folder; returns where. Raises InputError when the folder is not a finished run."""
     path = output or folder / "report.html"
-    run = _read(folder / "run.json")
-    evaluation = _read(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
+    if not (folder / RUN).is_file():
+        raise InputError(f"{folder / RUN}: no such file; expected the folder of a finished run")
+    run, evaluation = read_finished_run(folder), read_evaluation(folder)
+    factors, artifacts = RescaleFactors.load(folder / "factors.json"), read_validation(folder / VALIDATION)
     data = {
         "run": run,
         "evaluation": evaluation,
-        "validation": _read(folder / "validation.json"),
-        "factors": RescaleFactors.load(folder / "factors.json"),
-        "plots": _plots(run, RescaleFactors.load(folder / "factors.json"), evaluation or {}),
+        "artifacts": artifacts,
+        "passed": all(artifact["passed"] for artifact in artifacts),
+        "factors": factors,
+        "plots": _plots(run, factors, evaluation),
     }
     write_atomically(path, render(data))
     return path
@@ -52,15 +55,6 @@ def _percent(share: float | None) -> str:
 def _said(value: object) -> str:
     """What a check expected or found; nothing where it says neither."""
     return "" if value is None else str(value)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected the folder of a finished run") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def _plots(run: Mapping[str, Any], factors: RescaleFactors, evaluation: Mapping[str, Any]) -> dict[str, str]:

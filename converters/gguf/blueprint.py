@@ -46,7 +46,7 @@ from longrope.errors import InputError
 from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
 from longrope.provenance import usable_cpus
-from longrope.reading import own_file
+from longrope.reading import one_line, own_file, read_json, said_by
 from longrope.unfinished import temporary_folder
 
 EMBEDDING = "token_embd.weight"
@@ -433,17 +433,21 @@ def _metadata_of(folder: Path, name: str | None, count: int) -> tuple[Any, str]:
         InputError: the card is a link to a file outside of the folder.
     """
     own_file(folder, _CARD)
+    for file in _SETTINGS:
+        if (folder / file).is_file():
+            read_json(own_file(folder, file), non_finite=True)
     try:
         return _usable(gguf.Metadata.load(None, folder, name, count)), ""
     except Exception as error:  # noqa: BLE001  whatever yaml, and the library on odd values, raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
     with temporary_folder("card") as room:
         bare = Path(room, folder.resolve().name)
         bare.mkdir()
         for file in _SETTINGS:
             if (folder / file).is_file():
                 shutil.copyfile(own_file(folder, file), bare / file)
-        return gguf.Metadata.load(None, bare, name, count), f"{_CARD}: {said}"
+        with said_by("gguf", str(folder)):
+            return gguf.Metadata.load(None, bare, name, count), f"{_CARD}: {said}"
 
 
 def _usable(found: Any) -> Any:

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.gguf.key_types import check_values
 from converters.gguf.native import gguf
-from longrope.errors import InputError
+from longrope.errors import InputError, UnsupportedError
+from longrope.reading import COUNT, shown
 
 if TYPE_CHECKING:
     from gguf import GGUFValueType
@@ -89,7 +91,9 @@ def i32(data: int) -> Value:
 
 
 def u32(data: int) -> Value:
-    """An unsigned 32-bit number."""
+    """An unsigned 32-bit number. Raises UnsupportedError for one that is none."""
+    if not 0 <= data < 1 << 32:
+        raise UnsupportedError(f"GGUF holds whole numbers from 0 to {(1 << 32) - 1} here, got {data}")
     return Value(gguf.GGUFValueType.UINT32, int(data))
 
 
@@ -252,8 +256,11 @@ class GgufPart:
         cursor = _Cursor(self._map, 24)
         self.values = _unique("key", ((cursor.string(), cursor.value()) for _ in range(num_values)))
         self.tensors = _unique("tensor", ((info.name, info) for info in _tensor_infos(cursor, num_tensors)))
+        check_values(
+            {key: value for key, value in self.values.items() if key == gguf.Keys.General.ALIGNMENT}, "its head"
+        )
         self.alignment = alignment_of(self.values)
-        if self.alignment < 1 or self.alignment & (self.alignment - 1):
+        if self.alignment & (self.alignment - 1):
             raise InputError(f"{gguf.Keys.General.ALIGNMENT}: expected a power of two, got {self.alignment}")
         self.data_start = aligned(cursor.at, self.alignment)
         self._check_extents()
@@ -287,6 +294,7 @@ class GgufFile:
         self.path, self.values = first.path, first.values
         self.parts: tuple[GgufPart, ...] = (first,)
         try:
+            check_values(first.values, "its metadata")
             self.parts = (first, *_other_parts(first))
             self._homes = _unique("tensor", ((name, part) for part in self.parts for name in part.tensors))
         except InputError as error:
@@ -322,9 +330,10 @@ class GgufFile:
         """The whole number of `{architecture}.{suffix}`. Raises InputError without."""
         value, kind = self.model_key(suffix), self.get("general.type", "model")
         if value is None and kind != "model":
-            raise InputError(f"{self.path}: expected a language model, the file holds something else ({kind})")
-        if value is None:
-            raise InputError(f"{self.path}: expected the key {self.architecture}.{suffix}, found none")
+            raise InputError(f"{self.path}: expected a language model, the file holds something else ({shown(kind)})")
+        if not COUNT.fits(value):
+            found = "found none" if value is None else f"got {shown(value)}"
+            raise InputError(f"{self.path}: {self.architecture}.{suffix}: expected {COUNT.words}, {found}")
         return int(value)
 
     @property

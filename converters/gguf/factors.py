@@ -40,6 +40,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, RopeFamily
+from longrope.reading import parsed_json
 
 LONG = "rope_factors_long.weight"
 SHORT = "rope_factors_short.weight"
@@ -290,11 +291,8 @@ def record_of(file: GgufFile) -> RescaleFactors | None:
     record = file.get(FACTORS_KEY)
     if record is None:
         return None
-    try:
-        data = json.loads(record)
-    except json.JSONDecodeError:
-        raise InputError(f"{file.path}: {FACTORS_KEY} is not valid JSON") from None
-    return RescaleFactors.from_json(data, f"{file.path}: {FACTORS_KEY}")
+    where = f"{file.path}: {FACTORS_KEY}"
+    return RescaleFactors.from_json(parsed_json(record, where, non_finite=True), where)
 
 
 # -- the RoPE that llama.cpp computes from a file

@@ -33,13 +33,30 @@ from converters.gguf.writing import write_skeleton
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.files import errors_of_writing
-from longrope.reading import own_file, read_object, read_text
+from longrope.reading import TEXT, Kind, check, list_of, own_file, read_object, read_text, record
 from longrope.unfinished import temporary_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Reader = Callable[[Checkpoint, Mapping[str, Any], SpecialTokens], Vocabulary]
+
+_TOKEN = Kind(
+    "a string, or an object with a content",
+    lambda value: TEXT.fits(value.get("content") if isinstance(value, dict) else value),
+)
+_NAMED = record({"name": TEXT, "template": TEXT})
+_CONFIG = record(
+    {},
+    {
+        **{f"{name}_token": _TOKEN.or_null() for name in SPECIAL_NAMES},
+        "chat_template": Kind(
+            "a string, or a list of templates with names",
+            lambda value: isinstance(value, str | list),
+            lambda value: list_of(_NAMED).parts(value) if isinstance(value, list) else iter(()),
+        ).or_null(),
+    },
+)
 
 # Normalizations that change few texts; llama.cpp has none for byte-level BPE, and files of such models are in wide use.
 TOLERATED_NORMALIZERS = {"NFC"}
@@ -94,7 +111,7 @@ def _special_tokens(checkpoint: Checkpoint, data: Mapping[str, Any]) -> SpecialT
 
 
 def _named_ids(checkpoint: Checkpoint, data: Mapping[str, Any]) -> dict[str, int]:
-    settings = _json_object(checkpoint.path / "tokenizer_config.json")
+    settings = _tokenizer_config(checkpoint.path)
     known = _model_ids(data["model"]) | {added["content"]: added["id"] for added in data.get("added_tokens", ())}
     found = {}
     for name in SPECIAL_NAMES:
@@ -122,17 +139,19 @@ def _chat_templates(folder: Path) -> dict[str, str]:
     extra = {path.stem: read_text(folder, f"{path.parent.name}/{path.name}") for path in folder.glob(_NAMED_TEMPLATES)}
     if file.is_file():
         return {"default": read_text(folder, file.name), **extra}
-    template = _json_object(folder / "tokenizer_config.json").get("chat_template")
+    template = _tokenizer_config(folder).get("chat_template")
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}
     return {"default": template} if isinstance(template, str) else {}
 
 
-def _json_object(file: Path) -> dict[str, Any]:
-    """A JSON object, empty when there is no such file. Raises InputError when it is something else."""
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty when there is none. Raises InputError when it is something else."""
+    file = folder / "tokenizer_config.json"
     if not file.is_file():
         return {}
-    return read_object(own_file(file.parent, file.name))
+    found: dict[str, Any] = check(read_object(own_file(folder, file.name), non_finite=True), _CONFIG, str(file))
+    return found
 
 
 # -- vocabulary → tokenizer.json

@@ -112,6 +112,9 @@ def vocabulary_in(values: Mapping[str, Value]) -> Vocabulary:
     tokens = get(keys.LIST)
     if not tokens:
         raise InputError(f"the GGUF file has no vocabulary ({keys.LIST})")
+    for key in (keys.TOKEN_TYPE, keys.SCORES):
+        if key in values and len(values[key].data) != len(tokens):
+            raise InputError(f"{key}: expected {len(tokens)} numbers, one a token, got {len(values[key].data)}")
     template = get(keys.CHAT_TEMPLATE)
     return Vocabulary(
         model=str(get(keys.MODEL)),

@@ -27,7 +27,8 @@ from converters.gguf.container import MAGIC, GgufFile, Region, TensorInfo, tenso
 from converters.gguf.native import Importance, gguf
 from converters.gguf.writing import Content
 from longrope.errors import InputError, UnsupportedError
-from longrope.weights import safetensors_header
+from longrope.reading import one_line, printable, read_bytes
+from longrope.weights import refuse_non_finite, safetensors_header
 
 # Elements of one block: half a megabyte of float32, so that it and what is made of it stay in a processor's cache.
 BLOCK_ELEMENTS = 1 << 17
@@ -320,8 +321,10 @@ class Planned:
         for block, dtype in self.blocks():
             if dtype == name:
                 yield np.ascontiguousarray(block)
-            else:
-                yield encode(as_float32(block, dtype), self.info.type)
+                continue
+            floats = as_float32(block, dtype)
+            refuse_non_finite(floats, "F32", self.info.name)
+            yield encode(floats, self.info.type, finite=True)
 
     def _finite(self) -> Iterator[NDArray[Any]]:
         """`encoded`, refusing weights that float16 cannot hold; the bits are looked at, for numpy is slow on halves."""
@@ -357,16 +360,17 @@ def same_numbers(one: Stored, other: Stored) -> bool:
 _IN_C: Mapping[str, DTypeLike] = {"F16": np.float16, "BF16": np.uint16, "Q8_0": np.uint8}
 
 
-def encode(rows: Floats, type: int) -> NDArray[Any]:
+def encode(rows: Floats, type: int, *, finite: bool = False) -> NDArray[Any]:
     """Float32 rows in a ggml type, as its bytes or as numpy's type of that width. Infinities stand for overflow.
 
     Args:
         rows: [rows, columns], contiguous.
         type: number of a ggml type.
+        finite: the rows are known to hold no NaN.
     """
     kind = gguf.GGMLQuantizationType(type)
     # C code rounds NaN otherwise than the library.
-    if kind.name in _IN_C and not np.isnan(rows.max(initial=0)):
+    if kind.name in _IN_C and (finite or not np.isnan(rows.max(initial=0))):
         return _encoded_in_c(rows, type, _IN_C[kind.name])
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(gguf.quants.quantize(rows, kind))
@@ -390,13 +394,16 @@ def read_importance(path: Path) -> Importance:
     try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == MAGIC
-        found = _from_gguf(path) if is_gguf else _from_legacy(path.read_bytes())
+        found = _from_gguf(path) if is_gguf else _from_legacy(read_bytes(path, str(path)))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, struct.error, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: not an importance matrix of llama-imatrix ({error})") from None
+        raise InputError(f"{path}: not an importance matrix of llama-imatrix ({one_line(error)})") from None
     if not found:
         raise InputError(f"{path}: the importance matrix is empty")
+    for name, values in found.items():
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise InputError(f"{path}: {printable(name)}: expected finite numbers of 0 or more")
     return found
 
 

@@ -22,7 +22,7 @@ from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_json
 from longrope.loading import require_announced
 from longrope.progress import Progress
-from longrope.reading import read_object
+from longrope.reading import read_object, said_by
 from longrope.weights import has_weights
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class HuggingFaceConverter(Converter):
 
         found: dict[str, str] = {}
         for file in open_folder(path).weight_files:
-            with safe_open(file, framework="np") as opened:
+            with said_by("safetensors", str(file)), safe_open(file, framework="np") as opened:
                 found |= {f"{file.name}: {key}": value for key, value in (opened.metadata() or {}).items()}
         return found
 
@@ -198,7 +198,7 @@ def _limit_tokenizer(path: Path, target: int) -> None:
     """Raise the tokenizer's own length limit to the new window, where the file has one."""
     if not path.is_file():
         return
-    data = read_object(path)
+    data = read_object(path, non_finite=True)
     if "model_max_length" in data:
         data["model_max_length"] = target
         write_json(path, data, keep_non_finite=True)

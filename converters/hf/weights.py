@@ -9,9 +9,10 @@ from typing import Any
 
 from converters.base import Check
 from longrope.checkpoint import Checkpoint
-from longrope.errors import UnsupportedError
+from longrope.errors import InputError, UnsupportedError
 from longrope.files import write_json
 from longrope.progress import Progress
+from longrope.reading import said_by
 from longrope.weights import INDEX, SINGLE, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -57,14 +58,22 @@ def _cast(checkpoint: Checkpoint, source: Path, target: Path, outtype: str) -> N
     from safetensors.torch import save_file
 
     dtype, names = getattr(torch, DTYPE_NAMES[outtype]), checkpoint.weight_names
-    with safe_open(source, "pt") as file:
-        cast = {names[name]: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  not a dict
+    with said_by("safetensors", str(source)), safe_open(source, "pt") as file:
+        cast = {names[name]: _finite(file, source, name).to(dtype) for name in file.keys()}  # noqa: SIM118  not a dict
     if outtype == "f16" and not all(bool(torch.isfinite(tensor).all()) for tensor in cast.values()):
         raise UnsupportedError(f"{source.name}: weights beyond 65504 do not fit f16; use --outtype bf16 or f32")
     target.touch()
     mode = target.stat().st_mode & 0o777  # by the umask; save_file's own file is readable by its owner alone
     save_file(cast, target, metadata={"format": "pt"})
     target.chmod(mode)
+
+
+def _finite(file: Any, source: Path, name: str) -> Any:
+    """A tensor of an open file. Raises InputError where it holds NaN or infinity."""
+    tensor = file.get_tensor(name)
+    if not bool(tensor.isfinite().all()):
+        raise InputError(f"{source}: {name} holds NaN or infinity; take weights that are finite")
+    return tensor
 
 
 def _write_index(checkpoint: Checkpoint, path: Path) -> None:
@@ -108,5 +117,5 @@ def _index(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
 def _tensor(file: Path, name: str) -> Any:
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as handle:
+    with said_by("safetensors", str(file)), safe_open(file, "pt") as handle:
         return handle.get_tensor(name)

@@ -18,8 +18,10 @@ from converters.onnx.export import PRODUCER
 from converters.onnx.readback import External, OnnxFile
 from converters.onnx.rope_eval import RopePart
 from longrope import rope
+from longrope.config_fields import check_config
 from longrope.errors import InputError
 from longrope.factors import BoundFactors, FactorSet
+from longrope.reading import read_object
 
 OPSETS = (23, 24)
 # Largest error of a cos or sin, relative to the attention factor: an angle's error in rad is no smaller.
@@ -262,8 +264,9 @@ def _weights(file: OnnxFile, model: ir.Model) -> Check:
 
 def _config(folder: Path, expected: BoundFactors, source: Mapping[str, Any]) -> Iterator[Check]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_object(folder / "config.json", non_finite=True)
+        check_config(config, str(folder))
+    except InputError as error:
         yield Check("onnx.config", "fail", "config.json", None, f"tools that load the folder need it ({error})")
         return
     yield from config_checks(config, expected, keys="onnx.config", rope="onnx.config", source=source)

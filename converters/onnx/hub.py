@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -11,6 +11,7 @@ from converters.onnx.export import DATA_FILE
 from converters.onnx.genai import GENAI_FILE
 from converters.onnx.readback import OnnxFile
 from longrope.files import json_text
+from longrope.reading import OBJECT, TEXT, check, check_fields, read_object, record
 
 FOLDER = "onnx"
 # Weight type → what transformers.js appends to the name, and calls the type.
@@ -64,16 +65,24 @@ def _with_data(file: OnnxFile, data: str) -> Path | bytes:
 
 
 def _genai(path: Path, name: str) -> Path | bytes:
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_genai(path)
     if config["model"]["decoder"][GENAI_MODEL] == name:
         return path
     config["model"]["decoder"][GENAI_MODEL] = name
     return json_text(config).encode()
 
 
+def read_genai(path: Path) -> dict[str, Any]:
+    """genai_config.json, with what is read of it. Raises InputError."""
+    kind = record({"model": record({"decoder": record({GENAI_MODEL: TEXT})})})
+    config: dict[str, Any] = check(read_object(path), kind, str(path))
+    return config
+
+
 def _root_config(path: Path, name: str, outtype: str) -> bytes:
     """config.json that tells transformers.js which weight type is there and that its data lie beside the graph."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path, non_finite=True)
+    check_fields(config, {"transformers.js_config": OBJECT}, str(path))
     js = config.get("transformers.js_config", {})
     config["transformers.js_config"] = {**js, "dtype": DTYPES[outtype], "use_external_data_format": {name: 1}}
     return json_text(config, keep_non_finite=True).encode()

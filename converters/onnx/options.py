@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from longrope.errors import InputError
+from longrope.reading import printable, shown
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class OnnxOptions:
         types = get_type_hints(cls)
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(options) - set(known)):
-            raise InputError(f"unknown ONNX option {', '.join(unknown)}; known: {', '.join(known)}")
+            raise InputError(f"unknown ONNX option {', '.join(map(printable, unknown))}; known: {', '.join(known)}")
         for name, value in options.items():
             if value not in get_args(types[name]):
-                raise InputError(f"ONNX option {name}: expected {' or '.join(get_args(types[name]))}, got {value!r}")
+                raise InputError(
+                    f"ONNX option {name}: expected {' or '.join(get_args(types[name]))}, got {shown(value)}"
+                )
         return cls(**options)
 
 

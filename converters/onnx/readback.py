@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from converters.onnx.export import METADATA_FACTORS, METADATA_OPTIONS, METADATA_
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.reading import one_line, parsed_json
 
 Array = NDArray[Any]
 
@@ -65,7 +65,7 @@ class OnnxFile:
         try:
             self.proto = onnx.load(found, load_external_data=False)
         except Exception as error:  # noqa: BLE001  protobuf's DecodeError, or ValueError from its accelerated decoder
-            raise InputError(f"{found}: truncated or not an ONNX model ({error})") from None
+            raise InputError(f"{found}: truncated or not an ONNX model ({one_line(error)})") from None
         if not self.proto.graph.node:
             raise InputError(f"{found}: not an ONNX model: it has no graph")
         if not _strings_are_text(self.proto):
@@ -144,10 +144,7 @@ class OnnxFile:
 
     def _json(self, key: str) -> Any:
         text = self.metadata.get(key)
-        try:
-            return None if text is None else json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.path}: metadata {key} is not valid JSON ({error})") from None
+        return None if text is None else parsed_json(text, f"{self.path}: metadata {key}", non_finite=True)
 
     def factors(self) -> RescaleFactors | None:
         """The factors the graph computes with, and from the metadata only what no initializer says; None if none."""

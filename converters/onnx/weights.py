@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.weights import safetensors_header
+from longrope.reading import said_by
+from longrope.weights import refuse_non_finite, safetensors_header
 
 Array = NDArray[Any]
 Replacements = Sequence[tuple[str, str]]
@@ -57,7 +58,7 @@ class Entry:
 
     def read(self) -> Array:
         """The tensor in float32."""
-        with safe_open(self.file, "pt") as file:  # numpy has no bfloat16
+        with said_by("safetensors", str(self.file)), safe_open(self.file, "pt") as file:  # numpy has no bfloat16
             if self.part is None:
                 array: Array = file.get_tensor(self.name).float().numpy()
                 return array
@@ -144,6 +145,7 @@ class Weights:
         def read() -> Array:
             parts = [entry.read() for entry in entries]
             wide = np.asarray(change(parts[0] if len(parts) == 1 else np.concatenate(parts)), order="C")
+            refuse_non_finite(wide, "F32", f"{self.name}: {names[0]}")
             with np.errstate(over="ignore"):
                 found = wide.astype(dtype, copy=False)
             if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():

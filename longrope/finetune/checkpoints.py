@@ -42,6 +42,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from longrope.errors import InputError, MissingRequirementError
 from longrope.files import errors_of_writing, remove_partial, sync, write_atomically
+from longrope.reading import COUNT, OBJECT, Kind, check, read_object, record, said_by, shown
 from longrope.unfinished import PARTIAL
 from longrope.weights import safetensors_header
 
@@ -101,13 +102,16 @@ def save_checkpoint(
         raise
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, kind: Kind = OBJECT
+) -> dict[str, Any]:
     """Put a checkpoint into a model, an optimizer and the random generators; all processes call it together.
 
     Args:
         folder: from `latest_checkpoint` or `step_folder`.
         model: as it was when saved, sharded over any number of processes.
         optimizer: a new one of the same kind and parameters.
+        kind: of the state that was saved.
 
     Returns:
         The state that was saved.
@@ -118,9 +122,12 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     content = _read_json(folder / "state.json")
     if content.get("version") != CHECKPOINT_VERSION:
         raise InputError(
-            f"{folder}: expected a checkpoint of version {CHECKPOINT_VERSION}, got {content.get('version')}"
+            f"{folder}: expected a checkpoint of version {CHECKPOINT_VERSION}, got {shown(content.get('version'))}"
         )
-    _read_tensors(folder, model, optimizer, content["optimizer"])
+    file = folder / "state.json"
+    check(content, record({"optimizer": OBJECT, "processes": COUNT, "state": kind}), str(file))
+    with said_by("torch's optimizer", str(file)):
+        _read_tensors(folder, model, optimizer, content["optimizer"])
     _restore_random(folder, saved_by=content["processes"])
     state: dict[str, Any] = content["state"]
     return state
@@ -256,7 +263,18 @@ def _random_states() -> dict[str, Any]:
 def _restore_random(folder: Path, saved_by: int) -> None:
     """Go on where this process's generators were; a process that was not there is seeded from one that was, and its rank."""
     rank = _rank()
-    states = _read_json(folder / f"random-{rank % saved_by:05d}.json")
+    file = folder / f"random-{rank % saved_by:05d}.json"
+    with said_by("torch", f"{file}: damaged"):
+        _set_random(_read_json(file))
+    if rank >= saved_by:
+        seed = int(torch.randint(2**31, ()).item()) + rank
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+
+def _set_random(states: Mapping[str, Any]) -> None:
+    """Raises whatever torch, numpy and Python do on states that are none."""
     torch.set_rng_state(_bytes(states["torch"]))
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(_bytes(states["cuda"]))
@@ -264,11 +282,6 @@ def _restore_random(folder: Path, saved_by: int) -> None:
     np.random.set_state({**states["numpy"], "state": {**words, "key": np.asarray(words["key"], dtype=np.uint32)}})
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
-    if rank >= saved_by:
-        seed = int(torch.randint(2**31, ()).item()) + rank
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
 
 
 def _text(state: Tensor) -> str:
@@ -320,13 +333,9 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent}: expected a checkpoint, found no {path.name} in it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: damaged: {error}") from None
-    return dict(content)
+    if not path.is_file():
+        raise InputError(f"{path.parent}: expected a checkpoint, found no {path.name} in it")
+    return read_object(path, f"{path}: damaged", non_finite=True)
 
 
 # -- processes

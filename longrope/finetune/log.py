@@ -7,12 +7,12 @@ file is always one curve.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from longrope.errors import InputError
 from longrope.files import errors_of_writing, write_atomically
+from longrope.reading import check, kind_of, parsed_json, read_utf8
 
 LOG_NAME = "log.jsonl"
 
@@ -79,11 +79,14 @@ def read_log(path: Path) -> list[StepRecord]:
     """
     if not path.is_file():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    try:
-        return [StepRecord(**json.loads(line)) for line in whole.splitlines()]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise InputError(f"{path}: a line is not a training step ({error})") from None
+    whole, _, _ = read_utf8(path).rpartition("\n")
+    return [_step(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def _step(line: str, where: str) -> StepRecord:
+    data = check(parsed_json(line, where, non_finite=True), kind_of(StepRecord), where)
+    known = {field.name for field in fields(StepRecord)}
+    return StepRecord(**{name: value for name, value in data.items() if name in known})
 
 
 def _line(record: StepRecord) -> str:

@@ -9,7 +9,6 @@ plan's last stage is shorter than the target, a second interpolation is added: s
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +28,8 @@ from longrope.options import (
     read_table,
     schema_of,
 )
+from longrope.reading import read_toml as read_toml_file
+from longrope.reading import shown
 
 Schedule = Literal["linear", "constant", "cosine"]
 SEARCH, RESCALE, GIVEN = "search", "rescale", "given"
@@ -194,10 +195,7 @@ def read_toml(path: Path) -> StagePlan:
     Raises:
         InputError: not a readable TOML file, unknown keys, or values out of range.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: not a readable TOML file ({error})") from None
+    data = read_toml_file(path)
     tables = data.pop("stage", None)
     if not isinstance(tables, list) or not tables:
         raise InputError(f"{path}: expected a [[stage]] table for each stage, found none")
@@ -220,7 +218,7 @@ def read_stages(tables: Sequence[Any], where: str, folder: Path) -> tuple[Stage,
     for number, table in enumerate(tables, start=1):
         here = f"{where}, stage {number}"
         if not isinstance(table, Mapping):
-            raise InputError(f"{here}: expected a table of settings, got {table!r}")
+            raise InputError(f"{here}: expected a table of settings, got {shown(table)}")
         values = read_table(declared(Stage), table, here, folder)
         if "length" not in values:
             raise InputError(f"{here}: expected a length in tokens")

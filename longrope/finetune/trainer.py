@@ -42,11 +42,14 @@ from longrope.finetune.teacher import Lesson, Teacher
 from longrope.journal import differences
 from longrope.modeling import set_threads
 from longrope.progress import Progress, Silent, Task
+from longrope.reading import COUNT, COUNT_OR_ZERO, OBJECT, check, read_object, record, said_by
 from longrope.text import Corpus
 
 RUN_NAME, CHECKPOINTS, MODEL = "training.json", "checkpoints", "model"
 # Where a stage's factors and texts came from; what they say is compared when a run is resumed, not where they lie.
 ORIGINS = ("factors", "texts")
+_STATE = record({"step": COUNT_OR_ZERO, "tokens": COUNT_OR_ZERO, "scheduler": OBJECT})
+_RUN = record({"stage": record({"length": COUNT}), "options": OBJECT})
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,15 @@ def finetune(
         if not (folder / MODEL).is_dir():
             _Run(checkpoint, source, bound, stage, rows, folder, options, parallel, progress).train()
     trained = open_folder(folder / MODEL, f"{checkpoint.name}, trained")
-    return Training(trained, bound, tuple(read_log(folder / LOG_NAME)))
+    return Training(trained, bound, _records(folder / LOG_NAME, stage.steps))
+
+
+def _records(file: Path, steps: int) -> tuple[StepRecord, ...]:
+    """Every step of a finished stage. Raises InputError."""
+    records = tuple(read_log(file))
+    if [record.step for record in records] != list(range(1, steps + 1)):
+        raise InputError(f"{file}: damaged: expected the steps 1 to {steps}, one a line; start the training anew")
+    return records
 
 
 def training_factors(factors: BoundFactors, stage: Stage) -> BoundFactors:
@@ -312,9 +323,10 @@ class _Run:
         if found is None:
             torch.manual_seed(self.options.seed)
             return
-        state = load_checkpoint(found, self.trained.loss, self.optimizer)
+        state = load_checkpoint(found, self.trained.loss, self.optimizer, _STATE)
         self.step, self.tokens = state["step"], state["tokens"]
-        self.scheduler.load_state_dict(state["scheduler"])
+        with said_by("torch's scheduler", f"{found / 'state.json'}: scheduler"):
+            self.scheduler.load_state_dict(state["scheduler"])
         self.progress.line(f"Going on after step {self.step}.")
 
 
@@ -392,7 +404,4 @@ def _with_defaults(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file}: damaged ({error})") from None
+    return check(read_object(file, non_finite=True), _RUN, f"{file}: damaged")

@@ -12,9 +12,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longrope.journal import Journal
+from longrope.reading import BOOLEAN, COUNT_OR_ZERO, OBJECT, POSITIVE, REAL, check, list_of, record
 from longrope.search.evaluators import Evaluator
 from longrope.search.objective import Objective
 from longrope.search.trial import Candidate, Job, Measurement, Outcome, Trial
+
+# A line of the journal, as `_to_record` writes it.
+_RECORD = record(
+    {
+        "factors": list_of(POSITIVE),
+        "n_hat": COUNT_OR_ZERO,
+        "attention_factor": POSITIVE.or_null(),
+        "window": COUNT_OR_ZERO,
+        "nll": REAL,
+        "tokens": COUNT_OR_ZERO,
+        "with_gradient": BOOLEAN,
+        "gradient": list_of(REAL).or_null(),
+        "seconds": REAL,
+    },
+    {"family": OBJECT.or_null()},
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +96,10 @@ class EvaluationCache:
     _lowest: tuple[bool, float, float] = (True, math.inf, math.inf)
 
     def __post_init__(self) -> None:
-        for record in self.journal.records if self.journal else []:
-            job, measurement = _from_record(record)
+        if self.journal is None:
+            return
+        for number, line in enumerate(self.journal.records, start=2):
+            job, measurement = _from_record(check(line, _RECORD, f"{self.journal.path}, line {number}"))
             self._replayed[job] = measurement
 
     def evaluate(self, trials: Sequence[Trial]) -> list[Outcome]:

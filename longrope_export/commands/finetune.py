@@ -175,6 +175,8 @@ def _prepare(request: FinetuneRequest) -> _Prepared:
     from longrope.text import load_corpus
     from longrope_export.models import open_model
 
+    if request.stage.steps < 1:
+        raise InputError("--steps 0: expected 1 step or more; convert writes factors into a model without training")
     checkpoint = open_model(request.model)
     checkpoint.require_float_weights()
     factors, length = known_factors(checkpoint, request.factors), request.stage.sequence_length

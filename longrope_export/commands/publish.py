@@ -170,7 +170,7 @@ def _with_licence(subject: Subject, hub: Hub) -> Subject:
 
     from longrope_export.publish.subject import inherited
 
-    known = {**inherited(hub.card_of(subject.base.id or "")), **subject.base.metadata}
+    known = {**inherited(hub.card_of(subject.base.id or ""), f"the card of {subject.base.id}"), **subject.base.metadata}
     return replace(subject, base=replace(subject.base, metadata=known))
 
 

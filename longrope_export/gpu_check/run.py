@@ -18,6 +18,7 @@ from longrope.files import write_json
 from longrope.journal import differences
 from longrope.progress import Progress
 from longrope.provenance import provenance
+from longrope.reading import OBJECT, check, read_object, record
 from longrope_export.gpu_check.base import Row, Setting, Step
 
 SECTIONS: Final = ("right", "memory", "speed", "headline")
@@ -102,7 +103,7 @@ def _checked(setting: Setting) -> dict[str, Any]:
 def _former(file: Path, checked: Mapping[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = check(read_object(file, non_finite=True), record({"checked": OBJECT, "sections": OBJECT}), str(file))
     if changed := differences(stored["checked"], json.loads(json.dumps(checked))):
         raise InputError(f"{file}: cannot resume, what is checked has changed: {'; '.join(changed)}; start a new one")
     sections: dict[str, Any] = stored["sections"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from converters.factor_files import known_methods
 from longrope.errors import InputError
+from longrope.reading import parsed_yaml
 from longrope_export.console import number
 from longrope_export.publish.subject import Base, Exported, Subject
 
@@ -203,15 +204,10 @@ def _recipe(subject: Subject) -> str:
 
 def _parts(existing: str) -> tuple[dict[str, Any], str]:
     """Metadata and text of a card."""
-    import yaml
-
     match = re.match(r"\s*---\s*\n(.*?)\n?---\s*(?:\n|$)", existing, re.DOTALL)
     if match is None:
         return {}, existing
-    try:
-        data = yaml.safe_load(match.group(1)) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"README.md there: its metadata are no YAML ({' '.join(str(error).split())[:120]})") from None
+    data = parsed_yaml(match.group(1), "README.md there: its metadata") or {}
     if not isinstance(data, dict):
         raise InputError("README.md there: its metadata are no mapping; mend it on the Hub first")
     return data, existing[match.end() :]

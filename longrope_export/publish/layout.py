@@ -6,15 +6,15 @@ ORG/NAME-GGUF    every GGUF file          (one repository for all with the layou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import json_text
+from longrope.reading import as_object, parsed_json
 from longrope_export.publish.card import FORMATS, Page
 from longrope_export.publish.content import Content
 from longrope_export.publish.scan import metadata_of
@@ -108,13 +108,17 @@ def _known_hash(exported: Exported, source: Path | bytes) -> str | None:
 
 def _with_js(first: Content, second: Content) -> Content:
     """The first config.json with what the second one says to transformers.js."""
-    config, other = json.loads(first.read()), json.loads(second.read()).get(JS_CONFIG)
+    config, other = _config(first), _config(second).get(JS_CONFIG)
     if not other:
         return first
     mine = config.get(JS_CONFIG, {})
     external = {**mine.get("use_external_data_format", {}), **other["use_external_data_format"]}
     config[JS_CONFIG] = {**other, **mine, "use_external_data_format": external}
     return Content(first.place, json_text(config, keep_non_finite=True).encode())
+
+
+def _config(content: Content) -> dict[str, Any]:
+    return as_object(parsed_json(content.read(), content.place, non_finite=True), content.place)
 
 
 def _plot(factors: RescaleFactors) -> Content | None:

@@ -6,7 +6,7 @@ no others, so an artifact that was touched afterwards is found out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,17 @@ from longrope.checkpoint import is_hub_id
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.locks import refuse_occupied
-from longrope.reading import read_object
+from longrope.reading import TEXT, Kind, check_fields, read_utf8, said_by
 from longrope_export import default_model
 from longrope_export.models import DEFAULT
+from longrope_export.run_files import read_evaluation, read_finished_run, read_validation
 
 VALIDATION_FILE = "validation.json"
+_WORDS = Kind(
+    "a word or a list of them",
+    lambda value: all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])),
+)
+_INHERITED = {"license": TEXT, "license_name": TEXT, "license_link": TEXT, "language": _WORDS}
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,7 @@ def open_subject(path: Path, *, validation: Path | None = None, base: Base | Non
 
 
 def _open_run(folder: Path, base: Base, validation: Path | None) -> Subject:
-    run = read_object(folder / "run.json")
-    if run.get("state") != "done":
-        raise InputError(f"{folder}: this run is not finished; go on with it", option="resume")
-    evaluation = folder / "evaluation.json"
+    run = read_finished_run(folder)
     files = [validation or folder / VALIDATION_FILE]
     return Subject(
         folder,
@@ -152,7 +155,7 @@ def _open_run(folder: Path, base: Base, validation: Path | None) -> Subject:
         tuple(_exported(folder / export["path"], files) for export in run["exports"]),
         _base_of(run, base),
         run,
-        read_object(evaluation) if evaluation.is_file() else {},
+        read_evaluation(folder),
     )
 
 
@@ -161,28 +164,26 @@ def _base_of(run: Mapping[str, Any], given: Base) -> Base:
     name = str(run.get("recipe", {}).get("model", ""))
     id = given.id or (name.partition("@")[0] if is_hub_id(name) else None)
     card = (default_model.CHECKPOINT if name == DEFAULT else Path(name)) / "README.md"
-    known = inherited(card.read_text(encoding="utf-8")) if name and card.is_file() else {}
+    known = inherited(read_utf8(card), str(card)) if name and card.is_file() else {}
     return Base(id, {**known, **given.metadata})
 
 
-def inherited(card: str) -> dict[str, Any]:
-    """What a derived model takes over from the card of its base."""
+def inherited(card: str, name: str) -> dict[str, Any]:
+    """What a derived model takes over from the card of its base, called `name` in messages. Raises InputError."""
     from huggingface_hub import ModelCard
 
-    data = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
-    return {key: data[key] for key in ("license", "license_name", "license_link", "language") if data.get(key)}
+    with said_by("huggingface_hub", name):
+        data = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    found = {key: data[key] for key in _INHERITED if data.get(key)}
+    check_fields(found, _INHERITED, name)
+    return found
 
 
 def _exported(path: Path, validations: Sequence[Path]) -> Exported:
     converter = registry.recognize(path)
-    claims = [claim for file in validations if file.is_file() for claim in _claims(read_object(file))]
+    claims = [claim for file in validations if file.is_file() for claim in read_validation(file)]
     same = tuple(claim for claim in claims if claim.get("format") == converter.name)
     return Exported(path, converter, converter.read_factors(path), same)
-
-
-def _claims(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Entries of a run's validation.json, or the one of `validate --json`."""
-    yield from data.get("artifacts", [data])
 
 
 def _files(claim: Mapping[str, Any]) -> Mapping[str, str]:

@@ -89,7 +89,7 @@ CASES: dict[str, Case] = {
     "JSONL without the field": Case(
         SEARCH.replace("TEXT", "ROOM/t.jsonl"),
         2,
-        "line 1: expected a JSON object with a field `text`",
+        "line 1: text: expected a string, found none",
         put("t.jsonl", "{}"),
     ),
     # lengths

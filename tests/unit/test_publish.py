@@ -51,7 +51,7 @@ def test_a_card_keeps_what_people_wrote_and_is_stable() -> None:
 @pytest.mark.parametrize(
     ("existing", "said"),
     [
-        ("---\n: [\n---\n", "no YAML"),
+        ("---\n: [\n---\n", "not a readable YAML"),
         ("---\n- a\n---\n", "no mapping"),
         (f"{BEGIN}\ntext", "in this order"),
         (f"{END}\n{BEGIN}\n", "in this order"),

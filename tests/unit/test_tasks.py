@@ -74,12 +74,12 @@ def test_records_are_read(tmp_path: Path, task: str, records: list[Any]) -> None
     ("content", "message"),
     [
         ("", "expected JSON lines with context"),
-        ('{"context": "a"}\n', "line 1: expected a JSON object with context"),
+        ('{"context": "a"}\n', "line 1: question: expected a string, found none"),
         ("\n[1]\n", "line 2"),
         ("{broken\n", "line 1"),
-        ('{"context": "a", "question": "b", "answers": "c"}', "`answers` to be a list of texts"),
-        ('{"context": "a", "question": "b", "answers": []}', "`answers` to be a list of texts"),
-        ('{"context": 3, "question": "b", "answers": ["c"]}', "`context` to be a text"),
+        ('{"context": "a", "question": "b", "answers": "c"}', "answers: expected a list of 1 or more"),
+        ('{"context": "a", "question": "b", "answers": []}', "answers: expected a list of 1 or more"),
+        ('{"context": 3, "question": "b", "answers": ["c"]}', "context: expected a string, got 3"),
     ],
 )
 def test_other_files_are_refused_with_the_line(tmp_path: Path, content: str, message: str) -> None:
@@ -89,7 +89,7 @@ def test_other_files_are_refused_with_the_line(tmp_path: Path, content: str, mes
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_records(tmp_path / "none.jsonl", "qa")
 
 

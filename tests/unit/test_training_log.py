@@ -35,10 +35,10 @@ def test_a_resumed_log_goes_on_after_the_step_it_resumes_from(tmp_path: Path) ->
     assert read_log(tmp_path / LOG_NAME) == [record(1), record(2), record(3)] == log.records
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", "loss", '{"step": 1, "unknown": 2}'])
+@pytest.mark.parametrize("line", ["{}", "[1]", "loss", '{"step": "1"}'])
 def test_another_file_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / LOG_NAME).write_text(f"{line}\n")
-    with pytest.raises(InputError, match="a line is not a training step"):
+    with pytest.raises(InputError, match=r"log\.jsonl, line 1.*(expected|not valid JSON)"):
         TrainingLog(tmp_path)
 
 
