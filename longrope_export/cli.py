@@ -106,7 +106,7 @@ def _explain(error: BaseException, *, interrupted: int, debug: bool) -> int:
         option = f" (--{error.option})" if error.option else ""
         click.echo(f"Error: {visible(f'{error}{option}')}", err=True)
         return error.exit_code
-    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if is_out_of_memory(error):
         click.echo("Error: out of memory; use a smaller window, --dtype bfloat16 or a machine with more", err=True)
         return 3
     if isinstance(error, OSError) and (words := lack(error)):
