@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.engines import ENGINES, Engine, score
@@ -61,6 +60,7 @@ class Bench:
         self.checkpoint = open_checkpoint(default_model.CHECKPOINT)
         self.lengths = [128, self.original, self.original + 1, 512, TARGET]
         self._references: dict[tuple[str, FactorSet], dict[int, float]] = {}
+        self._sources: dict[str, TorchSource] = {}
 
     @property
     def original(self) -> int:
@@ -100,12 +100,16 @@ class Bench:
         """NLL of the window in transformers, float32, with the set pinned."""
         known = self._references.setdefault((factor_sets, factor_set), {})
         if tokens not in known:
-            source = TorchSource(build_model(self.checkpoint, self.factors[factor_sets]), self.factors[factor_sets])
-            ids = torch.as_tensor(self.ids)
-            for length in self.lengths:
-                logits = torch.cat(list(source.logits(np.array(self.ids[:length]), factor_set, length)))[:-1]
-                known[length] = float(torch.nn.functional.cross_entropy(logits.double(), ids[1:length]))
+            ids = torch.as_tensor(self.ids[:tokens])
+            logits = torch.cat(list(self._source(factor_sets).logits(ids.numpy(), factor_set, tokens)))[:-1]
+            known[tokens] = float(torch.nn.functional.cross_entropy(logits.double(), ids[1:]))
         return known[tokens]
+
+    def _source(self, factor_sets: str) -> TorchSource:
+        if factor_sets not in self._sources:
+            factors = self.factors[factor_sets]
+            self._sources[factor_sets] = TorchSource(build_model(self.checkpoint, factors), factors)
+        return self._sources[factor_sets]
 
     def expected(self, engine: Engine, case: Case) -> FactorSet:
         """The set that the engine's row in the table speaks of."""
@@ -115,7 +119,8 @@ class Bench:
     def cases(self, engine: Engine, factor_sets: str) -> Iterator[list[Case]]:
         """Windows that one start of the engine scores."""
         for context in [self.original, TARGET] if engine.contexts else [TARGET]:
-            yield [Case(factor_sets, context, tokens) for tokens in self.lengths if tokens <= context - engine.reserved]
+            fitting = [min(tokens, context - engine.reserved) for tokens in self.lengths if tokens <= context]
+            yield [Case(factor_sets, context, tokens) for tokens in fitting]
 
 
 def measure(bench: Bench, name: str) -> None:
@@ -126,13 +131,18 @@ def measure(bench: Bench, name: str) -> None:
             try:
                 windows = [bench.ids[: case.tokens] for case in cases]
                 answer = score(engine, bench.artifact(engine, factor_sets), windows, cases[0].context)
-            except (UnavailableError, RuntimeError) as error:
-                bench.figures.add(
-                    name, f"{engine.runtime}, {factor_sets}", "a loss", " ".join(str(error).split())[-160:], False
-                )
-                continue
-            for case, nll in zip(cases, answer.nll, strict=True):
-                add(bench, name, case, f"{engine.runtime} {answer.version}", nll)
+            except UnavailableError as error:
+                bench.figures.add(name, f"{engine.runtime}, {factor_sets}", "a loss", _last_line(error), False)
+            except RuntimeError as error:
+                asked = "a refusal" if engine.refuses else "a loss"
+                bench.figures.add(name, f"{engine.runtime}, {factor_sets}", asked, _last_line(error), engine.refuses)
+            else:
+                for case, nll in zip(cases, answer.nll, strict=True):
+                    add(bench, name, case, f"{engine.runtime} {answer.version}", nll)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][-160:]
 
 
 def add(bench: Bench, name: str, case: Case, version: str, nll: float) -> None:

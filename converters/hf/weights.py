@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from converters.base import Check
 from longrope.checkpoint import Checkpoint
@@ -16,6 +20,8 @@ from longrope.weights import INDEX, SINGLE, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _COPIED_AT_ONCE = 16 << 20
+# Bytes of a tensor that are memory-mapped at a time.
+_MAPPED = 8 << 20
 
 
 def copy(checkpoint: Checkpoint, folder: Path, outtype: str, progress: Progress) -> None:
@@ -83,30 +89,68 @@ def dtypes(checkpoint: Checkpoint) -> set[str]:
 
 def check(artifact: Checkpoint, reference: Checkpoint) -> Check:
     """Every tensor equal to the reference's, after rounding to the artifact's type."""
-    import torch
-
     id = "hf.weights"
     actual, expected = _index(artifact), _index(reference)
     if set(actual) != set(expected):
         odd = sorted(set(actual) ^ set(expected))
         return Check(id, "fail", f"{len(expected)} tensors", f"{len(actual)} tensors", f"first difference: {odd[0]}")
     for name in sorted(actual):
-        ours, theirs = _tensor(*actual[name]), _tensor(*expected[name])
+        ours, theirs = actual[name], expected[name]
         if ours.shape != theirs.shape:
             return Check(id, "fail", list(theirs.shape), list(ours.shape), f"{name} has another shape")
-        if not torch.equal(ours, theirs.to(ours.dtype)):
+        if not (_same_bytes(ours, theirs) if ours.dtype == theirs.dtype else _is_cast(ours, theirs)):
             return Check(id, "fail", "the reference's weights", "others", f"{name} differs")
     return Check(id, "pass", f"{len(expected)} tensors", f"{len(actual)} equal tensors")
 
 
-def _index(checkpoint: Checkpoint) -> dict[str, tuple[Path, str]]:
-    """Name in the model → file, and name in it."""
-    headers = checkpoint.weight_headers.items()
-    return {checkpoint.weight_names[name]: (file, name) for file, header in headers for name in header}
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file: its name there, its type, its shape, and where its bytes are."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
 
 
-def _tensor(file: Path, name: str) -> Any:
+def _index(checkpoint: Checkpoint) -> dict[str, _Stored]:
+    """The tensors by their name in the model."""
+    return {
+        checkpoint.weight_names[name]: stored
+        for file, header in checkpoint.weight_headers.items()
+        for name, stored in _stored(file, header)
+    }
+
+
+def _stored(file: Path, header: Mapping[str, Any]) -> Iterator[tuple[str, _Stored]]:
+    with file.open("rb") as handle:
+        data = 8 + int.from_bytes(handle.read(8), "little")
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        yield name, _Stored(file, name, entry["dtype"], tuple(entry["shape"]), data + start, end - start)
+
+
+def _same_bytes(one: _Stored, other: _Stored) -> bool:
+    """Whether two tensors of one type are the same; some megabytes of each are mapped at a time."""
+    if one.size != other.size:
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        for at in range(0, one.size, _MAPPED):
+            size = min(_MAPPED, one.size - at)
+            ours = np.memmap(first, np.uint8, "r", one.start + at, (size,))
+            theirs = np.memmap(second, np.uint8, "r", other.start + at, (size,))
+            if not np.array_equal(ours, theirs):
+                return False
+    return True
+
+
+def _is_cast(ours: _Stored, theirs: _Stored) -> bool:
+    """Whether the first tensor is the second one, rounded to its type."""
+    import torch
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as handle:
-        return handle.get_tensor(name)
+    with safe_open(ours.file, "pt") as artifact, safe_open(theirs.file, "pt") as reference:
+        tensor = artifact.get_tensor(ours.name)
+        return torch.equal(tensor, reference.get_tensor(theirs.name).to(tensor.dtype))
