@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.costs import Cost, of_command, of_work, ratio, seconds, taking_turns
+from benchmarks.costs import Cost, cpu_seconds, of_command, of_work, ratio, seconds, taking_turns
 from benchmarks.figures import Figures
 from longrope import rope
 from longrope.checkpoint import open_checkpoint
@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         times = ratio(costs["export"], costs[name])
         got = f"{times:.2f}× ({seconds(costs['export']):.1f} s against {seconds(costs[name]):.1f} s)"
         figures.add("copy", f"export over {name}, {what}", "≤ 1.2×", got, times <= 1.2)
+    spent = ", ".join(f"{name} {cpu_seconds(each):.1f} s" for name, each in costs.items())
+    figures.add("copy", f"processor time, {what}", "reported", spent)
     peak = max(cost.peak_anonymous + cost.peak_file for cost in costs["export"])
     figures.add(
         "copy",

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN = "hf_" + "testtokentesttokentesttoken1234567"
+ID_TOKEN = "a job's proof of what it is"
 NAMESPACE = "someone"
 LARGE_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".png")
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
@@ -146,6 +147,7 @@ class _Server(ThreadingHTTPServer):
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/oauth/token", "oidc"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "yaml"),
     ("POST", r"/api/collections", "collection"),
@@ -163,7 +165,7 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("HEAD", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<place>.+)", "resolve"),
 )
 BLOCK = 1 << 14
-OPEN = ("upload", "verify")  # their addresses are secrets enough
+OPEN = ("upload", "verify", "oidc")  # addresses that are secrets enough, and what gives tokens
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -254,6 +256,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whoami(self, body: bytes, values: dict[str, str]) -> None:
         self._send(200, {"type": "user", "name": NAMESPACE, "orgs": [], "auth": {}})
+
+    def _oidc(self, body: bytes, values: dict[str, str]) -> None:
+        known = json.loads(body)["subject_token"] == ID_TOKEN
+        data = {"access_token": self.state.token, "token_type": "bearer", "expires_in": 3600}
+        self._send(200 if known else 400, data if known else {"error": "invalid_grant"})
 
     def _create(self, body: bytes, values: dict[str, str]) -> None:
         data = json.loads(body)

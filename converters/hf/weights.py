@@ -7,12 +7,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, BinaryIO
 
 from converters.base import Check
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import SAMPLE, SAMPLE_EVERY, Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.files import write_json
 from longrope.progress import Progress
@@ -20,8 +18,8 @@ from longrope.weights import INDEX, SINGLE, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _COPIED_AT_ONCE = 16 << 20
-# Bytes of a tensor that are memory-mapped at a time.
-_MAPPED = 8 << 20
+# Bytes of a tensor that are read at a time: what a processor's cache holds.
+_COMPARED_AT_ONCE = 1 << 20
 
 
 def copy(checkpoint: Checkpoint, folder: Path, outtype: str, progress: Progress) -> None:
@@ -87,8 +85,14 @@ def dtypes(checkpoint: Checkpoint) -> set[str]:
     return {entry["dtype"] for header in checkpoint.weight_headers.values() for entry in header.values()}
 
 
-def check(artifact: Checkpoint, reference: Checkpoint) -> Check:
-    """Every tensor equal to the reference's, after rounding to the artifact's type."""
+def check(artifact: Checkpoint, reference: Checkpoint, *, sampled: bool = False) -> Check:
+    """Every tensor equal to the reference's, after rounding to the artifact's type.
+
+    Args:
+        artifact, reference: the checkpoints.
+        sampled: of tensors of the reference's own type, which the system has copied a moment ago, compare both ends and a
+            block in every so many bytes.
+    """
     id = "hf.weights"
     actual, expected = _index(artifact), _index(reference)
     if set(actual) != set(expected):
@@ -98,7 +102,7 @@ def check(artifact: Checkpoint, reference: Checkpoint) -> Check:
         ours, theirs = actual[name], expected[name]
         if ours.shape != theirs.shape:
             return Check(id, "fail", list(theirs.shape), list(ours.shape), f"{name} has another shape")
-        if not (_same_bytes(ours, theirs) if ours.dtype == theirs.dtype else _is_cast(ours, theirs)):
+        if not (_same_bytes(ours, theirs, sampled) if ours.dtype == theirs.dtype else _is_cast(ours, theirs)):
             return Check(id, "fail", "the reference's weights", "others", f"{name} differs")
     return Check(id, "pass", f"{len(expected)} tensors", f"{len(actual)} equal tensors")
 
@@ -132,18 +136,29 @@ def _stored(file: Path, header: Mapping[str, Any]) -> Iterator[tuple[str, _Store
         yield name, _Stored(file, name, entry["dtype"], tuple(entry["shape"]), data + start, end - start)
 
 
-def _same_bytes(one: _Stored, other: _Stored) -> bool:
-    """Whether two tensors of one type are the same; some megabytes of each are mapped at a time."""
+def _same_bytes(one: _Stored, other: _Stored, sampled: bool) -> bool:
+    """Whether two tensors of one type are the same; some megabytes of each are in memory at a time."""
     if one.size != other.size:
         return False
     with one.file.open("rb") as first, other.file.open("rb") as second:
-        for at in range(0, one.size, _MAPPED):
-            size = min(_MAPPED, one.size - at)
-            ours = np.memmap(first, np.uint8, "r", one.start + at, (size,))
-            theirs = np.memmap(second, np.uint8, "r", other.start + at, (size,))
-            if not np.array_equal(ours, theirs):
-                return False
-    return True
+        return all(
+            _read(first, one.start + at, size) == _read(second, other.start + at, size)
+            for at, size in _blocks(one.size, sampled)
+        )
+
+
+def _read(file: BinaryIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
+
+
+def _blocks(size: int, sampled: bool) -> Iterator[tuple[int, int]]:
+    """Start and length of what is compared of a tensor."""
+    step, length = (SAMPLE_EVERY, SAMPLE) if sampled else (_COMPARED_AT_ONCE, _COMPARED_AT_ONCE)
+    for at in range(0, size, step):
+        yield at, min(length, size - at)
+    if sampled and size > length:
+        yield size - length, length
 
 
 def _is_cast(ours: _Stored, theirs: _Stored) -> bool:

@@ -18,7 +18,7 @@ import pytest
 
 from longrope.factors import RescaleFactors
 from tests.common import PICO_BUDGET, TARGET, Outcome, pico_folder, pico_text, run_cli
-from tests.hub import NAMESPACE, TOKEN, LocalHub
+from tests.hub import ID_TOKEN, NAMESPACE, TOKEN, LocalHub
 
 REPO = f"{NAMESPACE}/pico"
 GGUF = f"{REPO}-GGUF"
@@ -162,10 +162,12 @@ def test_a_run_becomes_what_viewers_and_runtimes_look_for(hub: LocalHub, run: Pa
 
 def test_a_round_trip_passes_validation(hub: LocalHub, room: Path, tmp_path: Path) -> None:
     """Publish, download everything, and validate each format as it came."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     assert publish(room / "run").code == 0
     model = Path(snapshot_download(REPO, local_dir=tmp_path / "model"))
+    verified = HfApi().verify_repo_checksums(REPO, local_dir=model)
+    assert (verified.mismatches, verified.missing_paths) == ([], [])
     gguf = Path(snapshot_download(GGUF, local_dir=tmp_path / "gguf")) / "pico-F16.gguf"
     for artifact in (model, model / "onnx", gguf):
         options = ("--reference", room / "model", "--text", room / "texts", "--windows-per-length", 1, "--threads", 1)
@@ -402,6 +404,21 @@ def test_nothing_is_said_of_a_machine_without_network_token_or_licence(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     outcome = publish(run / "hf")
     assert (outcome.code, "HF_HUB_OFFLINE" in outcome.err) == (3, True), outcome.err
+
+
+def test_a_job_that_proves_what_it_is_needs_no_token(hub: LocalHub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trusted publishing, which huggingface_hub does by itself."""
+    pytest.importorskip("huggingface_hub._oidc")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_OIDC_RESOURCE", REPO)
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", "somebody else's")
+    outcome = publish(run / "hf")
+    assert (outcome.code, outcome.err.count("Error:"), "HF_OIDC_RESOURCE" in outcome.err) == (3, 1, True), outcome.err
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", ID_TOKEN)
+    outcome = publish(run / "hf")
+    assert outcome.code == 0, outcome.err
+    assert ID_TOKEN not in outcome.out + outcome.err
+    assert TOKEN not in outcome.out + outcome.err
 
 
 @pytest.mark.parametrize("repo_id", ["pico", "a/b/c", "some one/pico", "someone/-pico", "someone/a..b"])
