@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
 .PHONY: crash-test test-oldest fuzz gpu-check gpu-bundle
-.PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2
+.PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf
 
 setup: $(STAMP)
 
@@ -116,7 +116,14 @@ families: setup
 schema: setup
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
-bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2: bench-%: setup
+# The engine matrix: what each engine computes of the built-in model, in an environment of its own in the user's cache; vLLM's
+# takes 2.5 GB. benchmarks/engines.md says what came of it.
+ENGINES := transformers transformers-4 vllm mlx-lm ctranslate2 llama.cpp onnxruntime onnxruntime-genai transformers.js openvino
+.PHONY: $(ENGINES:%=engine-%)
+$(ENGINES:%=engine-%): engine-%: setup
+	$(BIN)/python -m benchmarks.bench_engines --only $*
+
+bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf: bench-%: setup
 	$(BIN)/python -m benchmarks.bench_$*
 
 clean:

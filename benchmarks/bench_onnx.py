@@ -23,9 +23,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.environments import UnavailableError
 from benchmarks.figures import Figures, smollm2
 from benchmarks.onnx_exporters import cost_of, large_llama
-from benchmarks.onnx_runtimes import RUNTIMES, UnavailableError, generate, python_environment
+from benchmarks.onnx_runtimes import GENAI, RUNTIMES, generate
 from benchmarks.onnx_speed import Contender, Course, Times, race
 from converters.base import Export
 from converters.onnx import OnnxConverter
@@ -318,7 +319,7 @@ def builder_graph(bench: Bench) -> Path:
         shutil.copytree(bench.checkpoint.path, source, dirs_exist_ok=True)
         config = {**bench.checkpoint.config, "architectures": ["LlamaForCausalLM"]}
         (source / "config.json").write_text(json.dumps(config))
-        python = python_environment(RUNTIMES["onnxruntime-genai"])
+        python = GENAI.python()
         module = ["-m", "onnxruntime_genai.models.builder"]
         options = ["-m", str(source), "-o", str(path), "-p", "fp32", "-e", "cpu", "-c", str(ROOM / "cache")]
         subprocess.run([str(python), *module, *options], check=True, capture_output=True)

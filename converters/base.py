@@ -69,7 +69,7 @@ class RuntimeUse:
         safe: whether a sequence may grow past the original window with a filled cache.
         advice: what to do, if anything.
         run: Markdown that starts it; `$repo` and the like stand for what the artifact itself does not know.
-        ran: whether this program's checks run it; else the statement was read in its source.
+        checked: how this is known: with which version it was run, and how far off it was, or that it was read.
     """
 
     runtime: str
@@ -77,7 +77,7 @@ class RuntimeUse:
     safe: bool
     advice: str = ""
     run: str = ""
-    ran: bool = False
+    checked: str = ""
 
 
 @dataclass(frozen=True)

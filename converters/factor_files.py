@@ -1,4 +1,4 @@
-"""Factors from any file that holds some (our JSON, the authors' CSV, config.json, an artifact), and what to compare with."""
+"""Factors from what holds some (our JSON, the authors' CSV, config.json, an artifact, a Hub id), and what to compare with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from converters import registry
+from converters.hub_factors import hub_factors
 from longrope import rope
+from longrope.checkpoint import hub_name, is_hub_id
 from longrope.config_fields import check_config
 from longrope.errors import InputError
 from longrope.factors import MODEL_FACTS, BoundFactors, FactorSet, RescaleFactors, read_authors_csv
@@ -21,12 +23,16 @@ def read_factors(file: str | Path) -> RescaleFactors:
     """Factors of a file or folder, exactly as stored; what it does not say is left open.
 
     Args:
-        file: a factors.json, the LongRoPE authors' CSV (one set), a config.json, or an artifact of any format.
+        file: a factors.json, the LongRoPE authors' CSV (one set), a config.json, an artifact of any format, or where no
+            such path is here a Hub id, `org/name` or `org/name@revision`, of which no weights are downloaded.
 
     Raises:
         InputError: no such file, or it holds no factors.
+        MissingRequirementError: the Hub cannot be reached.
     """
-    path = Path(file)
+    path, name = Path(file), hub_name(str(file))
+    if not path.exists() and is_hub_id(name):
+        return hub_factors(name)
     if path.suffix.lower() in CSV_SUFFIXES:
         values = read_authors_csv(path)
         return RescaleFactors(values, values, method="imported", provenance={"imported_from": path.name})

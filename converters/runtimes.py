@@ -1,6 +1,7 @@
 """Which runtime uses which factor set when, and how each is started: the one table that `inspect`, reports and cards read.
 
-`ran`: this program's own checks run the runtime. What the others do was read in their source; their commands were not run.
+`ran` is what `make bench-engines` measured: windows below, at and above the original one, with one and with two sets, against
+transformers 5. What the other runtimes do was read in their source. A test holds this table against benchmarks/results.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from longrope.architectures import ARCHITECTURES
 from longrope.factors import RescaleFactors
 
 _FRESH_CACHE = "generate from a fresh cache once a sequence passes $original tokens, or export --factor-sets single"
+_GENERATE_ACROSS = (
+    "call longrope.generate_across in the place of generate, which reads the sequence again at $original tokens, or "
+    "export --factor-sets single"
+)
 _PREFILL_AGAIN = "prefill again once a sequence passes $original tokens, or export --factor-sets single"
 _LONGEST = "the long set as soon as the longest sequence of a batch has more than $original tokens, "
 _CONTEXT = (
@@ -54,6 +59,30 @@ console.log(await generate("Once upon a time", { max_new_tokens: 64 }));
 ```"""
 
 
+# Differences below this one are rounding of the table of results.
+FINEST = 1e-7
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of running a runtime.
+
+    Args:
+        version: of it.
+        date: of the measurement.
+        off: largest difference of the loss of any window to transformers 5 with the set that the row says, in nats per
+            token; None where the runtime refuses the model.
+    """
+
+    version: str
+    date: str
+    off: float | None
+
+    def __str__(self) -> str:
+        found = "which refuses it" if self.off is None else f"loss within {max(self.off, FINEST):.0e} of the reference"
+        return f"run with {self.version} on {self.date}, {found}"
+
+
 @dataclass(frozen=True)
 class Runtime:
     """A row of the table.
@@ -68,7 +97,7 @@ class Runtime:
             and `$target`; empty where it is a library only.
         option: of the context's length.
         drops_cache: the row is about model types whose class does, or does not, drop the cache at the original window.
-        ran: whether this program's checks run it.
+        ran: each version that was run.
     """
 
     name: str
@@ -79,7 +108,17 @@ class Runtime:
     run: str = ""
     option: str = ""
     drops_cache: bool | None = None
-    ran: bool = False
+    ran: tuple[Ran, ...] = ()
+
+    @property
+    def checked(self) -> str:
+        """How the row is known."""
+        return "; ".join(map(str, self.ran)) or "read in its source, not run"
+
+    @property
+    def refuses(self) -> bool:
+        """Whether no version runs the model."""
+        return bool(self.ran) and all(each.off is None for each in self.ran)
 
 
 def _shell(command: str) -> str:
@@ -92,10 +131,10 @@ RUNTIMES = (
         "hf",
         _LONGEST + "while keys already cached keep the short set",
         False,
-        _FRESH_CACHE,
+        _GENERATE_ACROSS,
         _TRANSFORMERS,
         drops_cache=False,
-        ran=True,
+        ran=(Ran("5.24.0", "2026-11-29", 1e-15), Ran("4.57.6", "2026-11-29", 1e-15)),
     ),
     Runtime(
         "transformers",
@@ -104,7 +143,6 @@ RUNTIMES = (
         True,
         run=_TRANSFORMERS,
         drops_cache=True,
-        ran=True,
     ),
     Runtime(
         "vLLM",
@@ -113,6 +151,7 @@ RUNTIMES = (
         True,
         "pass --max-model-len: its default is $original",
         _shell("vllm serve $repo --max-model-len $target"),
+        ran=(Ran("0.32.0", "2026-11-29", 2e-7),),
     ),
     Runtime(
         "SGLang",
@@ -123,7 +162,21 @@ RUNTIMES = (
         _shell("python -m sglang.launch_server --model-path $repo --context-length $target"),
     ),
     Runtime("TGI", "hf"),
-    Runtime("mlx-lm", "hf", "always the long set", True, run=_shell("mlx_lm.generate --model $repo --prompt 'Once'")),
+    Runtime(
+        "mlx-lm",
+        "hf",
+        "always the long set",
+        True,
+        run=_shell("mlx_lm.generate --model $repo --prompt 'Once'"),
+        ran=(Ran("0.32.2", "2026-11-29", 4.1e-7),),
+    ),
+    Runtime(
+        "CTranslate2",
+        "hf",
+        "none: its converter refuses longrope of every model type but Phi-3",
+        True,
+        ran=(Ran("4.8.5", "2026-11-29", None),),
+    ),
     Runtime(
         "llama.cpp",
         "gguf",
@@ -132,7 +185,7 @@ RUNTIMES = (
         _CONTEXT_ADVICE,
         _shell("llama-cli -hf $repo:$tag -c $target"),
         option="-c",
-        ran=True,
+        ran=(Ran("0.3.36", "2026-11-29", 1.3e-6),),
     ),
     Runtime(
         "Ollama",
@@ -152,10 +205,13 @@ RUNTIMES = (
         _shell("lms get $repo\nlms load --context-length $target"),
         option="--context-length",
     ),
-    Runtime("onnxruntime", "onnx", _ONNX, False, _PREFILL_AGAIN, ran=True),
-    Runtime("onnxruntime-genai", "onnx", _ONNX, False, _PREFILL_AGAIN, _GENAI),
+    Runtime("onnxruntime", "onnx", _ONNX, False, _PREFILL_AGAIN, ran=(Ran("1.32.0", "2026-11-29", 1.1e-6),)),
+    Runtime(
+        "onnxruntime-genai", "onnx", _ONNX, False, _PREFILL_AGAIN, _GENAI, ran=(Ran("0.18.0", "2026-11-29", 1.1e-6),)
+    ),
     Runtime("optimum", "onnx", _ONNX, False, _PREFILL_AGAIN),
-    Runtime("transformers.js", "onnx", _ONNX, False, _PREFILL_AGAIN, _JS),
+    Runtime("transformers.js", "onnx", _ONNX, False, _PREFILL_AGAIN, _JS, ran=(Ran("4.3.1", "2026-11-29", 1.1e-6),)),
+    Runtime("OpenVINO", "onnx", _ONNX, False, _PREFILL_AGAIN, ran=(Ran("2026.4.1", "2026-11-29", 2.7e-7),)),
 )
 
 
@@ -165,20 +221,22 @@ def runtime_uses(format: str, factors: RescaleFactors) -> list[RuntimeUse]:
     drops = row is not None and row.drops_cache_at_crossing
     fitting = [each for each in RUNTIMES if each.format == format and each.drops_cache in (None, drops)]
     if factors.factor_sets == "single":
-        return [
-            RuntimeUse(each.name, "the one set, at every length", True, "", _filled(each.run, each, factors), each.ran)
-            for each in fitting
-        ]
+        return [_of_one_set(each, factors) for each in fitting]
     return [
         RuntimeUse(
             each.name,
             *(_filled(each.uses, each, factors), each.safe, _filled(each.advice, each, factors)),
             _filled(each.run, each, factors),
-            each.ran,
+            each.checked,
         )
         for each in fitting
         if each.uses
     ]
+
+
+def _of_one_set(runtime: Runtime, factors: RescaleFactors) -> RuntimeUse:
+    uses = runtime.uses if runtime.refuses else "the one set, at every length"
+    return RuntimeUse(runtime.name, uses, True, "", _filled(runtime.run, runtime, factors), runtime.checked)
 
 
 def _filled(text: str, runtime: Runtime, factors: RescaleFactors) -> str:

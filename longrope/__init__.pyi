@@ -19,6 +19,7 @@ from .finetune.options import TrainOptions as TrainOptions
 from .finetune.stages import Stage as Stage
 from .finetune.stages import StagePlan as StagePlan
 from .finetune.trainer import finetune as finetune
+from .generation import generate_across as generate_across
 from .modeling import TorchSource as TorchSource
 from .modeling import build_model as build_model
 from .search.methods import MethodScore as MethodScore

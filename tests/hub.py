@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN = "hf_" + "testtokentesttokentesttoken1234567"
+ID_TOKEN = "a job's proof of what it is"
 NAMESPACE = "someone"
 LARGE_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".png")
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
@@ -84,6 +85,8 @@ class LocalHub:
         seen: kinds of requests in order.
         uploads: how often each LFS object's bytes came.
         received: per repository, places of the files that commits brought, with their SHA-256.
+        resolved: places of files whose bytes were asked for.
+        pace: seconds that a block of a request's body takes.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -93,9 +96,11 @@ class LocalHub:
     headers: list[str] = field(default_factory=list)
     uploads: Counter[str] = field(default_factory=Counter)
     received: dict[str, dict[str, str]] = field(default_factory=dict)
+    resolved: set[str] = field(default_factory=set)
     collections: dict[str, list[str]] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
     token: str = TOKEN
+    pace: float = 0.0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __enter__(self) -> LocalHub:
@@ -142,6 +147,7 @@ class _Server(ThreadingHTTPServer):
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", r"/api/whoami-v2", "whoami"),
+    ("POST", r"/oauth/token", "oidc"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "yaml"),
     ("POST", r"/api/collections", "collection"),
@@ -158,7 +164,8 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<place>.+)", "resolve"),
     ("HEAD", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<place>.+)", "resolve"),
 )
-OPEN = ("upload", "verify")  # their addresses are secrets enough
+BLOCK = 1 << 14
+OPEN = ("upload", "verify", "oidc")  # addresses that are secrets enough, and what gives tokens
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -227,7 +234,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return data
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
+        left, data = int(self.headers.get("content-length") or 0), bytearray()
+        while left and (block := self.rfile.read(min(left, BLOCK))):  # none comes from a client that was killed
+            time.sleep(self.state.pace)
+            left -= len(block)
+            data += block
+        return bytes(data)
 
     def _send(self, status: int, data: Any, headers: Mapping[str, str] | None = None) -> None:
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
@@ -244,6 +256,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whoami(self, body: bytes, values: dict[str, str]) -> None:
         self._send(200, {"type": "user", "name": NAMESPACE, "orgs": [], "auth": {}})
+
+    def _oidc(self, body: bytes, values: dict[str, str]) -> None:
+        known = json.loads(body)["subject_token"] == ID_TOKEN
+        data = {"access_token": self.state.token, "token_type": "bearer", "expires_in": 3600}
+        self._send(200 if known else 400, data if known else {"error": "invalid_grant"})
 
     def _create(self, body: bytes, values: dict[str, str]) -> None:
         data = json.loads(body)
@@ -393,6 +410,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         etag = blob.sha256 if blob.lfs else git_sha1(blob.data)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
+        if self.command == "GET":
+            self.state.resolved.add(values["place"])
+        headers["X-Linked-Size"] = str(len(blob.data))
         data, status = blob.data, 200
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or ""):
             end = int(match[2]) + 1 if match[2] else len(data)

@@ -62,7 +62,6 @@ class HuggingFaceExport(PlannedExport):
         _limit_tokenizer(path / "tokenizer_config.json", factors.target)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
-        """Every weight is compared, sampled or not: they are copies."""
         source = self.export.checkpoint
         try:
             artifact = open_folder(path)
@@ -72,7 +71,7 @@ class HuggingFaceExport(PlannedExport):
             Check("hf.readable", "pass"),
             *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf", source=source.config),
             *_rest_checks(artifact, self.config),
-            weights.check(artifact, source),
+            weights.check(artifact, source, sampled=sampled),
             _tokenizer_check(artifact, source),
         ]
 

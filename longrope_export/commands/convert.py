@@ -34,7 +34,7 @@ class ConvertRequest:
 
     model: ModelName = option(argument=True, help="Model to write: a folder, a Hub id, a GGUF file, or default.")
     factors: Path | None = option(
-        None, section="Factors", unset="the model's own", help="File of the factors to embed, such as factors.json."
+        None, section="Factors", unset="the model's own", help="Factors to embed: a factors.json, or a Hub id with one."
     )
     factor_sets: options.FactorSetsWish = options.factor_sets()
     format: str = option(name="to", section="Output", metavar="hf|gguf|onnx", help="Format to write.")

@@ -23,7 +23,7 @@ COMPARED = (
     "rotary_dim",
 )
 # What holds factors.
-SOURCE = "factors.json, the authors' CSV, a config.json, or an artifact"
+SOURCE = "factors.json, the authors' CSV, a config.json, an artifact, or a Hub id"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -72,8 +72,11 @@ def print_inspection(result: dict[str, Any]) -> None:
     if base:
         click.echo(f"  put on: {base}")
     _print_factors(RescaleFactors.from_json(result["factors"]), result["oddities"])
-    rows = [[use["runtime"], use["uses"], "yes" if use["safe"] else "no", use["advice"]] for use in result["runtimes"]]
-    print_table("Which runtime uses which set when", ("runtime", "uses", "safe", "advice"), rows)
+    rows = [
+        [use["runtime"], use["uses"], "yes" if use["safe"] else "no", use["advice"], use["checked"]]
+        for use in result["runtimes"]
+    ]
+    print_table("Which runtime uses which set when", ("runtime", "uses", "safe", "advice", "checked"), rows)
 
 
 def _print_factors(factors: RescaleFactors, oddities: list[str]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
 from longrope.locks import refuse_occupied
 from longrope.options import option
 from longrope_export import options
+from longrope_export.conversion import load_factors
 
 if TYPE_CHECKING:
     from converters.base import Check
@@ -21,7 +21,7 @@ class PatchRequest:
     """The options of `patch`."""
 
     file: Path = option(argument=True, help="GGUF file to patch.")
-    factors: Path = option(section="Factors", help="File of the factors to put in, such as factors.json.")
+    factors: Path = option(section="Factors", help="Factors to put in: a factors.json, or a Hub id with one.")
     factor_sets: options.FactorSetsWish = options.factor_sets()
     output: Path | None = options.output("GGUF file to write.", required=False)
     in_place: bool = option(
@@ -53,5 +53,5 @@ def patch(request: PatchRequest) -> list[Check]:
     refuse_occupied(request.output or request.file)
     from converters.gguf.patch import patch_gguf
 
-    chosen = converter.choose_sets(RescaleFactors.load(request.factors), request.factor_sets)
+    chosen = converter.choose_sets(load_factors(request.factors), request.factor_sets)
     return patch_gguf(request.file, chosen, request.output, in_place=request.in_place, overwrite=request.overwrite)

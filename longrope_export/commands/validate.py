@@ -51,8 +51,8 @@ def command(request: ValidateRequest) -> int:
 def validate_artifact(request: ValidateRequest, progress: Progress) -> Validation:
     """Static checks and parity of one artifact. Raises LongRopeError for input that cannot be used."""
     from converters import api, registry
-    from longrope.factors import RescaleFactors
     from longrope.text import load_corpus
+    from longrope_export.conversion import load_factors
     from longrope_export.models import artifact_path, open_model
 
     path = artifact_path(request.artifact)
@@ -62,7 +62,7 @@ def validate_artifact(request: ValidateRequest, progress: Progress) -> Validatio
         path,
         reference,
         load_corpus(request.texts, reference.encode),
-        factors=RescaleFactors.load(request.factors) if request.factors else None,
+        factors=load_factors(request.factors) if request.factors else None,
         factor_sets=request.factor_sets,
         windows=request.windows,
         windows_per_length=request.windows_per_length,

@@ -27,6 +27,9 @@ LIBRARIES = {"hf": "transformers", "gguf": "gguf", "onnx": "transformers.js"}
 # What the card of an updated repository takes from the new run; of everything else the person's value stays.
 MEASURED = ("model-index",)
 PASSKEY_TASKS = ("passkey", "needle")
+# Rows of the table of methods: the model as it was, and the sets that the run found.
+ORIGINAL = "none"
+SEARCHED = {"searched": "long", "searched, short set": "short"}
 JS_DTYPES = {"model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_quantized.onnx": "q8", "model_q4.onnx": "q4"}
 
 
@@ -155,7 +158,10 @@ def _values(page: Page) -> dict[str, Any]:
         "base": page.base,
         "formats": FORMATS,
         "methods": (subject.run.get("extension") or {}).get("methods"),
-        "retrieval": {task: subject.evaluation[task] for task in PASSKEY_TASKS if subject.evaluation.get(task)},
+        "inside": _inside(subject),
+        "retrieval": {
+            task: _by_length(subject.evaluation[task]) for task in PASSKEY_TASKS if subject.evaluation.get(task)
+        },
         "parity": [(each, each.proof["windows"]) for each in page.exported if each.proof],
         "runtimes": _runtimes(page),
         "known": list(known_methods(factors)),
@@ -164,6 +170,26 @@ def _values(page: Page) -> dict[str, Any]:
         "search": (subject.run.get("extension") or {}).get("search"),
         "stages": (subject.run.get("extension") or {}).get("stages") or [],
     }
+
+
+def _by_length(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of retrieval as a table: by length, the accuracy at each depth."""
+    found: dict[int, dict[float, float]] = {}
+    for row in rows:
+        found.setdefault(row["length"], {})[row["depth"]] = row["accuracy"]
+    return {"depths": sorted({row["depth"] for row in rows}), "rows": found}
+
+
+def _inside(subject: Subject) -> dict[str, Any] | None:
+    """Perplexity at the original window: of the original model, and with each set that the run found."""
+    methods = (subject.run.get("extension") or {}).get("methods") or {}
+    length = subject.factors.original_max_position_embeddings
+    if length not in methods.get("lengths", ()):
+        return None
+    at = methods["lengths"].index(length)
+    known = {row["name"]: row["perplexities"][at] for row in methods["rows"] if row["perplexities"][at] is not None}
+    found = {name: known[row] for row, name in SEARCHED.items() if row in known}
+    return {"length": length, "original": known[ORIGINAL], "found": found} if found and ORIGINAL in known else None
 
 
 def _runtimes(page: Page) -> list[dict[str, Any]]:

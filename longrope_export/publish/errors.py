@@ -21,6 +21,11 @@ STATUS = {
 }
 # Of trusted publishing; older versions of huggingface_hub have no such class.
 OIDC_ERROR = "OIDCError"
+OIDC_PATH = "/oauth/token"
+_OIDC_REFUSED = (
+    "trusted publishing: the Hub does not take this job for a publisher; compare HF_OIDC_RESOURCE with the trusted "
+    "publishers in the repository's settings, or unset it and use a token"
+)
 _QUOTA = ("quota", "storage limit", "storage space", "over the limit of your plan")
 _SERVER = "the Hub has a fault of its own; run the same command again later, what was uploaded is kept"
 _NETWORK = "cannot be reached; check the network (HF_ENDPOINT, HTTPS_PROXY) and run the same command again"
@@ -84,6 +89,8 @@ def _of_status(error: object, where: str) -> LongRopeError:
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else 0
     said = _one_line(str(getattr(error, "server_message", None) or ""))
+    if status < 500 and str(getattr(response, "url", "")).endswith(OIDC_PATH):
+        return MissingRequirementError(f"{where}: {_OIDC_REFUSED} (HTTP {status}{': ' + said if said else ''})")
     if any(word in said.lower() for word in _QUOTA):
         return MissingRequirementError(f"{where}: {STATUS[402]} ({said})")
     advice = STATUS.get(status, _SERVER if status >= 500 else "the Hub refused this")

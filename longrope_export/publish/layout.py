@@ -15,6 +15,7 @@ from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import json_text
 from longrope.reading import as_object, parsed_json
+from longrope_export.conversion import FACTORS_FILE
 from longrope_export.publish.card import FORMATS, Page
 from longrope_export.publish.content import Content
 from longrope_export.publish.scan import metadata_of
@@ -22,7 +23,6 @@ from longrope_export.publish.subject import Exported, Subject
 
 Layout = Literal["separate", "single"]
 PLOT = "factors.png"
-FACTORS = "factors.json"
 JS_CONFIG = "transformers.js_config"
 
 
@@ -132,7 +132,7 @@ def _plot(factors: RescaleFactors) -> Content | None:
 
 
 def _factors_draft(subject: Subject, repo_id: str, plot: Content | None) -> Draft:
-    contents = [Content(FACTORS, json_text(subject.factors.to_json()).encode()), *([plot] if plot else [])]
+    contents = [Content(FACTORS_FILE, json_text(subject.factors.to_json()).encode()), *([plot] if plot else [])]
     page = Page(
         repo_id, subject, (), [each.place for each in contents], {}, subject.base.id, plot.place if plot else ""
     )

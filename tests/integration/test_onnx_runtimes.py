@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.onnx_runtimes import RUNTIMES, UnavailableError, generate
+from benchmarks.environments import UnavailableError
+from benchmarks.onnx_runtimes import RUNTIMES, generate
 from converters.base import Export
 from converters.onnx import OnnxConverter
 from longrope.modeling import build_model

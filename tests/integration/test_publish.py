@@ -8,15 +8,17 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from longrope.factors import RescaleFactors
 from tests.common import PICO_BUDGET, TARGET, Outcome, pico_folder, pico_text, run_cli
-from tests.hub import NAMESPACE, TOKEN, LocalHub
+from tests.hub import ID_TOKEN, NAMESPACE, TOKEN, LocalHub
 
 REPO = f"{NAMESPACE}/pico"
 GGUF = f"{REPO}-GGUF"
@@ -55,7 +57,7 @@ def run(room: Path) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
     """An empty Hub that huggingface_hub talks to instead of the real one."""
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
@@ -67,6 +69,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", hub.token)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -159,10 +162,12 @@ def test_a_run_becomes_what_viewers_and_runtimes_look_for(hub: LocalHub, run: Pa
 
 def test_a_round_trip_passes_validation(hub: LocalHub, room: Path, tmp_path: Path) -> None:
     """Publish, download everything, and validate each format as it came."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     assert publish(room / "run").code == 0
     model = Path(snapshot_download(REPO, local_dir=tmp_path / "model"))
+    verified = HfApi().verify_repo_checksums(REPO, local_dir=model)
+    assert (verified.mismatches, verified.missing_paths) == ([], [])
     gguf = Path(snapshot_download(GGUF, local_dir=tmp_path / "gguf")) / "pico-F16.gguf"
     for artifact in (model, model / "onnx", gguf):
         options = ("--reference", room / "model", "--text", room / "texts", "--windows-per-length", 1, "--threads", 1)
@@ -401,6 +406,21 @@ def test_nothing_is_said_of_a_machine_without_network_token_or_licence(
     assert (outcome.code, "HF_HUB_OFFLINE" in outcome.err) == (3, True), outcome.err
 
 
+def test_a_job_that_proves_what_it_is_needs_no_token(hub: LocalHub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trusted publishing, which huggingface_hub does by itself."""
+    pytest.importorskip("huggingface_hub._oidc")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_OIDC_RESOURCE", REPO)
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", "somebody else's")
+    outcome = publish(run / "hf")
+    assert (outcome.code, outcome.err.count("Error:"), "HF_OIDC_RESOURCE" in outcome.err) == (3, 1, True), outcome.err
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", ID_TOKEN)
+    outcome = publish(run / "hf")
+    assert outcome.code == 0, outcome.err
+    assert ID_TOKEN not in outcome.out + outcome.err
+    assert TOKEN not in outcome.out + outcome.err
+
+
 @pytest.mark.parametrize("repo_id", ["pico", "a/b/c", "some one/pico", "someone/-pico", "someone/a..b"])
 def test_a_wrong_name_is_wrong_usage(repo_id: str, hub: LocalHub, run: Path) -> None:
     assert run_cli("publish", run, "--repo-id", repo_id).code == 2
@@ -426,15 +446,27 @@ KILLED = [
 ]
 
 
-@pytest.mark.parametrize("moment", KILLED)
-def test_a_killed_upload_is_finished_by_the_same_command(moment: str, hub: LocalHub, run: Path) -> None:
+def upload(path: Path) -> Any:
+    """The publishing of a path as a process of its own, to be killed."""
     from huggingface_hub.utils import close_session
 
+    close_session()
+    return multiprocessing.get_context("fork").Process(target=publish, args=(path,))
+
+
+def finish(hub: LocalHub, run: Path, path: Path) -> None:
+    """The same command again: everything is there, and no blob came twice."""
+    assert publish(path).code == 0
+    assert hub.tree(REPO)["model.safetensors"] == (run / "hf" / "model.safetensors").read_bytes()
+    assert path != run or hub.tree(GGUF)["pico-F16.gguf"] == (run / "gguf" / "model-f16.gguf").read_bytes()
+    assert all(count == 1 for count in hub.uploads.values())
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_killed_upload_is_finished_by_the_same_command(moment: str, hub: LocalHub, run: Path) -> None:
     kind, _, number = moment.partition(" ")
     path = run if moment == "commit 2" else run / "hf"
-    context = multiprocessing.get_context("fork")
-    close_session()
-    process = context.Process(target=publish, args=(path,))
+    process = upload(path)
 
     def kill() -> None:
         assert process.pid is not None
@@ -444,10 +476,30 @@ def test_a_killed_upload_is_finished_by_the_same_command(moment: str, hub: Local
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert publish(path).code == 0
-    assert hub.tree(REPO)["model.safetensors"] == (run / "hf" / "model.safetensors").read_bytes()
-    assert path != run or "pico-F16.gguf" in hub.tree(GGUF)
-    assert all(count == 1 for count in hub.uploads.values())
+    finish(hub, run, path)
+
+
+@pytest.mark.parametrize("moments", [2, pytest.param(24, marks=pytest.mark.slow)])
+def test_an_upload_killed_at_any_moment_is_finished_by_the_same_command(moments: int, hub: LocalHub, run: Path) -> None:
+    """A whole run, at a pace at which most moments lie within the body of a request."""
+    hub.pace = 0.002
+    undisturbed = upload(run)
+    start = time.perf_counter()
+    undisturbed.start()
+    undisturbed.join(120)
+    seconds = time.perf_counter() - start
+    whole = {repo: set(hub.tree(repo)) for repo in (REPO, GGUF)}
+    for moment in np.random.default_rng(20).uniform(0.02, 0.98, moments):
+        for each in (hub.repositories, hub.objects, hub.uploads, hub.received):
+            each.clear()
+        process = upload(run)
+        process.start()
+        process.join(moment * seconds)
+        process.kill()
+        process.join(60)
+        for repo in hub.repositories:
+            assert set(hub.tree(repo)) in ({".gitattributes"}, whole[repo]), "half-published"
+        finish(hub, run, run)
 
 
 # -- cards and factors
@@ -493,3 +545,104 @@ def test_factors_that_leave_facts_open_are_exported_as_csv_only(tmp_path: Path) 
     )
     assert outcome.code == 0
     assert (tmp_path / "f.csv").read_text() == "1.0,2.0\n"
+
+
+# -- factors of a repository
+
+
+PHI3 = {
+    "model_type": "phi3",
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"type": "su", "short_factor": [1.0, 1.05, 1.1], "long_factor": [1.0, 4.0, 31.5]},
+}
+MINICPM = {
+    "model_type": "minicpm3",
+    "max_position_embeddings": 32768,
+    "rope_scaling": {
+        "type": "longrope",
+        "original_max_position_embeddings": 32768,
+        "short_factor": [1.0, 1.01],
+        "long_factor": [1.5, 9.25],
+    },
+}
+
+
+@pytest.mark.parametrize("config", [PHI3, MINICPM], ids=["Phi-3", "MiniCPM"])
+def test_factors_of_published_configurations(config: dict[str, Any], hub: LocalHub, tmp_path: Path) -> None:
+    hub.make("org/theirs", {"config.json": json.dumps(config).encode(), "model.safetensors": b"weights"})
+    assert run_cli("factors", "import", "org/theirs", "-o", tmp_path / "f.json").code == 0
+    factors = RescaleFactors.load(tmp_path / "f.json")
+    assert list(factors.long_factor) == config["rope_scaling"]["long_factor"]
+    assert factors.original_max_position_embeddings == config.get("original_max_position_embeddings", 32768)
+    assert hub.resolved == {"config.json"}, "weights were downloaded"
+
+
+@pytest.mark.parametrize("part", ["hf", "gguf/model-f16.gguf", "onnx", "factors.json"])
+def test_factors_of_a_published_run_need_no_weights(part: str, hub: LocalHub, run: Path, tmp_path: Path) -> None:
+    assert publish(run / part).code == 0
+    hub.resolved.clear()
+    for more in (("import", REPO, "-o", tmp_path / "f.json"), ("show", REPO, "--json", tmp_path / "show.json")):
+        outcome = run_cli("factors", *more)
+        assert outcome.code == 0, outcome.err
+    factors, mine = RescaleFactors.load(tmp_path / "f.json"), RescaleFactors.load(run / "factors.json")
+    assert factors.long_factor == pytest.approx(mine.long_factor, rel=1e-7)
+    assert factors.short_factor == pytest.approx(mine.short_factor, rel=1e-7)
+    assert not any(name.endswith((".safetensors", "_data")) for name in hub.resolved)
+
+
+def test_a_gguf_file_is_read_by_its_head_and_its_factors(hub: LocalHub, run: Path) -> None:
+    from converters.gguf import remote
+    from converters.gguf.container import GgufFile
+
+    file = run / "gguf" / "model-f16.gguf"
+    asked: list[tuple[int, int]] = []
+
+    class Source:
+        size = file.stat().st_size
+
+        def read(self, start: int, stop: int) -> bytes:
+            asked.append((start, stop))
+            return file.read_bytes()[start:stop]
+
+    for first in (100, 1 << 20):
+        asked.clear()
+        copy = run / "copy.gguf"
+        remote.hollow_copy(Source(), copy, first=first)
+        with GgufFile(copy) as mine, GgufFile(file) as theirs:
+            assert mine.parts[0].values == theirs.parts[0].values
+            assert all((mine.raw(name) == theirs.raw(name)).all() for name in ("rope_factors_long.weight",))
+        copy.unlink()
+        assert first > 100 or sum(stop - start for start, stop in asked) < Source.size
+
+
+def test_factors_of_the_hub_for_convert_and_offline(
+    hub: LocalHub, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    assert publish(room / "run" / "factors.json").code == 0
+    options = ("convert", room / "model", "--to", "hf", "--factors", REPO, "--factor-sets", "dual")
+    assert run_cli(*options, "-o", tmp_path / "out").code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_scaling"]["long_factor"] == list(RescaleFactors.load(room / "run" / "factors.json").long_factor)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert run_cli("factors", "show", REPO).code == 0, "it is in the cache"
+    outcome = run_cli("factors", "show", "org/unknown")
+    assert (outcome.code, outcome.err.count("Error:")) == (3, 1), outcome.err
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"config.json": b'{"model_type": "llama"}'}, "no rescale factors"),
+        ({"notes.txt": b"x"}, "found none"),
+        ({"model.gguf": b"GGUF but not really" * 9}, "GGUF"),
+    ],
+)
+def test_a_repository_without_factors_is_one_line(files: dict[str, bytes], said: str, hub: LocalHub) -> None:
+    hub.make("org/theirs", files)
+    outcome = run_cli("factors", "show", "org/theirs")
+    assert (outcome.code, said in outcome.err, outcome.err.count("Error:")) == (2, True, 1), outcome.err
+    assert run_cli("factors", "show", "org/nowhere").code == 2

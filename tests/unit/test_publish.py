@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from longrope.errors import InputError, MissingRequirementError
 from longrope_export.publish.card import BEGIN, END, Page, card
@@ -15,7 +16,7 @@ from longrope_export.publish.errors import explain
 from longrope_export.publish.hub import RemoteFile
 from longrope_export.publish.scan import findings
 from longrope_export.publish.subject import Base, Subject
-from tests.common import pico_factors
+from tests.common import REPOSITORY, pico_factors
 
 
 def page(**base: Any) -> Page:
@@ -89,3 +90,26 @@ def test_errors_that_are_nobodys_stay_what_they_are() -> None:
     full = explain(ValueError("LFS batch API returned errors:\nOID x: `quota exceeded"), "org/name")
     assert isinstance(full, MissingRequirementError)
     assert "storage" in str(full)
+
+
+EXAMPLES = sorted((REPOSITORY / "docs" / "cards").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+def test_the_example_cards_are_what_the_hub_takes(path: Path) -> None:
+    """As far as huggingface_hub checks it offline: metadata, and `model-index` there and back."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+    text = path.read_text(encoding="utf-8")
+    card = ModelCard(text)  # raises for metadata or a model-index that are none
+    assert card.data.eval_results
+    assert card.data.model_name is not None
+    index = eval_results_to_model_index(card.data.model_name, card.data.eval_results)
+    assert model_index_to_eval_results(index) == (card.data.model_name, card.data.eval_results)
+    assert yaml.safe_load(text.split("---\n")[1])["model-index"] == index
+    assert card.data.pipeline_tag == "text-generation"
+    assert findings([Content("README.md", text.encode())], {}) == []
+    assert (path.parent / "factors.png").read_bytes().startswith(b"\x89PNG")
+    for words in ("## Perplexity", "Inside the original window", "## Parity", "vllm serve", "llama-cli", "## Citation"):
+        assert words in text
