@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from converters import isolation
 from converters.base import Check, Converter, PlannedExport
+from converters.isolation import Workplace
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError
+from longrope.errors import InputError, RuntimeFailedError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
@@ -71,12 +73,21 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something to validate: where it is, who reads it, and the plan it must follow (`Converter.plan_of`)."""
+    """Something to validate.
+
+    Args:
+        path: where it is.
+        converter: who reads it.
+        planned: the plan it must follow (`Converter.plan_of`).
+        name: in reports; empty for the path.
+        workplace: the process that its runtime is to live in; None for this one.
+    """
 
     path: Path
     converter: Converter
     planned: PlannedExport
     name: str = ""
+    workplace: Workplace | None = None
 
     @property
     def expected(self) -> BoundFactors:
@@ -86,6 +97,11 @@ class Artifact:
     @property
     def label(self) -> str:
         return self.name or str(self.path)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its runtime died of it, or failed in the middle."""
+        return self.workplace is not None and self.workplace.failed
 
 
 @dataclass
@@ -222,15 +238,19 @@ class _Runs:
         """The artifact in its runtime; an artifact that does not load is a failed check."""
         room = max(max_length, self.factors.original + CROSSING_TOKENS)
         try:
-            source = artifact.converter.open_source(
-                artifact.path, artifact.expected, max_length=room, threads=self.options.threads
+            source = isolation.open_source(
+                artifact.converter,
+                artifact.path,
+                artifact.expected,
+                max_length=room,
+                threads=self.options.threads,
+                workplace=artifact.workplace,
             )
             check_vocabularies(self.reference, {artifact.label: source})
         except InputError as error:
-            message = "a file its runtime opens"
-            result.checks.append(Check(f"{artifact.converter.name}.loads", "fail", message, "an error", str(error)))
+            result.checks.append(_loads(artifact, error))
             return None
-        result.checks.append(Check(f"{artifact.converter.name}.loads", "pass"))
+        result.checks.append(_loads(artifact))
         return source
 
     def _score_length(
@@ -242,23 +262,29 @@ class _Runs:
     ) -> None:
         """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
         groups: dict[tuple[FactorSet, FactorSet], list[Judged]] = {}
-        for artifact, result in artifacts:
+        for artifact, result in (each for each in artifacts if not each[0].failed):
             used = sources[id(result)].set_for(length)
             groups.setdefault((used, self._reference_set(artifact, used)), []).append((artifact, result))
         total = len(groups) * len(windows) * length
         with self.progress.task(f"validate {length} tokens", total) as task:
             for (used, reference_set), members in groups.items():
-                scores = compare_windows(
-                    self.reference,
-                    {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
-                    windows,
-                    factor_set=used,
-                    reference_set=reference_set,
-                    chunk=self.options.chunk,
-                    on_tokens=task.advance,
-                )
-                for (artifact, result), score in zip(members, scores.values(), strict=True):
-                    self._record(artifact, result, score)
+                while members:
+                    try:
+                        scores = compare_windows(
+                            self.reference,
+                            {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
+                            windows,
+                            factor_set=used,
+                            reference_set=reference_set,
+                            chunk=self.options.chunk,
+                            on_tokens=task.advance,
+                        )
+                    except RuntimeFailedError as error:
+                        members = _without_failed(members, error)
+                        continue
+                    for (artifact, result), score in zip(members, scores.values(), strict=True):
+                        self._record(artifact, result, score)
+                    break
 
     def _reference_set(self, artifact: Artifact, regime: FactorSet) -> FactorSet:
         """The reference's set that holds the factors an artifact must use in this regime."""
@@ -283,7 +309,7 @@ class _Runs:
             return
         rows: dict[tuple[str, bool], Any] = {}
         with self.progress.task(f"decode across {original} tokens", len(artifacts)) as task:
-            for artifact, result in artifacts:
+            for artifact, result in (each for each in artifacts if not each[0].failed):
                 source = sources[id(result)]
                 single = artifact.expected.factor_sets == "single"
                 # A single set is the reference's long set at every position: the expectation of one set per context.
@@ -292,7 +318,12 @@ class _Runs:
                     rows[key] = crossing_rows(
                         self.reference, ids, original, prefill=prefill, rule=key[0], chunk=self.options.chunk
                     )
-                self._record(artifact, result, compare_crossing(rows[key], source, ids, prefill=prefill))
+                try:
+                    score = compare_crossing(rows[key], source, ids, prefill=prefill)
+                except RuntimeFailedError as error:
+                    _without_failed([(artifact, result)], error)
+                    continue
+                self._record(artifact, result, score)
                 task.advance()
 
     def _record(self, artifact: Artifact, result: Validation, score: WindowScore) -> None:
@@ -304,6 +335,23 @@ class _Runs:
             name = "f32"  # a cache, or a device beside the artifact's CPU, changes the order of sums
         result.windows.append(score)
         result.checks.append(_window_check(artifact, score, TOLERANCES[name]))
+
+
+def _loads(artifact: Artifact, error: InputError | None = None) -> Check:
+    """Whether an artifact's runtime opens and runs it."""
+    id = f"{artifact.converter.name}.loads"
+    return Check(id, "fail", "a file its runtime opens", "an error", str(error)) if error else Check(id, "pass")
+
+
+def _without_failed(members: Sequence[Judged], error: RuntimeFailedError) -> list[Judged]:
+    """Those that can be run further; the others' check says what happened. Raises the error where it is nobody's."""
+    failed = [each for each in members if each[0].failed]
+    if not failed:
+        raise error
+    for artifact, result in failed:
+        check = _loads(artifact, error)
+        result.checks = [check if each.id == check.id else each for each in result.checks]
+    return [each for each in members if not each[0].failed]
 
 
 def _window_check(artifact: Artifact, score: WindowScore, tolerance: Tolerance) -> Check:

@@ -27,7 +27,7 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError, 
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import FULL, transformers_config
 from longrope.loading import load_pretrained
-from longrope.scoring import Stop, never
+from longrope.sources import Stop, never
 from longrope.text import TokenIds
 
 DTYPES: Mapping[str, torch.dtype] = {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from converters import registry
+from converters.isolation import Isolate, open_source, workplace_for
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
@@ -93,7 +94,9 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
     if request.lengths and not request.texts:
         raise InputError("--windows, --passkey and --needle need --text PATH")
     lengths = (*request.lengths, *request.task_windows)
-    opened = open_artifact(request.artifact, lengths, request.threads, request.device, request.dtype)
+    opened = open_artifact(
+        request.artifact, lengths, request.threads, request.device, request.dtype, isolate=request.isolate
+    )
     try:
         corpus = load_corpus(request.texts, opened.checkpoint.encode) if request.texts else Corpus(())
         return Evaluation(
@@ -131,11 +134,16 @@ def open_artifact(
     threads: int | None = None,
     device: str = AUTO,
     dtype: Dtype = AUTO,
+    isolate: Isolate = "auto",
 ) -> Opened:
     """Open a path, a Hub id or `default` for windows of these lengths and of the model's own.
 
+    Args:
+        isolate: whether its runtime gets a process of its own; closing the source ends it.
+
     Raises:
         InputError: another device or dtype is asked of a runtime that chooses them itself.
+        RuntimeFailedError: its runtime ended the process.
     """
     path = artifact_path(name)
     converter = registry.recognize(path)
@@ -152,7 +160,15 @@ def open_artifact(
     if found := converter.read_factors(path):
         factors = checkpoint.bind(found, target=found.target_length or checkpoint.max_position_embeddings)
     window = factors.target if factors else checkpoint.window
-    source = converter.open_source(path, factors, max_length=max((*lengths, window)), threads=threads, **in_torch)
+    source = open_source(
+        converter,
+        path,
+        factors,
+        max_length=max((*lengths, window)),
+        threads=threads,
+        workplace=workplace_for(converter, isolate),
+        options=in_torch,
+    )
     return Opened(checkpoint, source, window)
 
 

@@ -82,6 +82,7 @@ class HuggingFaceConverter(Converter):
 
     name = "hf"
     runs_in_torch = True
+    foreign_runtime = False  # transformers, in which the reference runs, too
     auto_factor_sets = "single"
     outtypes: ClassVar[Sequence[str]] = ("auto", "f32", "f16", "bf16")
 

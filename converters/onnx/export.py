@@ -16,8 +16,9 @@ from converters.folder import copy_files
 from converters.onnx.decoder import Decoder
 from converters.onnx.decoder_graph import DecoderGraph
 from converters.onnx.genai import GENAI_FILE, genai_config
+from converters.onnx.names import MODEL_FILE, TOTAL_LENGTH
 from converters.onnx.options import PRECISIONS, OnnxOptions
-from converters.onnx.rope_graph import TOTAL_LENGTH, factor_tensors, structure
+from converters.onnx.rope_graph import factor_tensors, structure
 from converters.onnx.weights import Weights
 from longrope import __version__
 from longrope.factors import BoundFactors
@@ -25,7 +26,6 @@ from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
 
-MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"  # the name transformers.js and optimum look for
 PRODUCER = "longrope-export"
 METADATA_FACTORS = "longrope.factors"

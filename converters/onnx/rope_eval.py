@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from converters.onnx.names import TOTAL_LENGTH
 from converters.onnx.readback import OnnxFile
-from converters.onnx.rope_graph import LOCAL_INV_FREQ, TOTAL_LENGTH
+from converters.onnx.rope_graph import LOCAL_INV_FREQ
 from longrope.errors import InputError
 
 ROTARY = "RotaryEmbedding"

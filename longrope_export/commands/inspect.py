@@ -23,6 +23,7 @@ class InspectRequest:
 
     artifact: str = option(argument=True, help="Artifact to look into: a folder, a GGUF file, or a Hub id.")
     json_path: str | None = options.json_file()
+    isolate: options.Isolate = options.isolate()
 
 
 @options.command(InspectRequest)
@@ -31,11 +32,33 @@ def command(request: InspectRequest) -> int:
     from longrope_export.console import write_json
     from longrope_export.models import artifact_path
 
-    result = inspect_artifact(artifact_path(request.artifact))
+    result = inspected(artifact_path(request.artifact), request.isolate)
     if request.json_path is None:
         print_inspection(result)
     write_json(result, request.json_path)
     return 0
+
+
+def inspected(path: Path, isolate: options.Isolate) -> dict[str, Any]:
+    """`inspect_artifact`, in a process of its own where its format's runtime gets one. Raises as there."""
+    from converters import registry
+    from converters.isolation import Limits, workplace_for
+
+    converter = registry.recognize(path)
+    converter.check_requirements()
+    workplace = workplace_for(converter, isolate, runtime=False)
+    if workplace is None:
+        return inspect_artifact(path)
+    with workplace:
+        limits = Limits.of(converter, path, max_length=0, threads=1)
+        head = {"do": "call", "function": f"{__name__}:inspect_by_name", "arguments": [str(path)]}
+        found, _ = workplace.ask(head, seconds=limits.loading_seconds, memory=limits.memory)
+        return dict(found)
+
+
+def inspect_by_name(path: str) -> dict[str, Any]:
+    """`inspect_artifact` of a path as text, which is how it travels to another process."""
+    return inspect_artifact(Path(path))
 
 
 def inspect_artifact(path: Path) -> dict[str, Any]:
