@@ -51,6 +51,7 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from converte
 # Names of variables that hold somebody's secrets, which no runtime needs.
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
 _LAST_BYTES = 4096
+_PATH = re.compile(r"(?<![^\s\"'(])/(?:[^\s/:]+/)+(?=[^\s/:])")  # of the machine where the runtime was built
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Workplace:
         end = self._words.seek(0, os.SEEK_END)
         self._words.seek(max(end - _LAST_BYTES, 0))
         lines = self._words.read().decode("utf-8", errors="replace").splitlines()
-        return " ".join(" ".join(lines[-3:]).split())[-500:]
+        return _PATH.sub("", " ".join(" ".join(lines[-3:]).split()))[-500:]
 
 
 def _how(code: int, *, expired: bool) -> str:
