@@ -132,7 +132,7 @@ def validate(
     path = Path(artifact)
     converter = registry.recognize(path)
     converter.check_requirements()
-    with workplace_for(converter, isolate) or nullcontext() as workplace:  # starts while torch is being imported
+    with workplace_for(converter, path, isolate) or nullcontext() as workplace:  # starts while torch is being imported
         from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts
 
         expectation = expected_factors(path, converter, reference, factors, factor_sets)

@@ -101,14 +101,15 @@ class Workplace:
 
     Args:
         converter: the artifact's format.
+        path: the artifact, for messages.
         runtime: load the libraries of its runtime at once.
 
     Attributes:
         failed: whether what it holds ended it, or failed in the middle.
     """
 
-    def __init__(self, converter: Converter, *, runtime: bool = True) -> None:
-        self.format = converter.name
+    def __init__(self, converter: Converter, path: Path, *, runtime: bool = True) -> None:
+        self.format, self.path = converter.name, path
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path)],
@@ -175,8 +176,13 @@ class Workplace:
     def _error(self, found: Mapping[str, Any]) -> LongRopeError:
         """What the worker raised, as it was where it is one of ours."""
         kind = _KINDS.get(found.get("kind", ""))
-        self.failed = kind is None
-        return (kind or RuntimeFailedError)(str(found.get("error", "nothing came back")))
+        message = str(found.get("error", "nothing came back"))
+        return self.failure(f"failed: {message}") if kind is None else kind(message)
+
+    def failure(self, what: str) -> RuntimeFailedError:
+        """That what it holds failed, from now on; `what` goes on after "its runtime"."""
+        self.failed = True
+        return RuntimeFailedError(f"{self.path}: check {self.format}.loads: its runtime {what}")
 
     @property
     def _stdin(self) -> IO[bytes]:
@@ -221,10 +227,9 @@ class Workplace:
 
     def _death(self) -> RuntimeFailedError:
         """What the process died of."""
-        self.failed = True
         code = self._process.wait()
         words = self._last_words()
-        return RuntimeFailedError(f"its runtime {_how(code, expired=self._expired)}{f': {words}' if words else ''}")
+        return self.failure(f"{_how(code, expired=self._expired)}{f': {words}' if words else ''}")
 
     def _last_words(self) -> str:
         """The last lines that the process printed, on one."""
@@ -329,8 +334,7 @@ class RemoteRuntime:
     def _checked(self, rows: Array | None) -> Rows:
         """Rows of logits. Raises RuntimeFailedError for anything else that came back."""
         if rows is None or rows.ndim != 2 or rows.dtype != "<f4" or rows.shape[1] != self.vocab_size:
-            self._workplace.failed = True
-            raise RuntimeFailedError(f"{self.name}: its runtime gave no rows of {self.vocab_size} logits")
+            raise self._workplace.failure(f"gave no rows of {self.vocab_size} logits")
         return rows
 
 
@@ -338,16 +342,17 @@ def _ids(tokens: Sequence[int] | Array) -> Array:
     return np.asarray(tokens, dtype=np.int64)
 
 
-def workplace_for(converter: Converter, isolate: Isolate, *, runtime: bool = True) -> Workplace | None:
+def workplace_for(converter: Converter, path: Path, isolate: Isolate, *, runtime: bool = True) -> Workplace | None:
     """A process for an artifact from elsewhere, started; None where it is to run here.
 
     Args:
         converter: the artifact's format.
+        path: the artifact.
         isolate: `on`, `off`, or `auto`: where the runtime is not Python, so that it can take this process with it.
         runtime: the artifact will be run, not only read.
     """
     wanted = converter.foreign_runtime if isolate == "auto" else isolate == "on"
-    return Workplace(converter, runtime=runtime) if wanted else None
+    return Workplace(converter, path, runtime=runtime) if wanted else None
 
 
 def open_source(

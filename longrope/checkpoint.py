@@ -28,6 +28,7 @@ from longrope.architectures import (
 )
 from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.config_fields import check_config
+from longrope.config_sizes import refuse_unfilled_sizes
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, FamilyName, RopeFamily
@@ -579,7 +580,7 @@ def open_folder(
         checkpoint = Checkpoint(path, name, _completed(config, text), keep_alive, wrapper=config)
     checkpoint.require_rotation()
     if needs_weights:
-        _ = checkpoint.weight_files
+        refuse_unfilled_sizes(config, list(checkpoint.weight_headers.values()), name)
     return checkpoint
 
 

@@ -94,7 +94,6 @@ def announced_weights(checkpoint: Checkpoint) -> dict[str, Shape] | None:
     sizes = [config.get(name) for name in fields]
     if norms is None or not all(isinstance(size, int) for size in sizes):
         return None
-    _refuse_more_layers(checkpoint)
     hidden, inner, layers, heads, kv_heads = (int(size or 0) for size in sizes)
     queries, keys = heads * checkpoint.head_dim, kv_heads * checkpoint.head_dim
     matrices = {
@@ -127,7 +126,6 @@ def require_loadable(checkpoint: Checkpoint) -> None:
     """
     from longrope.modeling import build_config
 
-    _refuse_more_layers(checkpoint)
     packed = checkpoint.quantization is not None
     config = build_config(checkpoint, None)
     if packed:
@@ -195,16 +193,6 @@ def reading(checkpoint: Checkpoint, read: Callable[[], Any]) -> Any:
             raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{checkpoint.name}: transformers does not load it: {said}") from error
-
-
-def _refuse_more_layers(checkpoint: Checkpoint) -> None:
-    """Refuse more layers than there are weights, before any of them is built."""
-    layers, found = checkpoint.config.get("num_hidden_layers"), len(checkpoint.weight_names)
-    if isinstance(layers, int) and layers > found:
-        raise InputError(
-            f"{checkpoint.name}: config.json: num_hidden_layers: expected as many layers as there are weights of, got "
-            f"{layers} layers and {found} weights"
-        )
 
 
 def _module(name: str) -> str:

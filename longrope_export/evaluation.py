@@ -81,6 +81,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
 
     Raises:
         InputError: nothing was asked, texts are missing or too short, or a task's file or prompts cannot be used.
+        RuntimeFailedError: the artifact's runtime ended its process.
         MissingRequirementError: the harness was asked for and is not installed.
     """
     records = {task: read_records(path, task) for task, path in request.task_files.items()}
@@ -166,7 +167,7 @@ def open_artifact(
         factors,
         max_length=max((*lengths, window)),
         threads=threads,
-        workplace=workplace_for(converter, isolate),
+        workplace=workplace_for(converter, path, isolate),
         options=in_torch,
     )
     return Opened(checkpoint, source, window)

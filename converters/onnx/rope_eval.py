@@ -25,10 +25,12 @@ ROTARY = "RotaryEmbedding"
 POSITIONS = "position_ids"
 # Operators whose result is as large as their inputs are together by numpy's rules of broadcasting, or smaller.
 BROADCASTING = frozenset(
-    "Add And Ceil Cos Div Equal Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or Round Sin Sub "
-    "Where".split()
+    {
+        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Cos", "Sin", "Round", "Floor", "Ceil", "Max", "Min", "Where"),
+        *("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not"),
+    }
 )
-KEEPING = frozenset("Cast Identity ReduceMax ReduceMin Reshape Squeeze Transpose Unsqueeze".split())
+KEEPING = frozenset({"Cast", "Identity", "ReduceMax", "ReduceMin", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # The exporter's graph has 24 nodes, and 300 positions of heads of 512 are 77,000 numbers.
 MAX_NODES, MAX_NUMBERS = 128, 1 << 22
 

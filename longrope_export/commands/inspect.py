@@ -46,7 +46,7 @@ def inspected(path: Path, isolate: options.Isolate) -> dict[str, Any]:
 
     converter = registry.recognize(path)
     converter.check_requirements()
-    workplace = workplace_for(converter, isolate, runtime=False)
+    workplace = workplace_for(converter, path, isolate, runtime=False)
     if workplace is None:
         return inspect_artifact(path)
     with workplace:
