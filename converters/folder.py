@@ -11,9 +11,9 @@ from typing import Any
 
 from converters.base import Check
 from longrope.checkpoint import Checkpoint
+from longrope.companion_files import checked_companion
 from longrope.factors import BoundFactors
 from longrope.hf_config import FULL, SLIDING, extended_config
-from longrope.reading import own_file, read_json
 from longrope.rope import attention_factor_formula
 from longrope.tokenizer_files import TOKENIZER
 
@@ -55,13 +55,11 @@ def copy_files(checkpoint: Checkpoint, folder: Path, patterns: Sequence[str] = C
         patterns: names, or patterns of names, below the checkpoint's folder.
 
     Raises:
-        InputError: a file is a link that leads out of the checkpoint, or is not the JSON that its name says.
+        InputError: a file is a link that leads out of the checkpoint, or is not what its name says.
     """
     shutil.copyfile(checkpoint.tokenizer_file, folder / TOKENIZER)
     for name in companions(checkpoint.path, patterns):
-        file = own_file(checkpoint.path, name)
-        if file.suffix == ".json":
-            read_json(file)
+        file = checked_companion(checkpoint.path, name)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
 

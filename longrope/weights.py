@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import InputError
-from longrope.reading import read_json, read_object, refuse_pointer, shown
+from longrope.reading import own_file, read_json, read_object, refuse_pointer, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -77,7 +77,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: none, broken ones, or a whole file beside complete shards with other weights.
     """
-    whole, index = folder / SINGLE, folder / INDEX
+    whole, index = own_file(folder, SINGLE), own_file(folder, INDEX)
     if whole.is_file():
         safetensors_header(whole)
         _refuse_other_shards(whole, index)
@@ -88,7 +88,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file, but the index names it")
-        safetensors_header(file)
+        safetensors_header(own_file(folder, file.name))
     return files
 
 

@@ -31,6 +31,7 @@ from converters.gguf.vocabulary import (
 )
 from converters.gguf.writing import write_skeleton
 from longrope.checkpoint import Checkpoint
+from longrope.companion_files import checked_companion
 from longrope.errors import UnsupportedError
 from longrope.files import errors_of_writing
 from longrope.reading import own_file, read_object, read_text
@@ -119,13 +120,18 @@ _NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 def _chat_templates(folder: Path) -> dict[str, str]:
     """chat_template.jinja and additional_chat_templates/, or what tokenizer_config.json holds."""
     file = folder / "chat_template.jinja"
-    extra = {path.stem: read_text(folder, f"{path.parent.name}/{path.name}") for path in folder.glob(_NAMED_TEMPLATES)}
+    extra = {path.stem: _template(folder, f"{path.parent.name}/{path.name}") for path in folder.glob(_NAMED_TEMPLATES)}
     if file.is_file():
-        return {"default": read_text(folder, file.name), **extra}
+        return {"default": _template(folder, file.name), **extra}
     template = _json_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}
     return {"default": template} if isinstance(template, str) else {}
+
+
+def _template(folder: Path, name: str) -> str:
+    checked_companion(folder, name)
+    return read_text(folder, name)
 
 
 def _json_object(file: Path) -> dict[str, Any]:
