@@ -25,7 +25,7 @@ from longrope.errors import InputError, RuntimeFailedError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
-from longrope.provenance import provenance
+from longrope.provenance import provenance, published_name
 from longrope.scoring import (
     CHUNK_TOKENS,
     LogitSource,
@@ -129,13 +129,19 @@ class Validation:
         return next((check.status for check in self.checks if check.id == wanted), "pass")
 
     def to_json(self) -> dict[str, Any]:
+        artifact, reference = published_name(self.artifact), published_name(self.reference)
+
+        def without_folders(check: Check) -> dict[str, Any]:
+            message = check.message.replace(self.artifact, artifact).replace(self.reference, reference)
+            return {**dataclasses.asdict(check), "message": message}
+
         return {
             "schema_version": SCHEMA_VERSION,
-            "artifact": self.artifact,
+            "artifact": artifact,
             "format": self.format,
-            "reference": self.reference,
+            "reference": reference,
             "passed": self.passed,
-            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "checks": [without_folders(check) for check in self.checks],
             "windows": [
                 {**dataclasses.asdict(score), "ppl_delta_percent": score.ppl_delta_percent} for score in self.windows
             ],

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}(?=/|$)")
 HUB_PAGE = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(?P<id>[\w.-]+/[\w.-]+?)(?:/tree/(?P<revision>[\w./-]+?)|/blob/.*)?/?"
 )
@@ -601,12 +600,6 @@ def _opener(path: Path) -> Callable[[Path], Checkpoint]:
         raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file, got a {path.suffix or 'plain'} file")
     opener: Callable[[Path], Checkpoint] = found[0].load()
     return opener
-
-
-def cached_hub_id(path: Path) -> str | None:
-    """`org/name` of a folder in the Hub's cache, `models--org--name/snapshots/COMMIT`, or a file in it; None elsewhere."""
-    found = _CACHED.search(path.absolute().as_posix())
-    return found and f"{found[1]}/{found[2]}"
 
 
 def hub_name(name: str) -> str:

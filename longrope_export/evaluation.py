@@ -21,7 +21,7 @@ from longrope.errors import InputError
 from longrope.machine import AUTO, Dtype, resolve
 from longrope.metrics import perplexity
 from longrope.progress import Progress
-from longrope.provenance import provenance
+from longrope.provenance import provenance, published_name
 from longrope.retrieval import RetrievalRow
 from longrope.scoring import LogitSource, nll
 from longrope.tasks import TaskRow, TaskRunner, read_records
@@ -63,6 +63,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The versioned result; a perplexity that is no finite number is null."""
         facts = asdict(self)
+        facts["artifact"] = published_name(self.artifact)
         made = provenance(text_fingerprint=facts.pop("text_fingerprint"), seed=facts.pop("seed"))
         return {"schema_version": SCHEMA_VERSION, **facts, "provenance": dict(made)}
 

@@ -13,6 +13,7 @@ from typing import Any
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
+from longrope.provenance import without_folders
 from longrope_export.console import number
 
 TEMPLATE = "report.html.j2"
@@ -22,6 +23,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write the report of a run's folder; returns where. Raises InputError when the folder is not a finished run."""
     path = output or folder / "report.html"
     run = _read(folder / "run.json")
+    run["configuration"] = without_folders(run["configuration"])
     evaluation = _read(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
     data = {
         "run": run,

@@ -29,13 +29,14 @@ class InspectRequest:
 @options.command(InspectRequest)
 def command(request: InspectRequest) -> int:
     """Say what ARTIFACT holds: format, factor sets, lengths, and which runtime uses which set when."""
+    from longrope.provenance import published_name
     from longrope_export.console import write_json
     from longrope_export.models import artifact_path
 
     result = inspected(artifact_path(request.artifact), request.isolate)
     if request.json_path is None:
         print_inspection(result)
-    write_json(result, request.json_path)
+    write_json({**result, "artifact": published_name(result["artifact"])}, request.json_path)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from longrope.checkpoint import Checkpoint
 from longrope.companion_files import checked_companion
 from longrope.errors import InputError
-from tests.common import run_cli
+from tests.common import PICO_BUDGET, run_cli
 
 SECRET = "hf_secret_of_the_user"
 KEY = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{SECRET}\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -123,3 +124,27 @@ def test_sound_files_pass(model: Path, tmp_path: Path) -> None:
     own = model / "LICENSE.txt"
     own.symlink_to("LICENSE")
     assert checked_companion(model, own.name) == own
+
+
+# -- what is meant to be published
+
+
+def test_results_name_no_folder_of_this_machine(
+    pico: Checkpoint, texts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    room = tmp_path_factory.mktemp("home-of-somebody")
+    model, run = shutil.copytree(pico.path, room / "model"), room / "run"
+    extended = ("extend", model, "--target-length", 256, "-o", run, "--text", texts, *PICO_BUDGET.split())
+    assert run_cli(*extended).code == 0
+    results = {name: room / f"{name}.json" for name in ("validate", "eval", "inspect")}
+    measured = ("--text", texts, "--windows", 64, "--threads", 1)
+    (gguf,) = (run / "gguf").glob("*.gguf")
+    run_cli("validate", gguf, "--reference", model, *measured, "--json", results["validate"])
+    run_cli("eval", run / "onnx", *measured, "--json", results["eval"])
+    run_cli("inspect", run / "hf", "--json", results["inspect"])
+    private = [run / "run.json", *(run / "journal").rglob("*")]  # what --resume compares the next call with
+    meant_for_others = [file for file in run.rglob("*") if file.is_file() and file not in private]
+    assert len(meant_for_others) > 8
+    for file in (*meant_for_others, *results.values()):
+        assert b"home-of-somebody" not in file.read_bytes(), file
+    assert json.loads(results["validate"].read_text())["artifact"] == gguf.name
