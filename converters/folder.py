@@ -13,7 +13,9 @@ from converters.base import Check
 from longrope.checkpoint import Checkpoint
 from longrope.companion_files import checked_companion
 from longrope.factors import BoundFactors
+from longrope.files import write_json
 from longrope.hf_config import FULL, SLIDING, extended_config
+from longrope.reading import own_file, read_object, read_text
 from longrope.rope import attention_factor_formula
 from longrope.tokenizer_files import TOKENIZER
 
@@ -42,6 +44,7 @@ PROCESSOR_FILES = (
     "SYSTEM_PROMPT.txt",
 )
 COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+_TEMPLATE, _NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 # Terms that bind whoever passes the model on.
 _TERMS = re.compile(r"[\w-]*(LICEN[CS]E|NOTICE|COPYING|USE[-_]POLICY)[\w-]*(\.(txt|md|rst|pdf))?", re.I)
 
@@ -69,6 +72,38 @@ def companions(folder: Path, patterns: Sequence[str] = COMPANIONS) -> list[str]:
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     terms = [path for path in sorted(folder.iterdir()) if _TERMS.fullmatch(path.name)]
     return [path.relative_to(folder).as_posix() for path in (*found, *terms) if path.is_file()]
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """Chat templates by name, "default" the one used unasked: chat_template.jinja and additional_chat_templates/, or what
+    tokenizer_config.json holds. Raises InputError for files that are no templates, or not the folder's own.
+    """
+    named = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(_NAMED_TEMPLATES))]
+    extra = {Path(name).stem: _template(folder, name) for name in named}
+    if (folder / _TEMPLATE).is_file():
+        return {"default": _template(folder, _TEMPLATE), **extra}
+    template = optional_object(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return {"default": template} if isinstance(template, str) else {}
+
+
+def _template(folder: Path, name: str) -> str:
+    checked_companion(folder, name)
+    return read_text(folder, name)
+
+
+def optional_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a model's folder, empty when there is no such file. Raises InputError when it is something else."""
+    file = own_file(folder, name)
+    return read_object(file) if file.is_file() else {}
+
+
+def limit_tokenizer(folder: Path, target: int) -> None:
+    """Raise the tokenizer's own length limit to the new window, where tokenizer_config.json has one."""
+    data = optional_object(folder, "tokenizer_config.json")
+    if "model_max_length" in data:
+        write_json(folder / "tokenizer_config.json", {**data, "model_max_length": target}, keep_non_finite=True)
 
 
 def config_checks(
@@ -113,6 +148,7 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
     lost = [name for name in wanted if name not in rope and name not in _CHECKED]
     if lost:
         yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
+    yield from _names(id, rope, wanted)
     if wanted["rope_type"] != "longrope":
         yield from _parameter_checks(id, rope, wanted)
         return
@@ -134,6 +170,16 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
         yield Check.equal_factors(f"{id}.{name}", wanted[name], rope.get(name))
     if any(key in rope and key not in wanted for key in ("short_mscale", "long_mscale", "mscale")):
         yield Check(f"{id}.mscale", "fail", None, "present", "some engines would apply mscale on top")
+
+
+def _names(id: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:
+    """The older spelling of the type, and θ beside it, each where it is to be written."""
+    if "type" in wanted:
+        yield Check.equal(f"{id}.type", wanted["type"], rope.get("type"), "older engines read the type here alone")
+    if "rope_theta" in wanted:
+        yield Check.equal(
+            f"{id}.rope_theta", wanted["rope_theta"], rope.get("rope_theta"), "every frequency is another"
+        )
 
 
 def _attention_factor(rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:

@@ -315,6 +315,12 @@ class RemoteRuntime:
     def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Rows:
         return self._rows({"do": "tail_logits", "factor_set": factor_set, "first": first}, ids)
 
+    def padded_batch(self, short: TokenIds, long: TokenIds) -> Rows | None:
+        """As of the runtime there; None where it takes one text at a time."""
+        head = {"do": "padded_batch", "short": len(short)}
+        _, rows = self._ask(head, np.concatenate([short, long]), tokens=2 * len(long))
+        return None if rows is None else self._checked(rows)
+
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop) -> TokenIds:
         head = {"do": "greedy", "count": count, "factor_set": factor_set}
         seconds = self._limits.seconds(len(prompt) + count)

@@ -43,6 +43,12 @@ class TensorSource:
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
         return self.runtime.greedy(prompt, count, factor_set, stop)
 
+    def padded_batch(self, short: TokenIds, long: TokenIds) -> Tensor | None:
+        """Two texts in one pass (`converters.onnx.runtime.OnnxRuntime.padded_batch`); None where a runtime takes one."""
+        batch = getattr(self.runtime, "padded_batch", None)
+        rows = None if batch is None else batch(short, long)
+        return None if rows is None else _tensor(rows)
+
     def close(self) -> None:
         self.runtime.close()
 

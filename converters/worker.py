@@ -101,6 +101,7 @@ class Worker:
                 self._opened.tail_logits(_given(ids), head["factor_set"], head["first"]),
             ),
             "greedy": self._greedy,
+            "padded_batch": self._padded_batch,
         }
 
     def serve(self) -> None:
@@ -156,6 +157,11 @@ class Worker:
 
     def _greedy(self, head: dict[str, Any], ids: Array | None) -> Answer:
         return None, self._opened.greedy(_given(ids), head["count"], head["factor_set"], self._ask)
+
+    def _padded_batch(self, head: dict[str, Any], ids: Array | None) -> Answer:
+        batch = getattr(self._opened, "padded_batch", None)
+        texts = np.split(_given(ids), [head["short"]])
+        return None, None if batch is None else batch(*texts)
 
     def _ask(self, written: Sequence[int]) -> bool:
         """Whether the parent has read enough."""

@@ -479,6 +479,22 @@ class TorchSource:
         return torch.stack(rows).float().cpu()
 
     @torch.inference_mode()
+    def stale_logits(self, ids: TokenIds, prefill: int, original: int) -> Tensor:
+        """As `decode_logits`, with the long set from the token behind the original window on and the cache kept as it is.
+
+        That is what a runtime gives whose graph is right, and which does not fill its cache again there.
+        """
+        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        rows, cache, length = list[Tensor](), None, 0
+        for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
+            length += part.shape[1]
+            if self._pin is not None:
+                self._pin.use("short" if length <= original else "long")
+            output, cache = read_on(self.model, part, cache, logits_to_keep=1)
+            rows.append(output.logits[0, -1])
+        return torch.stack(rows).float().cpu()
+
+    @torch.inference_mode()
     def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
         """[T - first, V] float32: the rows of positions first … T - 1; the head is computed for these only.
 

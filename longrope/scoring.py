@@ -192,10 +192,17 @@ def crossing_rows(
     return torch.cat((short_rows, expected[len(short_rows) :]))
 
 
-def compare_crossing(expected: Tensor, artifact: LogitSource, ids: TokenIds, *, prefill: int) -> WindowScore:
-    """Score an artifact that decodes through its cache against `crossing_rows` of the same arguments."""
+def compare_crossing(expected: Tensor, decoded: Tensor, ids: TokenIds, *, prefill: int) -> WindowScore:
+    """Score what an artifact decodes through its cache.
+
+    Args:
+        expected: [T - prefill, V], from `crossing_rows`.
+        decoded: [T - prefill + 1, V], from `LogitSource.decode_logits`.
+        ids: [T].
+        prefill: tokens that went in at once.
+    """
     total = Comparison()
-    total.add(expected, artifact.decode_logits(ids, prefill)[:-1], torch.as_tensor(ids[prefill:]))
+    total.add(expected, decoded[:-1], torch.as_tensor(ids[prefill:]))
     return total.score(len(ids), "crossing")
 
 

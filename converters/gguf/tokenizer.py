@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from converters.folder import chat_templates, optional_object
 from converters.gguf.container import TensorInfo, Value
 from converters.gguf.native import gguf, loaded_model, tokenize
 from converters.gguf.sentencepiece import bpe_vocabulary, rebuilt_bpe, rebuilt_unigram, unigram_vocabulary
@@ -31,10 +32,9 @@ from converters.gguf.vocabulary import (
 )
 from converters.gguf.writing import write_skeleton
 from longrope.checkpoint import Checkpoint
-from longrope.companion_files import checked_companion
 from longrope.errors import UnsupportedError
 from longrope.files import errors_of_writing
-from longrope.reading import own_file, read_object, read_text
+from longrope.reading import read_object
 from longrope.unfinished import temporary_folder
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
     normalizers = tuple(unexpressed_normalizers(data)) if built.model == "gpt2" else ()
     return dataclasses.replace(
         built,
-        chat_templates=_chat_templates(checkpoint.path),
+        chat_templates=chat_templates(checkpoint.path),
         unapplied=normalizers,
         stripping=frozenset(added["content"] for added in data.get("added_tokens", ()) if added.get("rstrip")),
     )
@@ -95,7 +95,7 @@ def _special_tokens(checkpoint: Checkpoint, data: Mapping[str, Any]) -> SpecialT
 
 
 def _named_ids(checkpoint: Checkpoint, data: Mapping[str, Any]) -> dict[str, int]:
-    settings = _json_object(checkpoint.path / "tokenizer_config.json")
+    settings = optional_object(checkpoint.path, "tokenizer_config.json")
     known = _model_ids(data["model"]) | {added["content"]: added["id"] for added in data.get("added_tokens", ())}
     found = {}
     for name in SPECIAL_NAMES:
@@ -112,33 +112,6 @@ def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
     """Token → id; unigram models have a list of (token, score) instead."""
     vocab = model["vocab"]
     return dict(vocab) if isinstance(vocab, dict) else {token: id for id, (token, _) in enumerate(vocab)}
-
-
-_NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
-
-
-def _chat_templates(folder: Path) -> dict[str, str]:
-    """chat_template.jinja and additional_chat_templates/, or what tokenizer_config.json holds."""
-    file = folder / "chat_template.jinja"
-    extra = {path.stem: _template(folder, f"{path.parent.name}/{path.name}") for path in folder.glob(_NAMED_TEMPLATES)}
-    if file.is_file():
-        return {"default": _template(folder, file.name), **extra}
-    template = _json_object(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return {"default": template} if isinstance(template, str) else {}
-
-
-def _template(folder: Path, name: str) -> str:
-    checked_companion(folder, name)
-    return read_text(folder, name)
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    """A JSON object, empty when there is no such file. Raises InputError when it is something else."""
-    if not file.is_file():
-        return {}
-    return read_object(own_file(file.parent, file.name))
 
 
 # -- vocabulary → tokenizer.json

@@ -87,6 +87,16 @@ class OnnxRuntime:
             written.append(int(rows[-1].argmax()))
         return np.asarray(written, dtype=np.int64)
 
+    def padded_batch(self, short: TokenIds, long: TokenIds) -> Rows:
+        """Two texts in one pass, the shorter one padded in front: both texts' rows, one under the other, [T + T', V]."""
+        padding = len(long) - len(short)
+        ids = np.stack([np.concatenate([np.zeros(padding, dtype=np.int64), short]), np.asarray(long)])
+        mask = np.ones_like(ids)
+        mask[0, :padding] = 0
+        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+        rows = self.session.run({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
+        return np.concatenate([rows[0, padding:], rows[1]]).astype(np.float32, copy=False)
+
     def _passes(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Iterator[tuple[Rows, Cache, int]]:
         """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length given."""
         total, cache = self._pinned_length(len(ids), factor_set), self.session.empty_cache()
