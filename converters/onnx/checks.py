@@ -185,22 +185,26 @@ def _switch(part: RopePart, expected: BoundFactors) -> Check:
     """Which set is used by a sequence of L - 1, L, L + 1 and L' tokens, and by a first chunk of each."""
     original = expected.original
     lengths = sorted({max(original - 1, 1), original, min(original + 1, expected.target), expected.target})
-    actual, wanted = {}, {}
+    actual, wanted = dict[str, str](), dict[str, FactorSet]()
     for length in lengths:
         whole = np.arange(max(length - 16, 0), length)
         wanted[str(length)] = expected.set_for_length(length) if expected.factor_sets == "dual" else "long"
-        actual[str(length)] = _set_in_use(part, whole, expected)
+        actual[str(length)] = _set_in_use(part, whole, expected, wanted[str(length)])
         if expected.factor_sets == "dual":
             first_chunk = np.arange(min(expected.n_hat + 16, length))  # the first n_hat are the same under both sets
             wanted[f"chunk of {length}"] = wanted[str(length)]
-            actual[f"chunk of {length}"] = _set_in_use(part, first_chunk, expected, total_length=length)
+            actual[f"chunk of {length}"] = _set_in_use(part, first_chunk, expected, wanted[str(length)], length)
     return Check.equal(
         "onnx.switch", wanted, actual, "the graph changes sets at another length than the original window"
     )
 
 
-def _set_in_use(part: RopePart, positions: Any, expected: BoundFactors, total_length: int = 0) -> str:
-    errors = {name: _error(part, positions, expected, name, total_length) for name in ("long", "short")}
+def _set_in_use(
+    part: RopePart, positions: Any, expected: BoundFactors, wanted: FactorSet, total_length: int = 0
+) -> str:
+    """The set whose angles these are; the wanted one where both give the same, as they do up to n_hat."""
+    names: tuple[FactorSet, ...] = (wanted, "short" if wanted == "long" else "long")
+    errors = {name: _error(part, positions, expected, name, total_length) for name in names}
     best = min(errors, key=lambda name: errors[name])
     return best if errors[best] <= ANGLE_TOLERANCE else "neither"
 
