@@ -151,6 +151,11 @@ def _depth_exceeds(data: Any, limit: int) -> bool:
     return True
 
 
+def visible(text: str) -> str:
+    """A text that a terminal may be given: control characters and escape sequences become question marks."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def shown(value: object, limit: int = 60) -> str:
     """A value of a foreign file for a message, on one line, not longer than `limit`."""
     try:
