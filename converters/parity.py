@@ -435,6 +435,9 @@ def _window_check(
         return Check(id, "pass", expected, actual)
     if not all(map(math.isfinite, actual.values())):
         return Check(id, "fail", expected, actual, "the artifact's logits are non-finite")
+    if score.regime == "crossing" and artifact.expected.factor_sets == "dual" and broken == ["ppl_delta_percent"]:
+        message = f"perplexity of {score.tokens} tokens alone is out of bounds; KL and top-1 are those of rounding"
+        return Check(id, "warn", expected, actual, message)
     if is_stale is not None and is_stale():
         message = (
             "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
