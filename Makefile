@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
-.PHONY: crash-test test-oldest fuzz gpu-check gpu-bundle
+.PHONY: crash-test test-oldest fuzz gpu-check gpu-bundle audit lock
 .PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf
 
 setup: $(STAMP)
@@ -100,6 +100,18 @@ quality: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vulture
+
+# What CI installs: names and versions, no places. After a change of dependencies, and of CI's machine.
+lock: setup
+	$(BIN)/pip list --format=freeze --exclude-editable | sed '/^pip==/d; s/+cpu$$//' > requirements-ci.txt
+
+# Known holes in it, with pip-audit in an environment of its own; skipped with a word where its database is out of reach.
+AUDIT := .venv-audit
+audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install -q pip-audit
+	$(AUDIT)/bin/pip-audit -r requirements-ci.txt --no-deps --disable-pip --progress-spinner off --format json \
+	  2>/dev/null | $(AUDIT)/bin/python .ci/audit.py
 
 style: setup
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ artifact, reference, texts ─validate─► Validation: static checks, then its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Check, Export
 from converters.expectations import expected_factors
+from converters.isolation import Isolate, workplace_for
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
@@ -100,6 +102,7 @@ def validate(
     crossing: bool = True,
     device: str = "auto",
     threads: int | None = None,
+    isolate: Isolate = "auto",
     progress: Progress | None = None,
 ) -> Validation:
     """Check one artifact's keys, tensors, factors and weights, then compare its runtime's logits with the reference's.
@@ -115,6 +118,7 @@ def validate(
         crossing: decode token by token across the original window, too.
         device: torch device of the reference; `auto` is the GPU when there is one.
         threads: CPU threads of every runtime; None for their defaults.
+        isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
         progress: where bars and warnings go; None for nowhere.
 
     Returns:
@@ -125,24 +129,27 @@ def validate(
         InputError: no such artifact, a window that no document is long enough for, other vocabularies.
         MissingRequirementError: a library of the format is missing.
     """
-    from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts
-
-    path, progress = Path(artifact), progress or Silent()
+    path = Path(artifact)
     converter = registry.recognize(path)
     converter.check_requirements()
-    expectation = expected_factors(path, converter, reference, factors, factor_sets)
-    if expectation is None:
-        message = "neither the artifact nor the reference carries any, and none were given"
-        check = Check(f"{converter.name}.factors", "fail", "rescale factors", None, message)
-        return Validation(str(path), converter.name, reference.name, [check], provenance=provenance())
-    options = ValidateOptions(
-        windows=tuple(windows) or (expectation.factors.original, expectation.factors.target),
-        windows_per_length=windows_per_length,
-        crossing=crossing,
-        threads=threads,
-        device=resolve_device(device),
-    )
-    judged = Artifact(path, converter, converter.plan_of(path, expectation.factors, reference))
-    (result,) = validate_artifacts([judged], reference, expectation.reference, corpus, options, progress)
-    result.checks = [*expectation.notes, *result.checks]
-    return result
+    with workplace_for(converter, path, isolate) or nullcontext() as workplace:  # starts while torch is being imported
+        from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts
+
+        expectation = expected_factors(path, converter, reference, factors, factor_sets)
+        if expectation is None:
+            message = "neither the artifact nor the reference carries any, and none were given"
+            check = Check(f"{converter.name}.factors", "fail", "rescale factors", None, message)
+            return Validation(str(path), converter.name, reference.name, [check], provenance=provenance())
+        options = ValidateOptions(
+            windows=tuple(windows) or (expectation.factors.original, expectation.factors.target),
+            windows_per_length=windows_per_length,
+            crossing=crossing,
+            threads=threads,
+            device=resolve_device(device),
+        )
+        judged = Artifact(path, converter, converter.plan_of(path, expectation.factors, reference), workplace=workplace)
+        (result,) = validate_artifacts(
+            [judged], reference, expectation.reference, corpus, options, progress or Silent()
+        )
+        result.checks = [*expectation.notes, *result.checks]
+        return result

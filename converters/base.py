@@ -19,6 +19,7 @@ from longrope.errors import InputError, LongRopeError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
 from longrope.files import sha256_of, staged
 from longrope.progress import Progress
+from longrope.sources import Runtime
 
 if TYPE_CHECKING:
     from longrope.scoring import LogitSource  # imports torch, which writing a file does not need
@@ -186,6 +187,7 @@ class Converter(ABC):
         outtypes: weight types it can write, the default first.
         extra: pip extra that brings its libraries; None when the core has them.
         runs_in_torch: whether `open_source` also takes `device` and `dtype`.
+        foreign_runtime: whether the runtime is not Python, so that a bad artifact may end its process.
     """
 
     name: ClassVar[str]
@@ -194,6 +196,7 @@ class Converter(ABC):
     outtypes: ClassVar[Sequence[str]] = ("auto",)
     extra: ClassVar[str | None] = None
     runs_in_torch: ClassVar[bool] = False
+    foreign_runtime: ClassVar[bool] = True
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
@@ -263,6 +266,17 @@ class Converter(ABC):
         self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None
     ) -> LogitSource:
         """The artifact in its own runtime, ready for windows of up to `max_length` tokens."""
+
+    def open_runtime(
+        self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None, **options: Any
+    ) -> Runtime:
+        """As `open_source`, in arrays; what a process of its own holds. Formats whose runtime needs no torch override it."""
+        from converters.sources import SourceRuntime
+
+        return SourceRuntime(self.open_source(path, factors, max_length=max_length, threads=threads, **options))
+
+    def load_runtime(self) -> None:  # noqa: B027  most have nothing to do
+        """Import what `open_runtime` will need."""
 
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         """Row of `converters.parity.TOLERANCES` that fits what the artifact's weight type does to the reference's."""

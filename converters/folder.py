@@ -11,9 +11,11 @@ from typing import Any
 
 from converters.base import Check
 from longrope.checkpoint import Checkpoint
+from longrope.companion_files import checked_companion
 from longrope.factors import BoundFactors
+from longrope.files import write_json
 from longrope.hf_config import FULL, SLIDING, extended_config
-from longrope.reading import own_file, read_json
+from longrope.reading import TEXT, Kind, check, list_of, own_file, read_object, read_text, record
 from longrope.rope import attention_factor_formula
 from longrope.tokenizer_files import TOKENIZER
 
@@ -42,6 +44,25 @@ PROCESSOR_FILES = (
     "SYSTEM_PROMPT.txt",
 )
 COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TEMPLATE, _NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
+# Types of what is read of tokenizer_config.json.
+_TOKEN = Kind(
+    "a string, or an object with a content",
+    lambda value: TEXT.fits(value.get("content") if isinstance(value, dict) else value),
+)
+_NAMED = record({"name": TEXT, "template": TEXT})
+_CONFIG = record(
+    {},
+    {
+        **{f"{name}_token": _TOKEN.or_null() for name in ("bos", "eos", "unk", "pad", "sep", "mask")},
+        "chat_template": Kind(
+            "a string, or a list of templates with names",
+            lambda value: isinstance(value, str | list),
+            lambda value: list_of(_NAMED).parts(value) if isinstance(value, list) else iter(()),
+        ).or_null(),
+    },
+)
 # Terms that bind whoever passes the model on.
 _TERMS = re.compile(r"[\w-]*(LICEN[CS]E|NOTICE|COPYING|USE[-_]POLICY)[\w-]*(\.(txt|md|rst|pdf))?", re.I)
 
@@ -55,13 +76,11 @@ def copy_files(checkpoint: Checkpoint, folder: Path, patterns: Sequence[str] = C
         patterns: names, or patterns of names, below the checkpoint's folder.
 
     Raises:
-        InputError: a file is a link that leads out of the checkpoint, or is not the JSON that its name says.
+        InputError: a file is a link that leads out of the checkpoint, or is not what its name says.
     """
     shutil.copyfile(checkpoint.tokenizer_file, folder / TOKENIZER)
     for name in companions(checkpoint.path, patterns):
-        file = own_file(checkpoint.path, name)
-        if file.suffix == ".json":
-            read_json(file, non_finite=True)
+        file = checked_companion(checkpoint.path, name)
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
 
@@ -71,6 +90,44 @@ def companions(folder: Path, patterns: Sequence[str] = COMPANIONS) -> list[str]:
     found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     terms = [path for path in sorted(folder.iterdir()) if _TERMS.fullmatch(path.name)]
     return [path.relative_to(folder).as_posix() for path in (*found, *terms) if path.is_file()]
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """Chat templates by name, "default" the one used unasked: chat_template.jinja and additional_chat_templates/, or what
+    tokenizer_config.json holds. Raises InputError for files that are no templates, or not the folder's own.
+    """
+    named = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(_NAMED_TEMPLATES))]
+    extra = {Path(name).stem: _template(folder, name) for name in named}
+    if (folder / _TEMPLATE).is_file():
+        return {"default": _template(folder, _TEMPLATE), **extra}
+    template = tokenizer_config(folder).get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return {"default": template} if isinstance(template, str) else {}
+
+
+def _template(folder: Path, name: str) -> str:
+    checked_companion(folder, name)
+    return read_text(folder, name)
+
+
+def optional_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a model's folder, empty when there is no such file. Raises InputError when it is something else."""
+    file = own_file(folder, name)
+    return read_object(file, non_finite=True) if file.is_file() else {}
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty when there is none. Raises InputError for fields of another type than they have."""
+    found: dict[str, Any] = check(optional_object(folder, _TOKENIZER_CONFIG), _CONFIG, str(folder / _TOKENIZER_CONFIG))
+    return found
+
+
+def limit_tokenizer(folder: Path, target: int) -> None:
+    """Raise the tokenizer's own length limit to the new window, where tokenizer_config.json has one."""
+    data = tokenizer_config(folder)
+    if "model_max_length" in data:
+        write_json(folder / _TOKENIZER_CONFIG, {**data, "model_max_length": target}, keep_non_finite=True)
 
 
 def config_checks(
@@ -115,6 +172,7 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
     lost = [name for name in wanted if name not in rope and name not in _CHECKED]
     if lost:
         yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
+    yield from _names(id, rope, wanted)
     if wanted["rope_type"] != "longrope":
         yield from _parameter_checks(id, rope, wanted)
         return
@@ -136,6 +194,16 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
         yield Check.equal_factors(f"{id}.{name}", wanted[name], rope.get(name))
     if any(key in rope and key not in wanted for key in ("short_mscale", "long_mscale", "mscale")):
         yield Check(f"{id}.mscale", "fail", None, "present", "some engines would apply mscale on top")
+
+
+def _names(id: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:
+    """The older spelling of the type, and θ beside it, each where it is to be written."""
+    if "type" in wanted:
+        yield Check.equal(f"{id}.type", wanted["type"], rope.get("type"), "older engines read the type here alone")
+    if "rope_theta" in wanted:
+        yield Check.equal(
+            f"{id}.rope_theta", wanted["rope_theta"], rope.get("rope_theta"), "every frequency is another"
+        )
 
 
 def _attention_factor(rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:

@@ -12,20 +12,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from converters import isolation
 from converters.base import Check, Converter, PlannedExport
+from converters.companion_checks import text_ids
+from converters.isolation import Workplace
+from converters.sources import TensorSource
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError
+from longrope.errors import InputError, RuntimeFailedError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
-from longrope.provenance import provenance
+from longrope.provenance import provenance, published_name
 from longrope.scoring import (
     CHUNK_TOKENS,
+    Comparison,
     LogitSource,
     WindowScore,
     check_vocabularies,
@@ -38,6 +48,10 @@ from longrope.text import Corpus, TokenIds
 SCHEMA_VERSION = 1
 # Tokens before and after the original window in the crossing test.
 CROSSING_TOKENS = 8
+# Of the longer one of two texts in a batch.
+BATCH_TOKENS = 12
+# Of the texts that tokenizers are compared on.
+SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 8, 8192
 
 
 @dataclass(frozen=True)
@@ -71,12 +85,21 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something to validate: where it is, who reads it, and the plan it must follow (`Converter.plan_of`)."""
+    """Something to validate.
+
+    Args:
+        path: where it is.
+        converter: who reads it.
+        planned: the plan it must follow (`Converter.plan_of`).
+        name: in reports; empty for the path.
+        workplace: the process that its runtime is to live in; None for this one.
+    """
 
     path: Path
     converter: Converter
     planned: PlannedExport
     name: str = ""
+    workplace: Workplace | None = None
 
     @property
     def expected(self) -> BoundFactors:
@@ -86,6 +109,11 @@ class Artifact:
     @property
     def label(self) -> str:
         return self.name or str(self.path)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its runtime died of it, or failed in the middle."""
+        return self.workplace is not None and self.workplace.failed
 
 
 @dataclass
@@ -113,13 +141,19 @@ class Validation:
         return next((check.status for check in self.checks if check.id == wanted), "pass")
 
     def to_json(self) -> dict[str, Any]:
+        artifact, reference = published_name(self.artifact), published_name(self.reference)
+
+        def without_folders(check: Check) -> dict[str, Any]:
+            message = check.message.replace(self.artifact, artifact).replace(self.reference, reference)
+            return {**dataclasses.asdict(check), "message": message}
+
         return {
             "schema_version": SCHEMA_VERSION,
-            "artifact": self.artifact,
+            "artifact": artifact,
             "format": self.format,
-            "reference": self.reference,
+            "reference": reference,
             "passed": self.passed,
-            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "checks": [without_folders(check) for check in self.checks],
             "windows": [
                 {**dataclasses.asdict(score), "ppl_delta_percent": score.ppl_delta_percent} for score in self.windows
             ],
@@ -169,10 +203,13 @@ def validate_artifacts(
     Raises:
         InputError: a window is longer than the target or than every document, or vocabularies differ.
     """
-    texts = windows_by_length(corpus, factors, options)
+    texts, samples = windows_by_length(corpus, factors, options), sample_texts(reference, corpus)
     results = [Validation(a.label, a.converter.name, reference.name) for a in artifacts]
     for result, artifact in zip(results, artifacts, strict=True):
         result.checks += artifact.planned.check(artifact.path)
+        if any(check.id == f"{result.format}.tokenizer" and check.status == "pass" for check in result.checks):
+            folder = artifact.path if artifact.path.is_dir() else artifact.path.parent
+            result.checks.append(text_ids(f"{result.format}.tokenizer.texts", folder, reference, samples))
         result.provenance = provenance(
             reference_fingerprint=reference.fingerprint,
             text_fingerprint=corpus.fingerprint,
@@ -182,6 +219,13 @@ def validate_artifacts(
         )
     _Runs(reference, factors, options, progress).measure(list(zip(artifacts, results, strict=True)), texts)
     return results
+
+
+def sample_texts(reference: Checkpoint, corpus: Corpus) -> list[str]:
+    """The beginning of each document as text, for tokenizers to be compared on."""
+    decode = reference.tokenizer.decode
+    documents = corpus.documents[:SAMPLE_DOCUMENTS]
+    return [decode(document.ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False) for document in documents]
 
 
 def windows_by_length(corpus: Corpus, factors: BoundFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:
@@ -209,6 +253,8 @@ class _Runs:
         running = [(artifact, result) for artifact, result in artifacts if sources[id(result)] is not None]
         opened = {key: source for key, source in sources.items() if source is not None}
         try:
+            for artifact, result in running:
+                self._score_batch(artifact, result, opened[id(result)], texts[min(texts)][0])
             for length, windows in texts.items():
                 self._score_length(length, windows, running, opened)
             if self.options.crossing:
@@ -222,15 +268,19 @@ class _Runs:
         """The artifact in its runtime; an artifact that does not load is a failed check."""
         room = max(max_length, self.factors.original + CROSSING_TOKENS)
         try:
-            source = artifact.converter.open_source(
-                artifact.path, artifact.expected, max_length=room, threads=self.options.threads
+            source = isolation.open_source(
+                artifact.converter,
+                artifact.path,
+                artifact.expected,
+                max_length=room,
+                threads=self.options.threads,
+                workplace=artifact.workplace,
             )
             check_vocabularies(self.reference, {artifact.label: source})
         except InputError as error:
-            message = "a file its runtime opens"
-            result.checks.append(Check(f"{artifact.converter.name}.loads", "fail", message, "an error", str(error)))
+            result.checks.append(_loads(artifact, error))
             return None
-        result.checks.append(Check(f"{artifact.converter.name}.loads", "pass"))
+        result.checks.append(_loads(artifact))
         return source
 
     def _score_length(
@@ -242,23 +292,29 @@ class _Runs:
     ) -> None:
         """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
         groups: dict[tuple[FactorSet, FactorSet], list[Judged]] = {}
-        for artifact, result in artifacts:
+        for artifact, result in (each for each in artifacts if not each[0].failed):
             used = sources[id(result)].set_for(length)
             groups.setdefault((used, self._reference_set(artifact, used)), []).append((artifact, result))
         total = len(groups) * len(windows) * length
         with self.progress.task(f"validate {length} tokens", total) as task:
             for (used, reference_set), members in groups.items():
-                scores = compare_windows(
-                    self.reference,
-                    {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
-                    windows,
-                    factor_set=used,
-                    reference_set=reference_set,
-                    chunk=self.options.chunk,
-                    on_tokens=task.advance,
-                )
-                for (artifact, result), score in zip(members, scores.values(), strict=True):
-                    self._record(artifact, result, score)
+                while members:
+                    try:
+                        scores = compare_windows(
+                            self.reference,
+                            {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
+                            windows,
+                            factor_set=used,
+                            reference_set=reference_set,
+                            chunk=self.options.chunk,
+                            on_tokens=task.advance,
+                        )
+                    except RuntimeFailedError as error:
+                        members = _without_failed(members, error)
+                        continue
+                    for (artifact, result), score in zip(members, scores.values(), strict=True):
+                        self._record(artifact, result, score)
+                    break
 
     def _reference_set(self, artifact: Artifact, regime: FactorSet) -> FactorSet:
         """The reference's set that holds the factors an artifact must use in this regime."""
@@ -283,7 +339,7 @@ class _Runs:
             return
         rows: dict[tuple[str, bool], Any] = {}
         with self.progress.task(f"decode across {original} tokens", len(artifacts)) as task:
-            for artifact, result in artifacts:
+            for artifact, result in (each for each in artifacts if not each[0].failed):
                 source = sources[id(result)]
                 single = artifact.expected.factor_sets == "single"
                 # A single set is the reference's long set at every position: the expectation of one set per context.
@@ -292,23 +348,111 @@ class _Runs:
                     rows[key] = crossing_rows(
                         self.reference, ids, original, prefill=prefill, rule=key[0], chunk=self.options.chunk
                     )
-                self._record(artifact, result, compare_crossing(rows[key], source, ids, prefill=prefill))
+                try:
+                    decoded = source.decode_logits(ids, prefill)
+                except RuntimeFailedError as error:
+                    _without_failed([(artifact, result)], error)
+                    continue
+                stale = (
+                    partial(self._is_stale, artifact, decoded, ids, prefill) if key == ("per_forward", False) else None
+                )
+                self._record(artifact, result, compare_crossing(rows[key], decoded, ids, prefill=prefill), stale)
                 task.advance()
 
-    def _record(self, artifact: Artifact, result: Validation, score: WindowScore) -> None:
+    def _is_stale(self, artifact: Artifact, decoded: Tensor, ids: TokenIds, prefill: int) -> bool:
+        """Whether a decoding differs from full recomputes only because its cache keeps keys of the short set."""
+        rows = self.reference.stale_logits(ids, prefill, self.factors.original)[:-1]
+        score = compare_crossing(rows, decoded, ids, prefill=prefill)
+        return not _broken(score, self._tolerance(artifact, score))
+
+    def _score_batch(self, artifact: Artifact, result: Validation, source: LogitSource, ids: TokenIds) -> None:
+        """Two texts in one pass, one of them padded, against each alone, where the runtime takes batches."""
+        if artifact.failed or not isinstance(source, TensorSource):
+            return
+        short, long = ids[: BATCH_TOKENS // 2], ids[:BATCH_TOKENS]
+        try:
+            batched = source.padded_batch(short, long)
+            alone = [
+                rows for text in (short, long) for rows in source.logits(text, source.set_for(len(text)), len(text))
+            ]
+        except RuntimeFailedError as error:
+            _without_failed([(artifact, result)], error)
+            return
+        if batched is None:
+            return
+        total = Comparison()
+        total.add(torch.cat(alone), batched, torch.as_tensor(np.concatenate((short, long))))
+        score = total.score(len(long), source.set_for(len(long)))
+        limit = self._tolerance(artifact, score).kl
+        ok = score.kl_mean <= limit
+        message = "" if ok else "rows of a batch, or padding, reach into one another"
+        id = f"{artifact.converter.name}.batch"
+        result.checks.append(Check(id, "pass" if ok else "fail", f"kl_mean ≤ {limit:g}", score.kl_mean, message))
+
+    def _record(
+        self, artifact: Artifact, result: Validation, score: WindowScore, is_stale: Callable[[], bool] | None = None
+    ) -> None:
+        result.windows.append(score)
+        result.checks.append(_window_check(artifact, score, self._tolerance(artifact, score), is_stale))
+
+    def _tolerance(self, artifact: Artifact, score: WindowScore) -> Tolerance:
         try:
             name = artifact.converter.tolerance_name(artifact.path, self.checkpoint)
         except InputError:
             name = "f32"  # the weight type cannot be read, which the static checks report
         if name == "exact" and (score.regime == "crossing" or self.options.device != "cpu"):
             name = "f32"  # a cache, or a device beside the artifact's CPU, changes the order of sums
-        result.windows.append(score)
-        result.checks.append(_window_check(artifact, score, TOLERANCES[name]))
+        return TOLERANCES[name]
 
 
-def _window_check(artifact: Artifact, score: WindowScore, tolerance: Tolerance) -> Check:
-    """One check a window; NaN fails every comparison."""
+def _loads(artifact: Artifact, error: InputError | None = None) -> Check:
+    """Whether an artifact's runtime opens and runs it."""
+    id = f"{artifact.converter.name}.loads"
+    return Check(id, "fail", "a file its runtime opens", "an error", str(error)) if error else Check(id, "pass")
+
+
+def _without_failed(members: Sequence[Judged], error: RuntimeFailedError) -> list[Judged]:
+    """Those that can be run further; the others' check says what happened. Raises the error where it is nobody's."""
+    failed = [each for each in members if each[0].failed]
+    if not failed:
+        raise error
+    for artifact, result in failed:
+        check = _loads(artifact, error)
+        result.checks = [check if each.id == check.id else each for each in result.checks]
+    return [each for each in members if not each[0].failed]
+
+
+def _window_check(
+    artifact: Artifact, score: WindowScore, tolerance: Tolerance, is_stale: Callable[[], bool] | None = None
+) -> Check:
+    """One check a window; NaN fails every comparison. A crossing may fail by its cache alone, where `is_stale` says so."""
     id = _window_id(artifact.converter.name, score)
+    limits = _limits(score, tolerance)
+    expected = {name: limit for name, (_, limit) in limits.items()}
+    actual = {name: getattr(score, name) for name in limits}
+    broken = _broken(score, tolerance)
+    if score.non_finite or not all(map(math.isfinite, actual.values())):
+        return Check(id, "fail", expected, actual, score.non_finite or "a measure is non-finite")
+    if not broken:
+        return Check(id, "pass", expected, actual)
+    if score.regime == "crossing" and artifact.expected.factor_sets == "dual" and broken == ["ppl_delta_percent"]:
+        message = f"perplexity of {score.tokens} tokens alone is out of bounds; KL and top-1 are those of rounding"
+        return Check(id, "warn", expected, actual, message)
+    if is_stale is not None and is_stale():
+        message = (
+            "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
+        )
+        return Check(id, "warn", expected, actual, message)
+    return Check(id, "fail", expected, actual, f"not the reference's model: {', '.join(broken)} out of bounds")
+
+
+def _broken(score: WindowScore, tolerance: Tolerance) -> list[str]:
+    """What is out of bounds."""
+    return [name for name, (ok, _) in _limits(score, tolerance).items() if not ok]
+
+
+def _limits(score: WindowScore, tolerance: Tolerance) -> dict[str, tuple[bool, str]]:
+    """Whether each measure holds, and its limit in words."""
     limits = {
         "ppl_delta_percent": (abs(score.ppl_delta_percent) <= tolerance.ppl_percent, f"≤ {tolerance.ppl_percent}"),
         "kl_mean": (score.kl_mean <= tolerance.kl, f"≤ {tolerance.kl:g}"),
@@ -316,19 +460,7 @@ def _window_check(artifact: Artifact, score: WindowScore, tolerance: Tolerance) 
     }
     if tolerance.max_logit_diff is not None:
         limits["max_logit_diff"] = (score.max_logit_diff <= tolerance.max_logit_diff, f"≤ {tolerance.max_logit_diff:g}")
-    broken = [name for name, (ok, _) in limits.items() if not ok]
-    expected = {name: limit for name, (_, limit) in limits.items()}
-    actual = {name: getattr(score, name) for name in limits}
-    if not broken and not score.non_finite:
-        return Check(id, "pass", expected, actual)
-    if score.non_finite or not all(map(math.isfinite, actual.values())):
-        return Check(id, "fail", expected, actual, score.non_finite or "a measure is non-finite")
-    if score.regime == "crossing" and artifact.expected.factor_sets == "dual":
-        message = (
-            "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
-        )
-        return Check(id, "warn", expected, actual, message)
-    return Check(id, "fail", expected, actual, f"not the reference's model: {', '.join(broken)} out of bounds")
+    return limits
 
 
 def _top1_limit(score: WindowScore, tolerance: Tolerance) -> float:

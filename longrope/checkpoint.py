@@ -28,6 +28,7 @@ from longrope.architectures import (
 )
 from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.config_fields import Config, check_config
+from longrope.config_sizes import refuse_unfilled_sizes
 from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, FamilyName, RopeFamily
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}(?=/|$)")
 HUB_PAGE = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(?P<id>[\w.-]+/[\w.-]+?)(?:/tree/(?P<revision>[\w./-]+?)|/blob/.*)?/?"
 )
@@ -578,7 +578,7 @@ def open_folder(
         checkpoint = Checkpoint(path, name, Config(_completed(config, text), name), keep_alive, wrapper=config)
     checkpoint.require_rotation()
     if needs_weights:
-        _ = checkpoint.weight_files
+        refuse_unfilled_sizes(config, list(checkpoint.weight_headers.values()), name)
     return checkpoint
 
 
@@ -599,12 +599,6 @@ def _opener(path: Path) -> Callable[[Path], Checkpoint]:
         raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file, got a {path.suffix or 'plain'} file")
     opener: Callable[[Path], Checkpoint] = found[0].load()
     return opener
-
-
-def cached_hub_id(path: Path) -> str | None:
-    """`org/name` of a folder in the Hub's cache, `models--org--name/snapshots/COMMIT`, or a file in it; None elsewhere."""
-    found = _CACHED.search(path.absolute().as_posix())
-    return found and f"{found[1]}/{found[2]}"
 
 
 def hub_name(name: str) -> str:

@@ -36,6 +36,12 @@ class FactorError(InputError):
     """Rescale factors that contradict themselves or the model they are for."""
 
 
+class RuntimeFailedError(InputError):
+    """An artifact's runtime died of it, took more than it may, or failed in the middle: a failed check, `FORMAT.loads`."""
+
+    exit_code = 1
+
+
 class MissingRequirementError(LongRopeError):
     """The machine lacks an extra, memory, disk, network or a tool."""
 

@@ -97,7 +97,6 @@ def announced_weights(checkpoint: Checkpoint) -> dict[str, Shape] | None:
     sizes = [config.get(name) for name in fields]
     if norms is None or not all(isinstance(size, int) for size in sizes):
         return None
-    _refuse_more_layers(checkpoint)
     hidden, inner, layers, heads, kv_heads = (int(size or 0) for size in sizes)
     queries, keys = heads * checkpoint.head_dim, kv_heads * checkpoint.head_dim
     matrices = {
@@ -130,7 +129,6 @@ def require_loadable(checkpoint: Checkpoint) -> None:
     """
     from longrope.modeling import build_config
 
-    _refuse_more_layers(checkpoint)
     packed = checkpoint.quantization is not None
     config = build_config(checkpoint, None)
     if packed:
@@ -183,16 +181,6 @@ def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False
             )
     _refuse_ignored(checkpoint, config, extra, model.state_dict())
     return model
-
-
-def _refuse_more_layers(checkpoint: Checkpoint) -> None:
-    """Refuse more layers than there are weights, before any of them is built."""
-    layers, found = checkpoint.config.get("num_hidden_layers"), len(checkpoint.weight_names)
-    if isinstance(layers, int) and layers > found:
-        raise InputError(
-            f"{checkpoint.name}: config.json: num_hidden_layers: expected as many layers as there are weights of, got "
-            f"{layers} layers and {found} weights"
-        )
 
 
 def _module(name: str) -> str:

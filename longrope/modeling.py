@@ -27,7 +27,7 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError, 
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import FULL, transformers_config
 from longrope.loading import load_pretrained
-from longrope.scoring import Stop, never
+from longrope.sources import Stop, never
 from longrope.text import TokenIds
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -474,6 +474,22 @@ class TorchSource:
         ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
         rows, cache = list[Tensor](), None
         for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
+            output, cache = read_on(self.model, part, cache, logits_to_keep=1)
+            rows.append(output.logits[0, -1])
+        return torch.stack(rows).float().cpu()
+
+    @torch.inference_mode()
+    def stale_logits(self, ids: TokenIds, prefill: int, original: int) -> Tensor:
+        """As `decode_logits`, with the long set from the token behind the original window on and the cache kept as it is.
+
+        That is what a runtime gives whose graph is right, and which does not fill its cache again there.
+        """
+        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        rows, cache, length = list[Tensor](), None, 0
+        for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
+            length += part.shape[1]
+            if self._pin is not None:
+                self._pin.use("short" if length <= original else "long")
             output, cache = read_on(self.model, part, cache, logits_to_keep=1)
             rows.append(output.logits[0, -1])
         return torch.stack(rows).float().cpu()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
+import stat
 import tomllib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -234,7 +236,7 @@ def own_file(folder: Path, name: str) -> Path:
     What is read or copied from a stranger's folder must be the stranger's: a link could point at anything of the user's.
 
     Raises:
-        InputError: a link that leads elsewhere.
+        InputError: a link that leads elsewhere, or a hard link to a private file.
     """
     home = folder.resolve()
     root = home.parents[1] if home.parent.name == "snapshots" and len(home.parents) > 1 else home
@@ -243,7 +245,21 @@ def own_file(folder: Path, name: str) -> Path:
             f"{folder / name} is a link to a file outside of the model's folder; refused. Copy the file itself there if "
             "it is meant"
         )
+    _refuse_private(folder / name)
     return folder / name
+
+
+def _refuse_private(file: Path) -> None:
+    """Raise InputError for a second name of a file that only its owner may read, as keys and passwords are kept."""
+    try:
+        facts = file.stat()
+    except OSError:  # missing, which the reader says
+        return
+    if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and not facts.st_mode & 0o077 and os.name != "nt":
+        raise InputError(
+            f"{file} is a hard link to a file that only its owner may read; refused. Copy the file itself there if it is "
+            "meant"
+        )
 
 
 def read_text(folder: Path, name: str) -> str:

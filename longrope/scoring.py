@@ -22,10 +22,10 @@ from torch import Tensor
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import FactorSet
 from longrope.metrics import perplexity
+from longrope.sources import Rule, Stop, never
 from longrope.text import TokenIds
 
 Regime = Literal["short", "long", "crossing"]
-Rule = Literal["per_forward", "per_context"]
 # Rows of logits held at a time for each source: 256 rows of a 128k vocabulary are 134 MB in float32.
 CHUNK_TOKENS = 256
 
@@ -69,15 +69,6 @@ class PromptSource(Protocol):
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop) -> TokenIds:
         """At most `count` tokens after a prompt [T], each the likeliest, through the runtime's cache."""
         ...
-
-
-Stop = Callable[[Sequence[int]], bool]
-"""Whether generation ends after these new tokens."""
-
-
-def never(tokens: Sequence[int]) -> bool:
-    """The `Stop` that always goes on."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -212,10 +203,17 @@ def crossing_rows(
     return torch.cat((short_rows, expected[len(short_rows) :]))
 
 
-def compare_crossing(expected: Tensor, artifact: LogitSource, ids: TokenIds, *, prefill: int) -> WindowScore:
-    """Score an artifact that decodes through its cache against `crossing_rows` of the same arguments."""
+def compare_crossing(expected: Tensor, decoded: Tensor, ids: TokenIds, *, prefill: int) -> WindowScore:
+    """Score what an artifact decodes through its cache.
+
+    Args:
+        expected: [T - prefill, V], from `crossing_rows`.
+        decoded: [T - prefill + 1, V], from `LogitSource.decode_logits`.
+        ids: [T].
+        prefill: tokens that went in at once.
+    """
     total = Comparison()
-    total.add(expected, artifact.decode_logits(ids, prefill)[:-1], torch.as_tensor(ids[prefill:]))
+    total.add(expected, decoded[:-1], torch.as_tensor(ids[prefill:]))
     return total.score(len(ids), "crossing")
 
 

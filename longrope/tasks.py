@@ -25,7 +25,8 @@ from longrope.errors import InputError
 from longrope.metrics import perplexity
 from longrope.reading import TEXT, check, list_of, read_lines, record
 from longrope.retrieval import common_prefix
-from longrope.scoring import LogitSource, Stop, greedy, score_answer
+from longrope.scoring import LogitSource, greedy, score_answer
+from longrope.sources import Stop
 from longrope.text import TokenIds
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -25,6 +25,7 @@ from longrope.reading import (
     as_object,
     check,
     list_of,
+    own_file,
     parsed_json,
     printable,
     read_object,
@@ -120,7 +121,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: none, broken ones, or a whole file beside complete shards with other weights.
     """
-    whole, index = folder / SINGLE, folder / INDEX
+    whole, index = own_file(folder, SINGLE), own_file(folder, INDEX)
     if whole.is_file():
         safetensors_header(whole)
         _refuse_other_shards(whole, index)
@@ -131,7 +132,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file, but the index names it")
-        safetensors_header(file)
+        safetensors_header(own_file(folder, file.name))
     return files
 
 

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from longrope.files import json_text, write_atomically
+from longrope.reading import visible
 
 # Between two plain lines of one task, where there is no terminal, lie so many seconds and such a share of it.
 PLAIN_SECONDS, PLAIN_SHARE = 10.0, 0.05
@@ -39,6 +40,7 @@ class ConsoleProgress:
     @contextmanager
     def task(self, title: str, total: float) -> Iterator[_Bar | _Lines]:
         """Show one task until the block ends."""
+        title = visible(title)
         if not self.console.is_terminal:
             lines = _Lines(self.console, title, total)
             yield lines
@@ -56,10 +58,10 @@ class ConsoleProgress:
             yield _Bar(progress, progress.add_task(title, total=total, note=""))
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(visible(text), markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(Text(f"Warning: {text}", style="yellow"), soft_wrap=True)
+        self.console.print(Text(visible(f"Warning: {text}"), style="yellow"), soft_wrap=True)
 
 
 class _Note(ProgressColumn):
@@ -69,7 +71,7 @@ class _Note(ProgressColumn):
         super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
 
     def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("note", "")), style="cyan")
+        return Text(visible(str(task.fields.get("note", ""))), style="cyan")
 
 
 class _TimeLeft(ProgressColumn):
@@ -116,7 +118,7 @@ class _Lines:
 
     def _print(self, state: str) -> None:
         note = f" ({self._note})" if self._note else ""
-        self._console.print(f"{self._title}: {state}{note}", markup=False, soft_wrap=True)
+        self._console.print(visible(f"{self._title}: {state}{note}"), markup=False, soft_wrap=True)
 
 
 def _time_left(spent: float, done: float, total: float, before: float) -> str:
@@ -128,6 +130,11 @@ def _time_left(spent: float, done: float, total: float, before: float) -> str:
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02d}"
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold names of somebody else's files: no escape sequence of theirs reaches the terminal."""
+    click.echo(visible(text), err=err)
 
 
 def said(value: object) -> str:
@@ -147,7 +154,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         numeric = all(NUMBER.fullmatch(cell) for cell in cells)
         table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        table.add_row(*(Text(cell, style=VERDICT_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(visible(cell), style=VERDICT_STYLES.get(cell, "")) for cell in row))
     console = Console(stderr=err, highlight=False)
     if not console.is_terminal:
         console.width = 1000  # a log has no width of its own: nothing is wrapped or cut

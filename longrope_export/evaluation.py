@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from converters import registry
+from converters.isolation import Isolate, open_source, workplace_for
 from longrope import retrieval
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.machine import AUTO, Dtype, resolve
 from longrope.metrics import perplexity
 from longrope.progress import Progress
-from longrope.provenance import provenance
+from longrope.provenance import provenance, published_name
 from longrope.retrieval import RetrievalRow
 from longrope.scoring import LogitSource, first_non_finite, nll
 from longrope.tasks import TaskRow, TaskRunner, read_records
@@ -63,6 +64,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The versioned result; a perplexity that is no finite number is null."""
         facts = asdict(self)
+        facts["artifact"] = published_name(self.artifact)
         made = provenance(text_fingerprint=facts.pop("text_fingerprint"), seed=facts.pop("seed"))
         return {"schema_version": SCHEMA_VERSION, **facts, "provenance": dict(made)}
 
@@ -82,6 +84,7 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
 
     Raises:
         InputError: nothing was asked, texts are missing or too short, or a task's file or prompts cannot be used.
+        RuntimeFailedError: the artifact's runtime ended its process.
         MissingRequirementError: the harness was asked for and is not installed.
     """
     records = {task: read_records(path, task) for task, path in request.task_files.items()}
@@ -97,7 +100,9 @@ def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:
     if (shortest := min(request.windows, default=2)) < 2:
         raise InputError(f"--windows {shortest}: expected 2 tokens or more, of which the first predicts the second")
     lengths = (*request.lengths, *request.task_windows)
-    opened = open_artifact(request.artifact, lengths, request.threads, request.device, request.dtype)
+    opened = open_artifact(
+        request.artifact, lengths, request.threads, request.device, request.dtype, isolate=request.isolate
+    )
     try:
         corpus = load_corpus(request.texts, opened.checkpoint.encode) if request.texts else Corpus(())
         return Evaluation(
@@ -135,11 +140,16 @@ def open_artifact(
     threads: int | None = None,
     device: str = AUTO,
     dtype: Dtype = AUTO,
+    isolate: Isolate = "auto",
 ) -> Opened:
     """Open a path, a Hub id or `default` for windows of these lengths and of the model's own.
 
+    Args:
+        isolate: whether its runtime gets a process of its own; closing the source ends it.
+
     Raises:
         InputError: another device or dtype is asked of a runtime that chooses them itself.
+        RuntimeFailedError: its runtime ended the process.
     """
     path = artifact_path(name)
     converter = registry.recognize(path)
@@ -156,7 +166,15 @@ def open_artifact(
     if found := converter.read_factors(path):
         factors = checkpoint.bind(found, target=found.target_length or checkpoint.max_position_embeddings)
     window = factors.target if factors else checkpoint.window
-    source = converter.open_source(path, factors, max_length=max((*lengths, window)), threads=threads, **in_torch)
+    source = open_source(
+        converter,
+        path,
+        factors,
+        max_length=max((*lengths, window)),
+        threads=threads,
+        workplace=workplace_for(converter, path, isolate),
+        options=in_torch,
+    )
     return Opened(checkpoint, source, window)
 
 

@@ -22,6 +22,7 @@ Request = TypeVar("Request")
 SECTIONS: tuple[Section, ...] = get_args(Section)
 HELP_SECTION: Section = "Output"
 FactorSetsWish = Literal["auto", "single", "dual"]
+Isolate = Literal["auto", "on", "off"]
 
 
 class Value(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
@@ -238,6 +239,15 @@ def factor_sets() -> Any:
 def crossing() -> Any:
     """`--crossing/--no-crossing`."""
     return option(True, help="Decode across the original window through the cache.")
+
+
+def isolate() -> Any:
+    """`--isolate`."""
+    return option(
+        "auto",
+        section="Machine",
+        help="Open the artifact in a process with limits on memory and time: auto (all but Hugging Face folders), on, off.",
+    )
 
 
 def windows(help: str) -> Any:

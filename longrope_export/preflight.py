@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Converter, Export, PlannedExport
 from converters.parity import ValidateOptions, windows_by_length
-from longrope.checkpoint import Checkpoint, cached_hub_id, placeholder_factors
+from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
 from longrope.estimates.search import search_estimate
 from longrope.estimates.training import checkpoint_bytes
@@ -34,6 +34,7 @@ from longrope.loading import require_loadable
 from longrope.locks import refuse_occupied
 from longrope.modeling import require_device
 from longrope.progress import Progress
+from longrope.provenance import cached_hub_id
 from longrope.reading import OBJECT, check, read_object, record
 from longrope.search import SearchOptions, check_search
 from longrope.text import Corpus, load_corpus

@@ -12,6 +12,7 @@ from typing import Any
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.files import write_atomically
+from longrope.provenance import without_folders
 from longrope_export.console import number
 from longrope_export.run_files import RUN, VALIDATION, read_evaluation, read_finished_run, read_validation
 
@@ -25,6 +26,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         raise InputError(f"{folder / RUN}: no such file; expected the folder of a finished run")
     run, evaluation = read_finished_run(folder), read_evaluation(folder)
     factors, artifacts = RescaleFactors.load(folder / "factors.json"), read_validation(folder / VALIDATION)
+    run["configuration"] = without_folders(run["configuration"])
     data = {
         "run": run,
         "evaluation": evaluation,

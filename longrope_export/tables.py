@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from converters.base import Check
 from converters.parity import Validation
 from longrope.extend import MethodTable
 from longrope.retrieval import RetrievalRow
 from longrope.search import Recovery
 from longrope.tasks import TaskRow
-from longrope_export.console import number, print_table, said
+from longrope_export.console import number, print_table, said, say
 from longrope_export.evaluation import Evaluation
 
 PARITY_HEADER = (
@@ -123,7 +121,7 @@ def print_recovery(recovery: Recovery, window: int, output: Path, *, err: bool =
     print_table(f"Held-out perplexity at {window}", ("short set", "ppl"), rows, err=err)
     winner = recovery.winner
     if winner is not None:
-        click.echo(f"{winner.name} wins; {output} has the searched short set beside the long one.", err=err)
+        say(f"{winner.name} wins; {output} has the searched short set beside the long one.", err=err)
 
 
 def print_parity(validations: Sequence[Validation], *, err: bool = False) -> None:
@@ -132,7 +130,7 @@ def print_parity(validations: Sequence[Validation], *, err: bool = False) -> Non
     for validation in validations:
         for check in validation.checks:
             if check.status in ("fail", "warn"):
-                click.echo(_check_line(check), err=err)
+                say(_check_line(check), err=err)
 
 
 def _check_line(check: Check) -> str:

@@ -41,11 +41,11 @@ from converters.gguf.tokenizer import vocabulary_of
 from converters.gguf.vocabulary import Vocabulary, loadable_name
 from converters.gguf.weights import DEFAULT, OUTTYPES, OutType, Planned, SafetensorsSource
 from converters.gguf.writing import Content
-from longrope.checkpoint import HUB_ID, Checkpoint, cached_hub_id
+from longrope.checkpoint import HUB_ID, Checkpoint
 from longrope.errors import InputError
 from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
-from longrope.provenance import usable_cpus
+from longrope.provenance import cached_hub_id, usable_cpus
 from longrope.reading import one_line, own_file, read_json, said_by
 from longrope.unfinished import temporary_folder
 

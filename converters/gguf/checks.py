@@ -27,6 +27,8 @@ from longrope.errors import InputError, UnsupportedError
 _OPTIONAL = {"vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count"}
 # Keys of other tools that change nothing for a text model.
 _HARMLESS = {"rope.scaling.finetuned"}
+# Types of tokens that end something, by `gguf.TokenType`: control, user-defined.
+_CONTROL = (3, 4)
 # Largest relative error of a row, root mean square, that rounding to a quantized type explains.
 _ROUNDING = {
     "q8_0": 0.02,
@@ -74,6 +76,8 @@ def static_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool = True) -
 
 def _key_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     expected, model = blueprint.model_values(), blueprint.model
+    kind = gguf.Keys.General.TYPE
+    yield Check.equal(f"gguf.{kind}", "model", file.get(kind, "model"), "tools take it for an adapter or a vocabulary")
     yield Check.equal(
         "gguf.arch", model.target.architecture, file.architecture, "llama.cpp would build another network"
     )
@@ -133,6 +137,33 @@ def _vocabulary_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
     for key, value in expected.items():
         if key.startswith(PREFIX):
             yield _vocabulary_check(key.removeprefix(PREFIX), value.data, file.get(key))
+    yield from _template_checks(file, expected)
+    yield _token_ids(file, expected)
+
+
+def _template_checks(file: GgufFile, expected: Mapping[str, Value]) -> Iterator[Check]:
+    """The reference's chat templates, each by its name; one that the reference has not is no fault of its text."""
+    keys = gguf.Keys.Tokenizer
+    for key, value in expected.items():
+        if key == keys.CHAT_TEMPLATE or key.startswith(f"{keys.CHAT_TEMPLATE}."):
+            equal = file.get(key) == value.data
+            message = "" if equal else "conversations are written for another model"
+            name = key.removeprefix("tokenizer.")
+            yield Check(
+                f"gguf.{name}", "pass" if equal else "fail", "the reference's", None if equal else "another", message
+            )
+
+
+def _token_ids(file: GgufFile, expected: Mapping[str, Value]) -> Check:
+    """Ids that the reference does not name must be control tokens: llama.cpp ends a text, or a turn, at eot and eom."""
+    types = file.get(gguf.Keys.Tokenizer.TOKEN_TYPE, ())
+    odd = {
+        key.removeprefix(PREFIX): value.data
+        for key, value in file.values.items()
+        if key.startswith(PREFIX) and key.endswith("_token_id") and key not in expected
+        if not (isinstance(value.data, int) and 0 <= value.data < len(types) and types[value.data] in _CONTROL)
+    }
+    return Check.equal("gguf.vocab.token_ids", {}, odd, "llama.cpp takes ordinary text for the end of a turn")
 
 
 def _vocabulary_check(name: str, expected: Any, actual: Any) -> Check:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from converters.gguf import native
@@ -33,6 +33,9 @@ from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
 from longrope.loading import require_announced
 from longrope.progress import Progress
+
+if TYPE_CHECKING:
+    from converters.gguf.runtime import LlamaCppRuntime
 
 # Weight types by how finely they round, finest first; every other type has about 4 bits or less.
 _FINEST_FIRST = ("f32", "f16", "bf16", "q8_0")
@@ -126,9 +129,26 @@ class GgufConverter(Converter):
         kv: str = "f32",
     ) -> Any:
         """The file in llama.cpp. `kv` is the type of the key/value cache: f32 for parity, f16 as users run it."""
-        from converters.gguf.runtime import LlamaCppSource  # imports torch
+        from converters.gguf.runtime import LlamaCppSource
 
         return LlamaCppSource(path, factors, max_length=max_length, threads=threads, kv=kv)  # type: ignore[arg-type]
+
+    def open_runtime(
+        self,
+        path: Path,
+        factors: BoundFactors | None,
+        *,
+        max_length: int,
+        threads: int | None = None,
+        kv: str = "f32",
+        **options: Any,
+    ) -> LlamaCppRuntime:
+        from converters.gguf.runtime import LlamaCppRuntime
+
+        return LlamaCppRuntime(path, factors, max_length=max_length, threads=threads, kv=kv)  # type: ignore[arg-type]
+
+    def load_runtime(self) -> None:
+        native.llama()
 
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         with GgufFile(path) as file:

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from converters.gguf import native
 from converters.gguf.container import aligned, first_part
+from converters.sources import TensorSource
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.provenance import usable_cpus
-from longrope.scoring import Stop, never
+from longrope.sources import Rows, Rule, Stop, never
 from longrope.text import TokenIds
 
 # llama.cpp rounds the size of a context up to a multiple of this.
@@ -54,8 +53,8 @@ def context_size(tokens: int, factor_set: FactorSet, original: int | None) -> in
     return needed
 
 
-class LlamaCppSource:
-    """A GGUF file in llama.cpp (see `longrope.scoring.LogitSource`).
+class LlamaCppRuntime:
+    """A GGUF file in llama.cpp (see `longrope.sources.Runtime`).
 
     Args:
         path: the file.
@@ -68,7 +67,7 @@ class LlamaCppSource:
         InputError: llama.cpp does not load the file.
     """
 
-    rule: Literal["per_forward", "per_context"] = "per_context"
+    rule: Rule = "per_context"
 
     def __init__(
         self,
@@ -92,14 +91,14 @@ class LlamaCppSource:
             return self.factors.set_for_length(length) if self.factors else "short"
         return "long" if aligned(length, CONTEXT_STEP) > self._original else "short"
 
-    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
+    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Rows]:
         """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32."""
         size = context_size(self._checked(ids), factor_set, self._original)
         with self._context(size, chunk) as context:
             for start in range(0, len(ids), chunk):
                 yield self._decode(context, ids[start : start + chunk], start)
 
-    def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
+    def decode_logits(self, ids: TokenIds, prefill: int) -> Rows:
         """[T - prefill + 1, V] float32: rows prefill - 1 … T - 1, the last ones decoded one by one through the cache.
 
         The context is what a user of this length would allocate, so the set is the long one beyond the original window.
@@ -111,12 +110,12 @@ class LlamaCppSource:
             for start in range(0, prefill, batch):
                 last = self._decode(context, ids[start : min(start + batch, prefill)], start)[-1:]
             rows = [self._decode(context, ids[at : at + 1], at) for at in range(prefill, tokens)]
-        return torch.cat([last, *rows])
+        return np.concatenate([last, *rows])
 
-    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Rows:
         """[T - first, V] float32: the rows of positions first … T - 1; llama.cpp computes the head for these only."""
         with self._context(context_size(self._checked(ids), factor_set, self._original), CONTEXT_STEP) as context:
-            return torch.cat(list(self._tail(context, ids, first)))
+            return np.concatenate(list(self._tail(context, ids, first)))
 
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
         """At most `count` tokens after a prompt [T], each the likeliest, in a context that holds all of them."""
@@ -134,7 +133,7 @@ class LlamaCppSource:
         """Free the model."""
         self._stack.close()
 
-    def _tail(self, context: Any, ids: TokenIds, first: int) -> Iterator[Tensor]:
+    def _tail(self, context: Any, ids: TokenIds, first: int) -> Iterator[Rows]:
         """Decode a prompt in batches; the rows of positions `first` and later, batch by batch."""
         for start in range(0, len(ids), CONTEXT_STEP):
             part = ids[start : start + CONTEXT_STEP]
@@ -175,7 +174,7 @@ class LlamaCppSource:
         params.n_threads = params.n_threads_batch = self.threads or usable_cpus()
         return params
 
-    def _decode(self, context: Any, ids: TokenIds, start: int, skip: int = 0) -> Tensor:
+    def _decode(self, context: Any, ids: TokenIds, start: int, skip: int = 0) -> Rows:
         """Run one batch at positions start … and return its rows but the first `skip`, [len(ids) - skip, V]."""
         library = native.llama()
         batch = library.llama_batch_init(len(ids), 0, 1)
@@ -190,7 +189,22 @@ class LlamaCppSource:
         finally:
             library.llama_batch_free(batch)
         if skip >= len(ids):
-            return torch.empty(0, self.vocab_size)
+            return np.empty((0, self.vocab_size), dtype=np.float32)
         address = library.llama_get_logits(context)
-        rows = np.ctypeslib.as_array(address, (len(ids) - skip, self.vocab_size))
-        return torch.from_numpy(rows.copy())
+        rows: Rows = np.ctypeslib.as_array(address, (len(ids) - skip, self.vocab_size)).copy()
+        return rows
+
+
+class LlamaCppSource(TensorSource):
+    """A GGUF file in llama.cpp, for the scorer; arguments and errors as of `LlamaCppRuntime`."""
+
+    def __init__(
+        self,
+        path: Path,
+        factors: BoundFactors | None,
+        *,
+        max_length: int,
+        threads: int | None = None,
+        kv: KvType = "f32",
+    ) -> None:
+        super().__init__(LlamaCppRuntime(path, factors, max_length=max_length, threads=threads, kv=kv))

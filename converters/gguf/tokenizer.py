@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from converters.folder import chat_templates, tokenizer_config
 from converters.gguf.container import TensorInfo, Value
 from converters.gguf.native import gguf, loaded_model, tokenize
 from converters.gguf.sentencepiece import bpe_vocabulary, rebuilt_bpe, rebuilt_unigram, unigram_vocabulary
@@ -33,30 +34,13 @@ from converters.gguf.writing import write_skeleton
 from longrope.checkpoint import Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.files import errors_of_writing
-from longrope.reading import TEXT, Kind, check, list_of, own_file, read_object, read_text, record
+from longrope.reading import read_object
 from longrope.unfinished import temporary_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Reader = Callable[[Checkpoint, Mapping[str, Any], SpecialTokens], Vocabulary]
-
-_TOKEN = Kind(
-    "a string, or an object with a content",
-    lambda value: TEXT.fits(value.get("content") if isinstance(value, dict) else value),
-)
-_NAMED = record({"name": TEXT, "template": TEXT})
-_CONFIG = record(
-    {},
-    {
-        **{f"{name}_token": _TOKEN.or_null() for name in SPECIAL_NAMES},
-        "chat_template": Kind(
-            "a string, or a list of templates with names",
-            lambda value: isinstance(value, str | list),
-            lambda value: list_of(_NAMED).parts(value) if isinstance(value, list) else iter(()),
-        ).or_null(),
-    },
-)
 
 # Normalizations that change few texts; llama.cpp has none for byte-level BPE, and files of such models are in wide use.
 TOLERATED_NORMALIZERS = {"NFC"}
@@ -74,7 +58,7 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
     normalizers = tuple(unexpressed_normalizers(data)) if built.model == "gpt2" else ()
     return dataclasses.replace(
         built,
-        chat_templates=_chat_templates(checkpoint.path),
+        chat_templates=chat_templates(checkpoint.path),
         unapplied=normalizers,
         stripping=frozenset(added["content"] for added in data.get("added_tokens", ()) if added.get("rstrip")),
     )
@@ -111,7 +95,7 @@ def _special_tokens(checkpoint: Checkpoint, data: Mapping[str, Any]) -> SpecialT
 
 
 def _named_ids(checkpoint: Checkpoint, data: Mapping[str, Any]) -> dict[str, int]:
-    settings = _tokenizer_config(checkpoint.path)
+    settings = tokenizer_config(checkpoint.path)
     known = _model_ids(data["model"]) | {added["content"]: added["id"] for added in data.get("added_tokens", ())}
     found = {}
     for name in SPECIAL_NAMES:
@@ -128,30 +112,6 @@ def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
     """Token → id; unigram models have a list of (token, score) instead."""
     vocab = model["vocab"]
     return dict(vocab) if isinstance(vocab, dict) else {token: id for id, (token, _) in enumerate(vocab)}
-
-
-_NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
-
-
-def _chat_templates(folder: Path) -> dict[str, str]:
-    """chat_template.jinja and additional_chat_templates/, or what tokenizer_config.json holds."""
-    file = folder / "chat_template.jinja"
-    extra = {path.stem: read_text(folder, f"{path.parent.name}/{path.name}") for path in folder.glob(_NAMED_TEMPLATES)}
-    if file.is_file():
-        return {"default": read_text(folder, file.name), **extra}
-    template = _tokenizer_config(folder).get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return {"default": template} if isinstance(template, str) else {}
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, empty when there is none. Raises InputError when it is something else."""
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
-    found: dict[str, Any] = check(read_object(own_file(folder, file.name), non_finite=True), _CONFIG, str(file))
-    return found
 
 
 # -- vocabulary → tokenizer.json

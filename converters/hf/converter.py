@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
-from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files
+from converters.companion_checks import companion_checks
+from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, limit_tokenizer
 from converters.hf import weights
 from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
@@ -22,7 +23,7 @@ from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_json
 from longrope.loading import require_announced
 from longrope.progress import Progress
-from longrope.reading import read_object, said_by
+from longrope.reading import said_by
 from longrope.weights import has_weights
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class HuggingFaceExport(PlannedExport):
         copy_files(source, path, (*COMPANIONS, *PROCESSOR_FILES))
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / PROVENANCE_FILE, factors.to_json())
-        _limit_tokenizer(path / "tokenizer_config.json", factors.target)
+        limit_tokenizer(path, factors.target)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         source = self.export.checkpoint
@@ -72,7 +73,7 @@ class HuggingFaceExport(PlannedExport):
             *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf", source=source.config),
             *_rest_checks(artifact, self.config),
             weights.check(artifact, source, sampled=sampled),
-            _tokenizer_check(artifact, source),
+            *companion_checks("hf", path, self.config, artifact.whole_config, source, self.export.factors.target),
         ]
 
 
@@ -81,6 +82,7 @@ class HuggingFaceConverter(Converter):
 
     name = "hf"
     runs_in_torch = True
+    foreign_runtime = False  # transformers, in which the reference runs, too
     auto_factor_sets = "single"
     outtypes: ClassVar[Sequence[str]] = ("auto", "f32", "f16", "bf16")
 
@@ -181,23 +183,3 @@ def _rest_checks(artifact: Checkpoint, planned: Mapping[str, Any]) -> Iterator[C
     if artifact.wrapper is not None:
         wanted, found = ({**each, "text_config": None} for each in (planned, artifact.wrapper))
         yield Check.equal("hf.config.rest", wanted, found, "another part of the model than its text part was changed")
-
-
-def _tokenizer_check(artifact: Checkpoint, reference: Checkpoint) -> Check:
-    """Same ids on text with digits, white space, several scripts and every special token."""
-    text = "In 1847,  36 houses\n\n\tstood – naïve, 日本語, 🙂; x_i != 0x1F." + "".join(
-        str(token) for token in artifact.tokenizer.get_added_tokens_decoder().values()
-    )
-    return Check.equal(
-        "hf.tokenizer", reference.encode(text), artifact.encode(text), "the same text gives other token ids"
-    )
-
-
-def _limit_tokenizer(path: Path, target: int) -> None:
-    """Raise the tokenizer's own length limit to the new window, where the file has one."""
-    if not path.is_file():
-        return
-    data = read_object(path, non_finite=True)
-    if "model_max_length" in data:
-        data["model_max_length"] = target
-        write_json(path, data, keep_non_finite=True)

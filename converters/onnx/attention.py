@@ -19,10 +19,8 @@ import onnx_ir as ir
 
 from converters.onnx.decoder import Decoder
 from converters.onnx.graph import CONTRIB, Dim, GraphBuilder
+from converters.onnx.names import BATCH, PAST, TOTAL
 from longrope.errors import UnsupportedError
-
-BATCH, SEQUENCE = "batch_size", "sequence_length"
-PAST, TOTAL = "past_sequence_length", "total_sequence_length"
 
 
 class CachedAttention(ABC):

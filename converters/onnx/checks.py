@@ -12,9 +12,11 @@ import onnx
 import onnx_ir as ir
 
 from converters.base import Check
+from converters.companion_checks import companion_checks
 from converters.folder import config_checks
 from converters.onnx import rope_graph
-from converters.onnx.export import PRODUCER
+from converters.onnx.export import METADATA_FACTORS, PRODUCER, OnnxExport
+from converters.onnx.genai import GENAI_FILE, GENAI_MODEL
 from converters.onnx.readback import External, OnnxFile
 from converters.onnx.rope_eval import RopePart
 from longrope import rope
@@ -28,18 +30,17 @@ OPSETS = (23, 24)
 ANGLE_TOLERANCE = 1e-6
 
 
-def static_checks(path: Path, expected: BoundFactors, model: ir.Model, source: Mapping[str, Any]) -> list[Check]:
-    """All static checks against the planned model and the configuration that was extended; of an unreadable file, one."""
+def static_checks(path: Path, planned: OnnxExport) -> list[Check]:
+    """All static checks against the planned export; of an unreadable file, one."""
     try:
         file = OnnxFile(path)
-        return [Check("onnx.readable", "pass"), *_checks(file, path, expected, model, source)]
+        return [Check("onnx.readable", "pass"), *_checks(file, path, planned)]
     except InputError as error:
         return [Check("onnx.readable", "fail", "a sound ONNX model", "a damaged one", str(error))]
 
 
-def _checks(
-    file: OnnxFile, path: Path, expected: BoundFactors, model: ir.Model, source: Mapping[str, Any]
-) -> list[Check]:
+def _checks(file: OnnxFile, path: Path, planned: OnnxExport) -> list[Check]:
+    expected, model = planned.export.factors, planned.model
     graph = onnx_graph(model)
     return [
         _opset(file),
@@ -50,7 +51,8 @@ def _checks(
         _metadata(file, expected),
         _structure(file, graph),
         _weights(file, model),
-        *_config(path if path.is_dir() else path.parent, expected, source),
+        *_folder(path if path.is_dir() else path.parent, planned),
+        *_genai(file, planned),
     ]
 
 
@@ -184,22 +186,26 @@ def _switch(part: RopePart, expected: BoundFactors) -> Check:
     """Which set is used by a sequence of L - 1, L, L + 1 and L' tokens, and by a first chunk of each."""
     original = expected.original
     lengths = sorted({max(original - 1, 1), original, min(original + 1, expected.target), expected.target})
-    actual, wanted = {}, {}
+    actual, wanted = dict[str, str](), dict[str, FactorSet]()
     for length in lengths:
         whole = np.arange(max(length - 16, 0), length)
         wanted[str(length)] = expected.set_for_length(length) if expected.factor_sets == "dual" else "long"
-        actual[str(length)] = _set_in_use(part, whole, expected)
+        actual[str(length)] = _set_in_use(part, whole, expected, wanted[str(length)])
         if expected.factor_sets == "dual":
             first_chunk = np.arange(min(expected.n_hat + 16, length))  # the first n_hat are the same under both sets
             wanted[f"chunk of {length}"] = wanted[str(length)]
-            actual[f"chunk of {length}"] = _set_in_use(part, first_chunk, expected, total_length=length)
+            actual[f"chunk of {length}"] = _set_in_use(part, first_chunk, expected, wanted[str(length)], length)
     return Check.equal(
         "onnx.switch", wanted, actual, "the graph changes sets at another length than the original window"
     )
 
 
-def _set_in_use(part: RopePart, positions: Any, expected: BoundFactors, total_length: int = 0) -> str:
-    errors = {name: _error(part, positions, expected, name, total_length) for name in ("long", "short")}
+def _set_in_use(
+    part: RopePart, positions: Any, expected: BoundFactors, wanted: FactorSet, total_length: int = 0
+) -> str:
+    """The set whose angles these are; the wanted one where both give the same, as they do up to n_hat."""
+    names: tuple[FactorSet, ...] = (wanted, "short" if wanted == "long" else "long")
+    errors = {name: _error(part, positions, expected, name, total_length) for name in names}
     best = min(errors, key=lambda name: errors[name])
     return best if errors[best] <= ANGLE_TOLERANCE else "neither"
 
@@ -224,7 +230,7 @@ def _error(part: RopePart, positions: Any, expected: BoundFactors, name: FactorS
 def _structure(file: OnnxFile, planned: onnx.GraphProto) -> Check:
     """Node by node the graph that an export of the reference gives."""
     id = "onnx.graph"
-    if file.proto.producer_name != PRODUCER:
+    if file.proto.producer_name != PRODUCER and METADATA_FACTORS not in file.metadata:
         return Check(id, "skip", PRODUCER, file.proto.producer_name, "written by another tool")
     wanted, actual = ([_node(node) for node in graph.node] for graph in (planned, file.proto.graph))
     different = [pair for pair in zip(wanted, actual, strict=False) if pair[0] != pair[1]]
@@ -262,14 +268,52 @@ def _weights(file: OnnxFile, model: ir.Model) -> Check:
     return Check(id, "pass", f"{len(wanted)} tensors", f"{len(wanted)} equal tensors")
 
 
-def _config(folder: Path, expected: BoundFactors, source: Mapping[str, Any]) -> Iterator[Check]:
+def _folder(folder: Path, planned: OnnxExport) -> Iterator[Check]:
+    """What lies beside the graph."""
+    expected, source = planned.export.factors, planned.export.checkpoint
     try:
         config = read_object(folder / "config.json", non_finite=True)
         check_config(config, str(folder))
     except InputError as error:
         yield Check("onnx.config", "fail", "config.json", None, f"tools that load the folder need it ({error})")
         return
-    yield from config_checks(config, expected, keys="onnx.config", rope="onnx.config", source=source)
+    yield from config_checks(config, expected, keys="onnx.config", rope="onnx.config", source=source.config)
+    yield from companion_checks("onnx", folder, planned.config, config, source, expected.target)
+
+
+def _genai(file: OnnxFile, planned: OnnxExport) -> Iterator[Check]:
+    """What onnxruntime-genai reads; where it is missing, and another tool wrote the graph, nobody promised it."""
+    id = "onnx.genai_config"
+    places = [folder / GENAI_FILE for folder in (file.path.parent, file.path.parent.parent)]
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        ok = file.stored_factors is None
+        yield Check(
+            id, "skip" if ok else "fail", GENAI_FILE, None, "onnxruntime-genai does not open the folder without"
+        )
+        return
+    try:
+        found = read_object(place)
+    except InputError as error:
+        yield Check(id, "fail", GENAI_FILE, "a broken one", str(error))
+        return
+    odd = _different(planned.genai_config, found)
+    graph = (found.get("model") or {}).get("decoder") or {}
+    if not isinstance(graph, dict) or graph.get(GENAI_MODEL) not in (file.path.name, f"onnx/{file.path.name}"):
+        odd[GENAI_MODEL] = "another file than the graph"
+    yield Check.equal(id, {}, odd, "onnxruntime-genai runs another model")
+
+
+def _different(wanted: Mapping[str, Any], found: Any, place: str = "") -> dict[str, Any]:
+    """What a nested object has otherwise than wanted, by place; the graph's name changes with the folder's layout."""
+    odd: dict[str, Any] = {}
+    for key, value in wanted.items():
+        actual = found.get(key) if isinstance(found, dict) else None
+        if isinstance(value, dict):
+            odd |= _different(value, actual, f"{place}{key}.")
+        elif actual != value and key != GENAI_MODEL:
+            odd[f"{place}{key}"] = actual
+    return odd
 
 
 def onnx_graph(model: ir.Model) -> onnx.GraphProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,6 +19,7 @@ from longrope.loading import require_announced
 
 if TYPE_CHECKING:
     from converters.onnx.export import OnnxExport
+    from converters.onnx.runtime import OnnxRuntime
     from longrope.scoring import LogitSource
 
 REQUIRED = ("onnx", "onnx_ir", "onnxruntime")
@@ -79,6 +81,16 @@ class OnnxConverter(Converter):
         from converters.onnx.runtime import OnnxSource
 
         return OnnxSource(path, factors, threads=threads)
+
+    def open_runtime(
+        self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None, **options: Any
+    ) -> OnnxRuntime:
+        from converters.onnx.runtime import OnnxRuntime
+
+        return OnnxRuntime(path, factors, threads=threads, **options)
+
+    def load_runtime(self) -> None:
+        import_module("converters.onnx.runtime")
 
     def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
         self.check_requirements()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from converters.onnx.readback import OnnxFile
@@ -61,9 +62,9 @@ class RefillingDecoder:
         self.refills += crosses
         if before == 0 or crosses:
             row, self._cache = prefill_prompt(self.session, self._ids)
-            return row
+            return torch.from_numpy(row)
         rows, self._cache = self.session.forward(self._ids[before:], before, self._cache, len(self._ids))
-        return rows[-1]
+        return torch.from_numpy(rows[-1])
 
     def generate(self, ids: TokenIds, max_new_tokens: int) -> Iterator[int]:
         """Greedy continuation of `ids`, token by token."""

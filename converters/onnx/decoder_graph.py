@@ -24,19 +24,19 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from converters.onnx.attention import ATTENTIONS, BATCH, SEQUENCE, TOTAL
+from converters.onnx.attention import ATTENTIONS
 from converters.onnx.decoder import Decoder, Layer
 from converters.onnx.experts import Mixture
 from converters.onnx.graph import GraphBuilder
 from converters.onnx.matrices import BlockMatrices, FloatMatrices, Matrices
 from converters.onnx.mixers import Mixers, Rotary
+from converters.onnx.names import BATCH, LOGITS_TO_KEEP, SEQUENCE, TOTAL
 from converters.onnx.options import OnnxOptions, Precision
 from converters.onnx.parts import Parts
 from converters.onnx.weights import Weights
 from longrope.factors import BoundFactors
 
 INT64 = ir.DataType.INT64
-LOGITS_TO_KEEP = "num_logits_to_keep"  # transformers.js' name for it
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 NORM_NAMES = {

@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from converters.onnx.attention import BATCH
 from converters.onnx.decoder import DeltaNet
 from converters.onnx.graph import CONTRIB, Dim
+from converters.onnx.names import BATCH
 from converters.onnx.parts import FLOAT, Parts
 from converters.onnx.weights import Array
 

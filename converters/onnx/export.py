@@ -12,12 +12,13 @@ from typing import Any
 import onnx_ir as ir
 
 from converters.base import Check, Export, PlannedExport
-from converters.folder import copy_files
+from converters.folder import copy_files, limit_tokenizer
 from converters.onnx.decoder import Decoder
 from converters.onnx.decoder_graph import DecoderGraph
 from converters.onnx.genai import GENAI_FILE, genai_config
+from converters.onnx.names import MODEL_FILE, TOTAL_LENGTH
 from converters.onnx.options import PRECISIONS, OnnxOptions
-from converters.onnx.rope_graph import TOTAL_LENGTH, factor_tensors, structure
+from converters.onnx.rope_graph import factor_tensors, structure
 from converters.onnx.weights import Weights
 from longrope import __version__
 from longrope.factors import BoundFactors
@@ -25,7 +26,6 @@ from longrope.files import write_json
 from longrope.hf_config import extended_config
 from longrope.progress import Progress
 
-MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"  # the name transformers.js and optimum look for
 PRODUCER = "longrope-export"
 METADATA_FACTORS = "longrope.factors"
@@ -82,13 +82,14 @@ class OnnxExport(PlannedExport):
                 callback=lambda tensor, _: task.advance(tensor.nbytes),
             )
         copy_files(self.export.checkpoint, path)
+        limit_tokenizer(path, self.export.factors.target)
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / GENAI_FILE, self.genai_config)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         from converters.onnx.checks import static_checks
 
-        return static_checks(path, self.export.factors, self.model, self.export.checkpoint.config)
+        return static_checks(path, self)
 
 
 def outtype_of(export: Export) -> str:

@@ -10,6 +10,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
 
 GENAI_FILE = "genai_config.json"
+GENAI_MODEL = "filename"  # of the decoder: its graph
 # A decoder and nothing more. The runtime's own types for Phi-3 rewind the cache at a length of their own.
 MODEL_TYPE = "decoder"
 

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from converters.onnx.export import DATA_FILE
-from converters.onnx.genai import GENAI_FILE
+from converters.onnx.genai import GENAI_FILE, GENAI_MODEL
 from converters.onnx.readback import OnnxFile
 from longrope.files import json_text
 from longrope.reading import OBJECT, TEXT, check, check_fields, read_object, record
@@ -17,7 +17,6 @@ FOLDER = "onnx"
 # Weight type → what transformers.js appends to the name, and calls the type.
 SUFFIXES = {"f32": "", "f16": "_fp16", "bf16": "_bf16", "int8": "_quantized", "int4": "_q4"}
 DTYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "q8", "int4": "q4"}
-GENAI_MODEL = "filename"
 
 
 def hub_files(path: Path) -> dict[str, Path | bytes]:

@@ -17,26 +17,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from converters.onnx import rope_graph
-from converters.onnx.export import METADATA_FACTORS, METADATA_OPTIONS, METADATA_OUTTYPE, MODEL_FILE
+from converters.onnx.export import METADATA_FACTORS, METADATA_OPTIONS, METADATA_OUTTYPE
+from converters.onnx.names import MODEL_FILE, locate
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.reading import one_line, parsed_json
 
 Array = NDArray[Any]
-
-
-def locate(path: Path) -> Path | None:
-    """The model file of an artifact: the path itself, or model.onnx in the folder or its `onnx` subfolder."""
-    if path.is_file():
-        return path if path.suffix == ".onnx" else None
-    for folder in (path, path / "onnx"):
-        graphs = sorted(folder.glob("*.onnx"))
-        if (folder / MODEL_FILE) in graphs:
-            return folder / MODEL_FILE
-        if len(graphs) == 1:
-            return graphs[0]
-    return None
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.onnx.graph import GraphBuilder
+from converters.onnx.names import TOTAL_LENGTH
 from longrope import rope
 from longrope.base_rope import BaseRope
 from longrope.factors import BoundFactors
 
-TOTAL_LENGTH = "rope_total_length"
 INV_FREQ = "rope.inv_freq"
 SHORT, LONG = "rope.short_factor", "rope.long_factor"
 ATTENTION_FACTOR = "rope.attention_factor"

@@ -14,20 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from converters.onnx.session import Cache, OnnxSession
+from converters.sources import TensorSource
 from longrope.factors import BoundFactors, FactorSet
-from longrope.scoring import Rule, Stop, never
+from longrope.sources import Rows, Rule, Stop, never
 from longrope.text import TokenIds
 
 # A prompt is prefilled in chunks of this size: attention scores take heads × chunk × keys floats.
 PREFILL_TOKENS = 512
 
 
-class OnnxSource:
-    """An ONNX artifact in onnxruntime (see `longrope.scoring.LogitSource`).
+class OnnxRuntime:
+    """An ONNX artifact in onnxruntime (see `longrope.sources.Runtime`).
 
     Args:
         path: the folder or model file.
@@ -50,7 +49,7 @@ class OnnxSource:
         """The set of a fresh window whose length the graph is given."""
         return self.factors.set_for_length(length) if self.factors else "short"
 
-    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
+    def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Rows]:
         """Logits of one window [T] under one set, in blocks of `chunk` rows: [chunk, V] float32."""
         total = self._pinned_length(len(ids), factor_set)
         cache = self.session.empty_cache()
@@ -58,7 +57,7 @@ class OnnxSource:
             rows, cache = self.session.forward(ids[start : start + chunk], start, cache, total)
             yield rows
 
-    def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
+    def decode_logits(self, ids: TokenIds, prefill: int) -> Rows:
         """Logits as a generating user gets them: a prompt of `prefill` tokens, then one by one through the cache.
 
         The prompt goes in with its own length, which gives what one pass over it gives; decoding goes without.
@@ -71,12 +70,12 @@ class OnnxSource:
         for position in range(prefill, len(ids)):
             rows, cache = self.session.forward(ids[position : position + 1], position, cache)
             found.append(rows[-1])
-        return torch.stack(found)
+        return np.stack(found)
 
-    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
+    def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Rows:
         """[T - first, V] float32: the rows of positions first … T - 1; the graph's head computes hardly any other."""
         kept = [rows for rows, _, _ in self._passes(ids, factor_set, first)]
-        return torch.cat([rows for rows in kept if len(rows)])
+        return np.concatenate([rows for rows in kept if len(rows)])
 
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop = never) -> TokenIds:
         """At most `count` tokens after a prompt [T], each the likeliest, through the cache, all under one set."""
@@ -88,7 +87,17 @@ class OnnxSource:
             written.append(int(rows[-1].argmax()))
         return np.asarray(written, dtype=np.int64)
 
-    def _passes(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Iterator[tuple[Tensor, Cache, int]]:
+    def padded_batch(self, short: TokenIds, long: TokenIds) -> Rows:
+        """Two texts in one pass, the shorter one padded in front: both texts' rows, one under the other, [T + T', V]."""
+        padding = len(long) - len(short)
+        ids = np.stack([np.concatenate([np.zeros(padding, dtype=np.int64), short]), np.asarray(long)])
+        mask = np.ones_like(ids)
+        mask[0, :padding] = 0
+        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+        rows = self.session.run({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
+        return np.concatenate([rows[0, padding:], rows[1]]).astype(np.float32, copy=False)
+
+    def _passes(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Iterator[tuple[Rows, Cache, int]]:
         """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length given."""
         total, cache = self._pinned_length(len(ids), factor_set), self.session.empty_cache()
         for start in range(0, len(ids), PREFILL_TOKENS):
@@ -109,9 +118,18 @@ class OnnxSource:
         return max(length, original + 1) if factor_set == "long" else min(length, original)
 
 
-def prefill_prompt(session: OnnxSession, ids: TokenIds) -> tuple[Tensor, Cache]:
+class OnnxSource(TensorSource):
+    """An ONNX artifact in onnxruntime, for the scorer; arguments and errors as of `OnnxRuntime`."""
+
+    def __init__(self, path: Path, factors: BoundFactors | None, *, threads: int | None = None) -> None:
+        runtime = OnnxRuntime(path, factors, threads=threads)
+        super().__init__(runtime)
+        self.session = runtime.session
+
+
+def prefill_prompt(session: OnnxSession, ids: TokenIds) -> tuple[Rows, Cache]:
     """Fill an empty cache with a prompt [T], in chunks: the last row of logits [V], and the cache."""
-    cache, rows = session.empty_cache(), torch.empty(0)
+    cache, rows = session.empty_cache(), np.empty(0, dtype=np.float32)
     for start in range(0, len(ids), PREFILL_TOKENS):
         rows, cache = session.forward(ids[start : start + PREFILL_TOKENS], start, cache, len(ids), logits_to_keep=1)
     return rows[-1], cache

@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import torch
-from torch import Tensor
 
-from converters.onnx.attention import BATCH, PAST
-from converters.onnx.decoder_graph import LOGITS_TO_KEEP
-from converters.onnx.readback import locate
-from converters.onnx.rope_graph import TOTAL_LENGTH
+from converters.onnx.names import BATCH, LOGITS_TO_KEEP, PAST, TOTAL_LENGTH, locate
 from longrope.errors import InputError, MissingRequirementError
+from longrope.sources import Rows
 from longrope.text import TokenIds
 
 Cache = dict[str, Any]
@@ -60,7 +56,7 @@ class OnnxSession:
 
     def forward(
         self, ids: TokenIds, start: int, cache: Cache, total: int = 0, logits_to_keep: int = 0
-    ) -> tuple[Tensor, Cache]:
+    ) -> tuple[Rows, Cache]:
         """One pass over ids [t] at positions start … start + t - 1.
 
         Args:
@@ -84,7 +80,7 @@ class OnnxSession:
         results = self._session.run_with_ort_values(self._outputs, {**values, **cache})
         named = dict(zip(self._outputs, results, strict=True))
         grown = {item.name: named[present_name(item.name)] for item in self._past}
-        return torch.from_numpy(named["logits"].numpy()[0]).float(), grown
+        return named["logits"].numpy()[0].astype(np.float32, copy=False), grown
 
     def run(self, feeds: dict[str, Any]) -> np.ndarray[Any, Any]:
         """Logits [B, T, V] of a batch from an empty cache, with any mask and positions."""

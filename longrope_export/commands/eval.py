@@ -41,6 +41,7 @@ class EvalRequest:
     device: str = device_option()
     threads: int | None = threads_option()
     seed: int = seed_option()
+    isolate: options.Isolate = options.isolate()
     windows_per_length: int = options.windows_per_length()
     depths: Depths = option((0.0, 0.25, 0.5, 0.75, 1.0), help="Depths of what is hidden, 0 (first) to 1 (last).")
     samples: int = option(2, minimum=1, help="Retrieval prompts for each length and depth.")

@@ -128,15 +128,15 @@ def show_command(request: ShowRequest) -> int:
 def print_factors(title: str, factors: RescaleFactors) -> None:
     """One row a rotary pair."""
     from converters.factor_files import known_methods
-    from longrope_export.console import print_table, said
+    from longrope_export.console import print_table, said, say
 
     columns = {"short": factors.short_factor, "long": factors.long_factor, **known_methods(factors)}
     rows = [[str(i), *(f"{values[i]:.6g}" for values in columns.values())] for i in range(factors.num_pairs)]
     print_table(title, ("pair", *columns), rows)
     for name in COMPARED:
-        click.echo(f"{name}: {said(getattr(factors, name))}")
+        say(f"{name}: {said(getattr(factors, name))}")
     for oddity in factors.oddities():
-        click.echo(f"note: {oddity}")
+        say(f"note: {oddity}")
 
 
 # -- diff
@@ -161,7 +161,7 @@ def diff_command(request: DiffRequest) -> int:
 
 def print_differences(first: RescaleFactors, second: RescaleFactors, first_name: str, second_name: str) -> int:
     """Print where two factor files differ; returns the number of differences."""
-    from longrope_export.console import print_table, said
+    from longrope_export.console import print_table, said, say
 
     rows = [
         [name, said(a), said(b)] for name in COMPARED if (a := getattr(first, name)) != (b := getattr(second, name))
@@ -171,7 +171,7 @@ def print_differences(first: RescaleFactors, second: RescaleFactors, first_name:
     if rows:
         print_table("Differences", ("what", first_name, second_name), rows)
     else:
-        click.echo(f"{first_name} and {second_name} hold the same factors")
+        say(f"{first_name} and {second_name} hold the same factors")
     return len(rows)
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from longrope.base_rope import BaseRope
 from longrope.factors import RescaleFactors
 from longrope.options import option
@@ -23,19 +21,43 @@ class InspectRequest:
 
     artifact: str = option(argument=True, help="Artifact to look into: a folder, a GGUF file, or a Hub id.")
     json_path: str | None = options.json_file()
+    isolate: options.Isolate = options.isolate()
 
 
 @options.command(InspectRequest)
 def command(request: InspectRequest) -> int:
     """Say what ARTIFACT holds: format, factor sets, lengths, and which runtime uses which set when."""
+    from longrope.provenance import published_name
     from longrope_export.console import write_json
     from longrope_export.models import artifact_path
 
-    result = inspect_artifact(artifact_path(request.artifact))
+    result = inspected(artifact_path(request.artifact), request.isolate)
     if request.json_path is None:
         print_inspection(result)
-    write_json(result, request.json_path)
+    write_json({**result, "artifact": published_name(result["artifact"])}, request.json_path)
     return 0
+
+
+def inspected(path: Path, isolate: options.Isolate) -> dict[str, Any]:
+    """`inspect_artifact`, in a process of its own where its format's runtime gets one. Raises as there."""
+    from converters import registry
+    from converters.isolation import Limits, workplace_for
+
+    converter = registry.recognize(path)
+    converter.check_requirements()
+    workplace = workplace_for(converter, path, isolate, runtime=False)
+    if workplace is None:
+        return inspect_artifact(path)
+    with workplace:
+        limits = Limits.of(converter, path, max_length=0, threads=1)
+        head = {"do": "call", "function": f"{__name__}:inspect_by_name", "arguments": [str(path)]}
+        found, _ = workplace.ask(head, seconds=limits.loading_seconds, memory=limits.memory)
+        return dict(found)
+
+
+def inspect_by_name(path: str) -> dict[str, Any]:
+    """`inspect_artifact` of a path as text, which is how it travels to another process."""
+    return inspect_artifact(Path(path))
 
 
 def inspect_artifact(path: Path) -> dict[str, Any]:
@@ -59,18 +81,18 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
 
 def print_inspection(result: dict[str, Any]) -> None:
     """The same for a person."""
-    from longrope_export.console import print_table, said
+    from longrope_export.console import print_table, said, say
 
-    click.echo(f"{result['artifact']}: {result['format']}")
+    say(f"{result['artifact']}: {result['format']}")
     for name, value in result["facts"].items():
-        click.echo(f"  {name}: {said(value)}")
+        say(f"  {name}: {said(value)}")
     base = result["base"] and BaseRope.from_json(result["base"], "base")
     if result["factors"] is None:
         plain = "this is plain RoPE, not an extended model"
-        click.echo(f"  no rescale factors: {plain if base is None or base.is_plain else f'its own RoPE is {base}'}")
+        say(f"  no rescale factors: {plain if base is None or base.is_plain else f'its own RoPE is {base}'}")
         return
     if base:
-        click.echo(f"  put on: {base}")
+        say(f"  put on: {base}")
     _print_factors(RescaleFactors.from_json(result["factors"]), result["oddities"])
     rows = [
         [use["runtime"], use["uses"], "yes" if use["safe"] else "no", use["advice"], use["checked"]]
@@ -80,17 +102,17 @@ def print_inspection(result: dict[str, Any]) -> None:
 
 
 def _print_factors(factors: RescaleFactors, oddities: list[str]) -> None:
-    from longrope_export.console import said
+    from longrope_export.console import said, say
 
-    click.echo(f"  factor sets: {factors.factor_sets}")
+    say(f"  factor sets: {factors.factor_sets}")
     window, target = said(factors.original_max_position_embeddings), said(factors.target_length)
-    click.echo(f"  window: {window} → {target} tokens")
+    say(f"  window: {window} → {target} tokens")
     if factors.attention_factor is not None:
-        click.echo(f"  attention factor: {factors.attention_factor:.6g} (given)")
+        say(f"  attention factor: {factors.attention_factor:.6g} (given)")
     elif factors.formula_attention_factor is not None:
-        click.echo(f"  attention factor: {factors.formula_attention_factor:.6g} (by the formula)")
-    click.echo(f"  start tokens (n_hat): {factors.n_hat}")
+        say(f"  attention factor: {factors.formula_attention_factor:.6g} (by the formula)")
+    say(f"  start tokens (n_hat): {factors.n_hat}")
     for name, values in (("short", factors.short_factor), ("long", factors.long_factor)):
-        click.echo(f"  {name}_factor: {len(values)} pairs, {min(values):.6g} … {max(values):.6g}")
+        say(f"  {name}_factor: {len(values)} pairs, {min(values):.6g} … {max(values):.6g}")
     for oddity in oddities:
-        click.echo(f"  note: {oddity}")
+        say(f"  note: {oddity}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from longrope.options import option
 from longrope_export import options
 
@@ -24,7 +22,8 @@ class ReportRequest:
 @options.command(ReportRequest)
 def command(request: ReportRequest) -> int:
     """Write the report of RUN_DIR again, from its JSON files."""
+    from longrope_export.console import say
     from longrope_export.report import write_report
 
-    click.echo(f"{write_report(request.run_dir, request.output)}: written.")
+    say(f"{write_report(request.run_dir, request.output)}: written.")
     return 0

@@ -34,6 +34,7 @@ class ValidateRequest:
     threads: int | None = threads_option()
     windows_per_length: int = options.windows_per_length()
     crossing: bool = options.crossing()
+    isolate: options.Isolate = options.isolate()
 
 
 @options.command(ValidateRequest)
@@ -69,5 +70,6 @@ def validate_artifact(request: ValidateRequest, progress: Progress) -> Validatio
         crossing=request.crossing,
         device=request.device,
         threads=request.threads,
+        isolate=request.isolate,
         progress=progress,
     )

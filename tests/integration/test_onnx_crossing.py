@@ -41,7 +41,9 @@ def expected_rows(artifact: Artifact) -> torch.Tensor:
 
 def test_a_plain_cache_is_right_only_with_a_single_set(artifact: Artifact) -> None:
     _, factors, path = artifact
-    score = compare_crossing(expected_rows(artifact), OnnxSource(path, factors, threads=1), IDS, prefill=PREFILL)
+    score = compare_crossing(
+        expected_rows(artifact), OnnxSource(path, factors, threads=1).decode_logits(IDS, PREFILL), IDS, prefill=PREFILL
+    )
     assert (score.kl_mean < 1e-7) == (factors.factor_sets == "single")
 
 

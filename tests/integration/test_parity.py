@@ -29,6 +29,21 @@ class NonFiniteDecoding(OnnxSource):
         return torch.full_like(super().decode_logits(ids, prefill), torch.nan)
 
 
+class OtherDecoding(OnnxSource):
+    """A runtime whose decoding is another model's; whole windows are right."""
+
+    def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:
+        return 1.5 * super().decode_logits(ids, prefill)
+
+
+class OneSetPerContext(OnnxSource):
+    """A runtime that says it keeps one set in a context, as llama.cpp does, and changes it in the middle."""
+
+    def __init__(self, path: Path, factors: BoundFactors | None, *, threads: int | None = None) -> None:
+        super().__init__(path, factors, threads=threads)
+        self.rule = "per_context"
+
+
 class NonFiniteWindows(OnnxSource):
     """A runtime that gives one NaN a window; decoding is right."""
 
@@ -94,6 +109,17 @@ def test_a_finite_crossing_warns_where_the_cache_keeps_the_short_set(
     result = validated(model, *artifact, OnnxConverter())
     assert result.passed
     assert statuses(result)[CROSSING] == ("warn" if artifact[1].factor_sets == "dual" else "pass")
+
+
+@pytest.mark.parametrize("source", [OtherDecoding, OneSetPerContext])
+def test_a_crossing_that_no_stale_cache_explains_fails(
+    model: Checkpoint, artifact: tuple[Path, BoundFactors], source: type[OnnxSource]
+) -> None:
+    if source is OneSetPerContext and artifact[1].factor_sets == "single":
+        pytest.skip("one set is one set")
+    found = statuses(validated(model, *artifact, OtherRuntime(source)))
+    assert [id for id, status in found.items() if status in ("fail", "warn")] == [CROSSING]
+    assert found[CROSSING] == "fail"
 
 
 def test_a_window_with_one_non_finite_logit_fails(model: Checkpoint, artifact: tuple[Path, BoundFactors]) -> None:

@@ -180,3 +180,16 @@ def test_nothing_is_left_when_an_output_exists(checkpoint: Checkpoint, factors: 
     with pytest.raises(InputError, match="exists"):
         OnnxConverter().convert(Export(checkpoint, factors), tmp_path / "onnx", Silent())
     assert [file.name for file in tmp_path.iterdir()] == ["onnx"]
+
+
+# The paper's values of n_hat; the last ones are above the pico model's window, where both sets give the same angles.
+N_HATS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+
+
+def test_every_n_hat_of_the_paper_can_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    plans = {}
+    for n_hat in N_HATS:
+        factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, n_hat=n_hat))
+        before = plans.get(n_hat > 0)
+        plans[n_hat > 0] = before.with_factors(factors) if before else OnnxConverter().plan(Export(checkpoint, factors))
+        plans[n_hat > 0].save(tmp_path / f"n_hat{n_hat}", Silent())

@@ -8,7 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from converters.onnx.graph import GraphBuilder
-from converters.onnx.rope_graph import TOTAL_LENGTH, rotary_tables
+from converters.onnx.names import TOTAL_LENGTH
+from converters.onnx.rope_graph import rotary_tables
 from longrope import rope
 from longrope.factors import BoundFactors
 from tests.common import TARGET, WINDOW, pico_factors

@@ -237,7 +237,9 @@ def test_crossing_with_one_set_per_context_is_long_throughout() -> None:
 def test_crossing_scores_the_decoded_tokens() -> None:
     ids, source = token_ids(48), Table(0)
     rows = crossing_rows(source, ids, 40, prefill=32, rule="per_context")
-    found = compare_crossing(rows, source, ids, prefill=32)
+    found = compare_crossing(rows, source.decode_logits(ids, 32), ids, prefill=32)
     assert (found.regime, found.length, found.tokens, found.kl_mean) == ("crossing", 48, 16, 0.0)
-    stale = compare_crossing(crossing_rows(source, ids, 40, prefill=32, rule="per_forward"), source, ids, prefill=32)
+    stale = compare_crossing(
+        crossing_rows(source, ids, 40, prefill=32, rule="per_forward"), source.decode_logits(ids, 32), ids, prefill=32
+    )
     assert stale.kl_mean > 0.1

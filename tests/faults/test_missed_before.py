@@ -1,0 +1,280 @@
+"""Faults that 0.1.0 let pass: what lies beside the weights, spellings beside the checked ones, batches, templates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from tokenizers import Tokenizer, models, normalizers
+
+from converters import registry
+from converters.base import Export, PlannedExport
+from converters.gguf.container import text, u32
+from longrope.checkpoint import Checkpoint, open_checkpoint
+from longrope.factors import BoundFactors
+from longrope.progress import Silent
+from tests.common import pico_factors, pico_folder, pico_text, run_cli
+from tests.gguf_files import rewrite, set_key
+
+ORIGINAL, TARGET = 256, 512
+TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+Fault = Callable[[Path], object]
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Studio:
+    model: Checkpoint
+    factors: BoundFactors
+    artifacts: Mapping[str, Path]
+    plans: Mapping[str, PlannedExport]
+    text: Path
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A model with everything that can be lost, and its sound artifacts."""
+    room = tmp_path_factory.mktemp("studio")
+    folder = pico_folder(room / "model", max_position_embeddings=ORIGINAL)
+    edit("tokenizer_config.json", model_max_length=ORIGINAL, eos_token="<|endoftext|>")(folder)
+    edit("generation_config.json", eos_token_id=[0, 5])(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    model = open_checkpoint(folder)
+    factors = model.bind(pico_factors(target=TARGET, original_max_position_embeddings=ORIGINAL))
+    artifacts = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
+    plans = {}
+    for name, path in artifacts.items():
+        plans[name] = registry.converter(name).plan(Export(model, factors, "f32" if name == "gguf" else None))
+        plans[name].save(path, Silent())
+    (room / "text.txt").write_text(pico_text(60), encoding="utf-8")
+    return Studio(model, factors, artifacts, plans, room / "text.txt")
+
+
+def copied(source: Path, room: Path) -> Path:
+    target = room / source.name
+    if source.is_dir():
+        return Path(shutil.copytree(source, target))
+    return Path(shutil.copyfile(source, target))
+
+
+# -- faults
+
+
+def edit(name: str, **changes: Any) -> Fault:
+    """Fields of a JSON file; None takes one away. `a__b` is b within a."""
+
+    def fault(folder: Path) -> None:
+        data = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        for place, value in changes.items():
+            *outer, key = place.split("__")
+            inner = data
+            for step in outer:
+                inner = inner[step]
+            inner.pop(key, None)
+            if value is not None:
+                inner[key] = value
+        (folder / name).write_text(json.dumps(data))
+
+    return fault
+
+
+def config(**changes: Any) -> Fault:
+    return edit("config.json", **changes)
+
+
+def lose(name: str) -> Fault:
+    return lambda folder: (folder / name).unlink()
+
+
+def put(name: str, content: str | bytes) -> Fault:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def tokenizer(change: Callable[[Tokenizer], None]) -> Fault:
+    def fault(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        loaded = Tokenizer.from_file(str(file))
+        change(loaded)
+        loaded.save(str(file))
+
+    return fault
+
+
+def lower_case(loaded: Tokenizer) -> None:
+    loaded.normalizer = normalizers.Lowercase()
+
+
+def lose_merges(count: int) -> Fault:
+    def change(loaded: Tokenizer) -> None:
+        model = json.loads(loaded.to_str())["model"]
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        loaded.model = models.BPE(vocab=model["vocab"], merges=merges[:-count])
+
+    return tokenizer(change)
+
+
+def half(name: str) -> Fault:
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
+    )
+
+
+FOLDERS: dict[str, tuple[Fault, str]] = {
+    "tokenizer lost": (lose("tokenizer.json"), "tokenizer"),
+    "tokenizer cut": (half("tokenizer.json"), "tokenizer"),
+    "tokenizer in lower case": (tokenizer(lower_case), "tokenizer"),
+    "20 merges lost": (lose_merges(20), "tokenizer"),
+    "one merge lost": (lose_merges(1), "tokenizer"),
+    "another hidden size": (config(hidden_size=128), "config.fields"),
+    "another number of layers": (config(num_hidden_layers=1), "config.fields"),
+    "another vocabulary size": (config(vocab_size=385), "config.fields"),
+    "another end of text": (config(eos_token_id=7), "config.fields"),
+    "no end of text": (config(eos_token_id=None), "config.fields"),
+    "embeddings tied": (config(tie_word_embeddings=True), "config.fields"),
+    "another class": (config(architectures=["LlamaForSequenceClassification"]), "config.fields"),
+    "another epsilon": (config(rms_norm_eps=1e-2), "config.fields"),
+    "texts cut at the old window": (edit("tokenizer_config.json", model_max_length=ORIGINAL), "tokenizer_config"),
+    "another end token": (edit("tokenizer_config.json", eos_token="<extra_1>"), "tokenizer_config"),
+    "a start token added": (edit("tokenizer_config.json", add_bos_token=True), "tokenizer_config"),
+    "tokenizer_config lost": (lose("tokenizer_config.json"), "tokenizer_config"),
+    "chat template lost": (lose("chat_template.jinja"), "chat_template"),
+    "another chat template": (put("chat_template.jinja", TEMPLATE + "{{ '' }}"), "chat_template"),
+    "generation ends elsewhere": (edit("generation_config.json", eos_token_id=7), "generation_config"),
+    "generation_config lost": (lose("generation_config.json"), "generation_config"),
+    "code beside the weights": (put("modeling_llama.py", "print()"), "files"),
+    "code named in config.json": (config(auto_map={"AutoModel": "modeling.Model"}), "files"),
+    "a pickle beside the weights": (put("pytorch_model.bin", pickle.dumps({"a": 1})), "files"),
+    "a pickle by name": (put("scheduler.pt", b""), "files"),
+}
+OWN: dict[str, dict[str, tuple[Fault, str]]] = {
+    "hf": {
+        "the older type is linear": (config(rope_scaling__type="linear"), "hf.rope_scaling.type"),
+        "the older type is missing": (config(rope_scaling__type=None), "hf.rope_scaling.type"),
+        "another theta, nested": (config(rope_parameters__rope_theta=5e5), "hf.rope_parameters.rope_theta"),
+    },
+    "onnx": {
+        "genai_config lost": (lose("genai_config.json"), "onnx.genai_config"),
+        "genai_config cut": (half("genai_config.json"), "onnx.genai_config"),
+        "genai: another context": (
+            edit("genai_config.json", model__context_length=ORIGINAL),
+            "onnx.genai_config",
+        ),
+        "genai: another end of text": (edit("genai_config.json", model__eos_token_id=7), "onnx.genai_config"),
+        "genai: another cache name": (
+            edit("genai_config.json", model__decoder__inputs__past_key_names="past.%d.key"),
+            "onnx.genai_config",
+        ),
+        "genai: another number of heads": (
+            edit("genai_config.json", model__decoder__num_key_value_heads=4),
+            "onnx.genai_config",
+        ),
+        "genai: another graph": (edit("genai_config.json", model__decoder__filename="other.onnx"), "onnx.genai_config"),
+        "genai: one cache buffer": (
+            edit("genai_config.json", search__past_present_share_buffer=True),
+            "onnx.genai_config",
+        ),
+    },
+    "gguf": {
+        "chat template lost": (set_key("tokenizer.chat_template", None), "gguf.chat_template"),
+        "another chat template": (set_key("tokenizer.chat_template", text("{{ messages }}")), "gguf.chat_template"),
+        "a word ends a turn": (set_key("tokenizer.ggml.eot_token_id", u32(300)), "gguf.vocab.token_ids"),
+        "a word ends a message": (set_key("tokenizer.ggml.eom_token_id", u32(301)), "gguf.vocab.token_ids"),
+        "an id beyond the vocabulary": (set_key("tokenizer.ggml.eot_token_id", u32(9999)), "gguf.vocab.token_ids"),
+        "an adapter by name": (set_key("general.type", text("adapter")), "gguf.general.type"),
+    },
+}
+OWN["gguf"] = {
+    name: (lambda path, fault=fault: rewrite(path, path.with_name("rewritten"), fault).replace(path), id)  # type: ignore[misc]
+    for name, (fault, id) in OWN["gguf"].items()
+}
+
+
+@pytest.mark.parametrize("name", ["hf", "onnx", "gguf"])
+def test_faults_are_caught_by_the_check_meant_for_them(studio: Studio, tmp_path: Path, name: str) -> None:
+    shared = {} if name == "gguf" else {fault: (act, f"{name}.{id}") for fault, (act, id) in FOLDERS.items()}
+    sound = {check.id for check in studio.plans[name].check(studio.artifacts[name]) if check.status == "fail"}
+    assert sound == set()
+    for number, (fault, (act, id)) in enumerate({**shared, **OWN[name]}.items()):
+        (tmp_path / str(number)).mkdir()
+        broken = copied(studio.artifacts[name], tmp_path / str(number))
+        act(broken)
+        failed = {check.id: check for check in studio.plans[name].check(broken) if check.status == "fail"}
+        assert id in failed, (fault, sorted(failed))
+        assert failed[id].message, fault
+
+
+def test_files_that_other_tools_saved_again_pass(studio: Studio, tmp_path: Path) -> None:
+    """transformers saves a tokenizer in its own spelling, and leaves out files that it does not need."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    copy = copied(studio.artifacts["hf"], tmp_path)
+    loaded = AutoTokenizer.from_pretrained(copy)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (copy / file).unlink()
+    loaded.save_pretrained(copy)
+    failed = [check for check in studio.plans["hf"].check(copy) if check.status == "fail"]
+    assert failed == []
+    AutoConfig.from_pretrained(copy).save_pretrained(copy)
+    ids = {check.id for check in studio.plans["hf"].check(copy) if check.status == "fail"}
+    assert not ids & {"hf.config.fields", "hf.files"}
+
+
+# -- what only a run shows
+
+
+def validated(studio: Studio, artifact: Path, *more: object) -> dict[str, Json]:
+    amount = ("--windows", "256,512", "--windows-per-length", 1, "--threads", 1, "--json", "-")
+    done = run_cli("validate", artifact, "--reference", studio.model.path, "--text", studio.text, *amount, *more)
+    assert done.code in (0, 1), done.err
+    return {check["id"]: check for check in json.loads(done.out)["checks"]}
+
+
+def unmask(graph: onnx.GraphProto) -> None:
+    """Attention over padding: the mask of every row is taken for full."""
+    for node in graph.node:
+        for index, value in enumerate(node.input):
+            if value == "attention_mask":
+                node.input[index] = "all_ones"
+    shape = onnx.helper.make_node("Shape", ["attention_mask"], ["mask_shape"])
+    one = onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
+    ones = onnx.helper.make_node("ConstantOfShape", ["mask_shape"], ["all_ones"], value=one)
+    nodes = [shape, ones, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def mix_rows(graph: onnx.GraphProto) -> None:
+    """Every row of a batch gets the first row's logits."""
+    node = next(item for item in graph.node if "logits" in item.output)
+    node.output[list(node.output).index("logits")] = "logits_before"
+    graph.initializer.append(onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]))
+    first = onnx.helper.make_node("Gather", ["logits_before", "first"], ["first_row"], axis=0)
+    shape = onnx.helper.make_node("Shape", ["logits_before"], ["logits_shape"])
+    graph.node.extend([first, shape, onnx.helper.make_node("Expand", ["first_row", "logits_shape"], ["logits"])])
+
+
+@pytest.mark.parametrize("change", [unmask, mix_rows])
+def test_a_graph_of_another_producer_is_run_on_a_batch(
+    studio: Studio, tmp_path: Path, change: Callable[[onnx.GraphProto], None]
+) -> None:
+    broken = copied(studio.artifacts["onnx"], tmp_path)
+    model = onnx.load(broken / "model.onnx", load_external_data=False)
+    change(model.graph)
+    model.producer_name = "another"
+    onnx.save(model, broken / "model.onnx")
+    found = validated(studio, broken, "--no-crossing")
+    assert found["onnx.batch"]["status"] == "fail"
+    assert found["onnx.graph"]["status"] == "fail"  # its metadata say that it was written here
+    assert found["onnx.parity.short.256"]["status"] == "pass"
+
+
+def test_the_given_texts_are_tokenized_too(studio: Studio) -> None:
+    for name in ("hf", "onnx"):
+        assert validated(studio, studio.artifacts[name], "--no-crossing")[f"{name}.tokenizer.texts"]["status"] == "pass"
