@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from longrope.errors import InputError
-from longrope.reading import own_file, read_object, refuse_pointer
+from longrope.reading import own_file, read_bytes, read_object, read_utf8
 
 # A list of merges of 256k tokens has 5 MB, a sentencepiece model of as many 5 MB.
 _MAX_BYTES = 64 << 20
@@ -54,19 +54,11 @@ def require_template(text: str, name: str) -> None:
 
 
 def _read(file: Path) -> bytes:
-    with file.open("rb") as handle:
-        content = handle.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise InputError(f"{file}: expected at most {_MAX_BYTES >> 20} MB")
-    refuse_pointer(content, str(file))
-    return content
+    return read_bytes(file, str(file), _MAX_BYTES)
 
 
 def _text(file: Path) -> str:
-    try:
-        text = _read(file).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: expected a text in UTF-8 ({error})") from None
+    text = read_utf8(file, limit=_MAX_BYTES)
     if found := _NOT_TEXT.search(text):
         raise InputError(f"{file}: expected a text, found the control character {found[0]!r}; refused")
     return text
