@@ -72,7 +72,7 @@ _ROPE_TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: ("original_max_position_embeddings",),
     POSITIVE: ("rope_theta", "factor", "partial_rotary_factor", "low_freq_factor", "high_freq_factor"),
     NUMBER: ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_mscale", "long_mscale"),
-    list_of(POSITIVE): ("short_factor", "long_factor"),
+    list_of(NUMBER): ("short_factor", "long_factor"),
     BOOLEAN: ("truncate",),
 }
 ROPE_KINDS: Mapping[str, Kind] = {field: kind.or_null() for kind, fields in _ROPE_TYPES.items() for field in fields}

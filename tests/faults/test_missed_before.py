@@ -186,7 +186,7 @@ OWN: dict[str, dict[str, tuple[Fault, str]]] = {
         "another chat template": (set_key("tokenizer.chat_template", text("{{ messages }}")), "gguf.chat_template"),
         "a word ends a turn": (set_key("tokenizer.ggml.eot_token_id", u32(300)), "gguf.vocab.token_ids"),
         "a word ends a message": (set_key("tokenizer.ggml.eom_token_id", u32(301)), "gguf.vocab.token_ids"),
-        "an id beyond the vocabulary": (set_key("tokenizer.ggml.eot_token_id", u32(9999)), "gguf.vocab.token_ids"),
+        "an id beyond the vocabulary": (set_key("tokenizer.ggml.eot_token_id", u32(9999)), "gguf.readable"),
         "an adapter by name": (set_key("general.type", text("adapter")), "gguf.general.type"),
     },
 }
