@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -35,6 +36,7 @@ from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_atomically
 from longrope.machine import Machine
 from longrope.metrics import perplexity
+from longrope.progress import Silent
 from longrope.provenance import provenance
 from longrope.search import Candidate, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
 from longrope.search.evaluators import Recipe, make_evaluator
@@ -62,6 +64,7 @@ class Size:
         cost_seeds: of the default strategy in `cost`.
         scales: of `scales`.
         candidates: that `workers` measures, on four windows each.
+        parallel_seeds: of `parallel`.
         family_scales, family_tokens: of `families`, and of each of its searches.
     """
 
@@ -74,6 +77,7 @@ class Size:
     cost_seeds: int = 5
     scales: tuple[int, ...] = (2, 4, 8, 16, 32)
     candidates: int = 8
+    parallel_seeds: int = 5
     family_scales: tuple[int, ...] = (8, 16)
     family_tokens: int = 48 * 5 * 2048
 
@@ -93,6 +97,7 @@ QUICK = Size(
     cost_seeds=2,
     scales=(2, 4),
     candidates=1,
+    parallel_seeds=1,
     family_scales=(2,),
     family_tokens=6 * 5 * 512,
 )
@@ -126,6 +131,7 @@ class Bench:
         paper_seeds: of baseline; empty for all.
         strategies: of scales.
         size: how much is measured.
+        one: workers and seed of the hidden part `one-search`.
     """
 
     model: Path
@@ -136,6 +142,7 @@ class Bench:
     paper_seeds: tuple[int, ...] = ()
     strategies: tuple[str, ...] = ()
     size: Size = Size()
+    one: tuple[int, int] = (1, 0)
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)
@@ -492,6 +499,73 @@ def workers(bench: Bench) -> None:
         )
 
 
+def parallel(bench: Bench) -> None:
+    """Seconds of whole searches, each in a process of its own, until the held-out perplexity at which one process ends."""
+    found: dict[int, list[list[tuple[float, float]]]] = {1: [], 2: []}
+    for seed in range(bench.size.parallel_seeds):
+        for workers, curves in found.items():
+            curves.append(timed_curve(bench, workers, seed))
+            bench.keep("parallel", found)
+    section, seeds = "two processes, 8x", f"median of {bench.size.parallel_seeds} seeds"
+    level = statistics.median(curve[-1][1] for curve in found[1])
+    spent = {workers: [reached(curve, level) for curve in curves] for workers, curves in found.items()}
+    for workers, seconds in spent.items():
+        got = f"{statistics.median(seconds):.1f}, of {', '.join(f'{value:.1f}' for value in sorted(seconds))}"
+        bench.add(section, f"{workers} worker(s): seconds to held-out {level:.3f}, {seeds}", "-", got)
+        end = statistics.median(curve[-1][1] for curve in found[workers])
+        bench.add(section, f"{workers} worker(s): held-out perplexity at the end, {seeds}", "-", f"{end:.3f}")
+    ratio = statistics.median(spent[2]) / statistics.median(spent[1])
+    bench.add(section, "time with two processes over one's", "<= 0.6", f"{ratio:.2f}", ratio <= 0.6)
+
+
+def timed_curve(bench: Bench, workers: int, seed: int) -> list[tuple[float, float]]:
+    """(seconds since the process began, held-out perplexity) each time the best so far of a search changed."""
+    command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-search", "--model", str(bench.model)]
+    command += ["--threads", str(bench.threads), "--workers", str(workers), "--seed", str(seed)]
+    command += ["--quick"] if bench.size == QUICK else []
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    points = [
+        (point["seconds"], Candidate.from_json(point["candidate"])) for point in map(json.loads, output.splitlines())
+    ]
+    curve = [(seconds, perplexity(bench.losses(candidate, bench.target(8)).mean())) for seconds, candidate in points]
+    say(f"    {workers} worker(s), seed {seed}: " + ", ".join(f"{end:.3f} after {at:.1f} s" for at, end in curve))
+    return curve
+
+
+def reached(curve: Sequence[tuple[float, float]], level: float) -> float:
+    """Seconds until a curve is at a level; infinite where it never is."""
+    return next((seconds for seconds, found in curve if found <= level), math.inf)
+
+
+class Stopwatch(Silent):
+    """Notes how many tokens were forwarded when, in seconds since this process began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[float, float]] = []
+        self._tokens, self._begin = 0.0, psutil.Process().create_time()
+
+    def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
+        self._tokens += units
+        self.noted.append((self._tokens, time.time() - self._begin))
+
+    def at(self, tokens: int) -> float:
+        """When so many had been forwarded."""
+        return next(seconds for forwarded, seconds in self.noted if forwarded >= tokens)
+
+
+def one_search(bench: Bench) -> None:
+    """A default search on so many workers: one line each time the best so far changed."""
+    (workers, seed), watch = bench.one, Stopwatch()
+    executor = "local" if workers == 1 else "processes"
+    evals = {"max_evals": 12} if bench.size == QUICK else {}
+    options = SearchOptions(threads=bench.threads, seed=seed, workers=workers, executor=executor, **evals)  # type: ignore[arg-type]
+    result = search(bench.checkpoint, bench.texts, bench.target(8), options=options, progress=watch)
+    for tokens, candidate in incumbents(result):
+        found = with_attention(candidate, result.factors).to_json()
+        say(json.dumps({"tokens": tokens, "seconds": watch.at(tokens), "candidate": found}))
+
+
 def longest(bench: Bench) -> None:
     """Time and peak memory of one evaluation at 131,072 tokens, in a process of its own, against the estimate."""
     command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-long", "--model", str(bench.model)]
@@ -544,13 +618,14 @@ def read(path: Path) -> dict[str, Any]:
 SECTIONS: Mapping[str, Callable[[Bench], None]] = {
     "cost": cost,
     "workers": workers,
+    "parallel": parallel,
     "longest": longest,
     "two-sided": two_sided,
     "scales": scales,
     "families": families,
     "equal": equal,
 }
-HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long}
+HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long, "one-search": one_search}
 
 
 @click.command()
@@ -563,6 +638,8 @@ HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long
 @click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", show_default=True, help="Of scales.")
 @click.option("--paper-seed", "paper_seeds", multiple=True, type=int, help="Of baseline.  [default: 0, 1 and 2]")
 @click.option("--threads", default=1, show_default=True)
+@click.option("--workers", default=1, hidden=True, help="Of one-search.")
+@click.option("--seed", default=0, hidden=True, help="Of one-search.")
 @click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
 @click.option("--quick", is_flag=True, help="Next to no budget: shows that everything runs, measures nothing.")
 @click.option("--table", is_flag=True, help="Only print the committed results as Markdown.")
@@ -574,6 +651,8 @@ def main(
     strategies: str,
     paper_seeds: tuple[int, ...],
     threads: int,
+    workers: int,
+    seed: int,
     names: Sequence[str],
     quick: bool,
     table: bool,
@@ -593,6 +672,7 @@ def main(
         paper_seeds,
         tuple(strategies.split(",")),
         size,
+        (workers, seed),
     )
     if set(parts) & HIDDEN.keys():
         for part in parts:

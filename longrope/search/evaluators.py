@@ -4,7 +4,7 @@
                │ └──► worker 1: WindowModel ──► Measurement ─┼──► in the order they finish
                └──── a dead worker is replaced, its job retried, and after three deaths of one candidate given up
 
-A measurement depends on the job alone, so the number of workers changes nothing but the time.
+A measurement depends on the job alone, not on who makes it, nor on when.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ class PoolEvaluator:
         self._slowest: float | None = None  # seconds of a job over its cost
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
-        waiting, running, since = deque(jobs), dict[int, Job](), dict[int, float]()
+        longest_first = sorted(jobs, key=self._cost, reverse=True)
+        waiting, running, since = deque(longest_first), dict[int, Job](), dict[int, float]()
         while waiting or running:
             for worker in range(self._workers.size):
                 while waiting and self._deaths[waiting[0].candidate] >= MAX_DEATHS:
