@@ -77,7 +77,7 @@ class Size:
     cost_seeds: int = 5
     scales: tuple[int, ...] = (2, 4, 8, 16, 32)
     candidates: int = 8
-    parallel_seeds: int = 5
+    parallel_seeds: int = 3
     family_scales: tuple[int, ...] = (8, 16)
     family_tokens: int = 48 * 5 * 2048
 
@@ -500,58 +500,75 @@ def workers(bench: Bench) -> None:
 
 
 def parallel(bench: Bench) -> None:
-    """Seconds of whole searches, each in a process of its own, until the held-out perplexity at which one process ends."""
-    found: dict[int, list[list[tuple[float, float]]]] = {1: [], 2: []}
-    for seed in range(bench.size.parallel_seeds):
-        for workers, curves in found.items():
-            curves.append(timed_curve(bench, workers, seed))
-            bench.keep("parallel", found)
-    section, seeds = "two processes, 8x", f"median of {bench.size.parallel_seeds} seeds"
-    level = statistics.median(curve[-1][1] for curve in found[1])
-    spent = {workers: [reached(curve, level) for curve in curves] for workers, curves in found.items()}
-    for workers, seconds in spent.items():
-        got = f"{statistics.median(seconds):.1f}, of {', '.join(f'{value:.1f}' for value in sorted(seconds))}"
-        bench.add(section, f"{workers} worker(s): seconds to held-out {level:.3f}, {seeds}", "-", got)
-        end = statistics.median(curve[-1][1] for curve in found[workers])
-        bench.add(section, f"{workers} worker(s): held-out perplexity at the end, {seeds}", "-", f"{end:.3f}")
-    ratio = statistics.median(spent[2]) / statistics.median(spent[1])
-    bench.add(section, "time with two processes over one's", "<= 0.6", f"{ratio:.2f}", ratio <= 0.6)
+    """Time of whole searches, each in a process of its own, until the held-out perplexity at which one process ends."""
+    seeds = range(bench.size.parallel_seeds)
+    found = {workers: [timed_search(bench, workers, seed) for seed in seeds] for workers in (1, 2)}
+    ends = {workers: [held_out_at(bench, run[-1]) for run in runs] for workers, runs in found.items()}
+    level, median = statistics.median(ends[1]), f"median of {len(seeds)} seeds"
+    section, middle = "two processes, 8x", dict[tuple[str, int], float]()
+    for workers, runs in found.items():
+        reached = [next((point for point in run if held_out_at(bench, point) <= level), NEVER) for run in runs]
+        for clock, what in CLOCKS.items():
+            times = sorted(point[clock] for point in reached)
+            middle[clock, workers] = statistics.median(times)
+            got = f"{middle[clock, workers]:.1f} s, of {', '.join(f'{value:.1f}' for value in times)}"
+            bench.add(section, f"{workers} process(es): {what} to held-out {level:.3f}, {median}", "-", got)
+        bench.add(
+            section,
+            f"{workers} process(es): held-out perplexity at the end of the budget, {median}",
+            "-",
+            f"{statistics.median(ends[workers]):.3f}, of {', '.join(f'{end:.3f}' for end in sorted(ends[workers]))}",
+        )
+    for clock, what in CLOCKS.items():
+        ratio = middle[clock, 2] / middle[clock, 1]
+        bench.add(section, f"{what}, two processes' over one's", "<= 0.6", f"{ratio:.2f}", ratio <= 0.6)
+    bench.keep("parallel", found)
 
 
-def timed_curve(bench: Bench, workers: int, seed: int) -> list[tuple[float, float]]:
-    """(seconds since the process began, held-out perplexity) each time the best so far of a search changed."""
+# Of the wall; and what the wall would show if every process had a core to itself: of the main process and the busiest worker.
+CLOCKS = {"wall": "wall time", "cpu": "CPU time of one process after the other"}
+NEVER: Mapping[str, Any] = dict.fromkeys(CLOCKS, math.inf)
+
+
+def timed_search(bench: Bench, workers: int, seed: int) -> list[dict[str, Any]]:
+    """`one_search` in a process of its own: a point each time the best so far changed."""
     command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-search", "--model", str(bench.model)]
     command += ["--threads", str(bench.threads), "--workers", str(workers), "--seed", str(seed)]
     command += ["--quick"] if bench.size == QUICK else []
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    points = [
-        (point["seconds"], Candidate.from_json(point["candidate"])) for point in map(json.loads, output.splitlines())
-    ]
-    curve = [(seconds, perplexity(bench.losses(candidate, bench.target(8)).mean())) for seconds, candidate in points]
-    say(f"    {workers} worker(s), seed {seed}: " + ", ".join(f"{end:.3f} after {at:.1f} s" for at, end in curve))
-    return curve
+    points: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
+    last = points[-1]
+    say(
+        f"    {workers} process(es), seed {seed}: {last['tokens']:,} tokens, {last['wall']:.1f} s, CPU {last['cpu']:.1f} s"
+    )
+    return points
 
 
-def reached(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """Seconds until a curve is at a level; infinite where it never is."""
-    return next((seconds for seconds, found in curve if found <= level), math.inf)
+def held_out_at(bench: Bench, point: Mapping[str, Any]) -> float:
+    """Held-out perplexity of a point of `timed_search`."""
+    return perplexity(bench.losses(Candidate.from_json(point["candidate"]), bench.target(8)).mean())
 
 
 class Stopwatch(Silent):
-    """Notes how many tokens were forwarded when, in seconds since this process began."""
+    """Notes how many tokens were forwarded when, since this process began."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.noted: list[tuple[float, float]] = []
-        self._tokens, self._begin = 0.0, psutil.Process().create_time()
+        self._noted = list[tuple[float, dict[str, float]]]()
+        self._tokens, self._process = 0.0, psutil.Process()
 
     def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
         self._tokens += units
-        self.noted.append((self._tokens, time.time() - self._begin))
+        self._noted.append((self._tokens, self._now()))
 
-    def at(self, tokens: int) -> float:
-        """When so many had been forwarded."""
-        return next(seconds for forwarded, seconds in self.noted if forwarded >= tokens)
+    def at(self, tokens: int) -> dict[str, float]:
+        """The clocks when so many had been forwarded."""
+        return next(clocks for forwarded, clocks in self._noted if forwarded >= tokens)
+
+    def _now(self) -> dict[str, float]:
+        workers = [sum(child.cpu_times()[:2]) for child in self._process.children()]
+        cpu = sum(self._process.cpu_times()[:2]) + max(workers, default=0.0)
+        return {"wall": time.time() - self._process.create_time(), "cpu": cpu}
 
 
 def one_search(bench: Bench) -> None:
@@ -563,7 +580,7 @@ def one_search(bench: Bench) -> None:
     result = search(bench.checkpoint, bench.texts, bench.target(8), options=options, progress=watch)
     for tokens, candidate in incumbents(result):
         found = with_attention(candidate, result.factors).to_json()
-        say(json.dumps({"tokens": tokens, "seconds": watch.at(tokens), "candidate": found}))
+        say(json.dumps({"tokens": tokens, **watch.at(tokens), "candidate": found}))
 
 
 def longest(bench: Bench) -> None:

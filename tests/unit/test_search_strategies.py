@@ -16,7 +16,7 @@ from longrope.search.strategies.monotone import Monotone, rising
 from longrope.search.strategies.natural import NaturalDescent
 from longrope.search.strategies.problem import Problem, TokenBudget
 from longrope.search.strategies.race import race
-from longrope.search.trial import Candidate, Outcome, Trial
+from longrope.search.trial import Candidate, Outcome, Planned, Trial
 from tests.common import unscaled
 
 TARGET = 2048
@@ -212,18 +212,19 @@ def test_as_many_mutants_race_as_there_are_workers(workers):
 
 
 def test_few_candidates_are_raced_on_several_windows_at_a_time():
-    problem = make_problem(workers=4)
+    problem, asked, ended = make_problem(workers=4), [], []
     best = answer(problem, problem.full(problem.space.candidate(WANTED), "best"))
-    starts = iter(StartingPoint("near", problem.space.candidate(WANTED * (1 + k / 1e6))) for k in (1, 2))
-    racing, asked = race(problem, lambda _: next(starts, None), best, TokenBudget(10**9)), []
-    trials = next(racing)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            asked.append([len(trial.windows) for trial in trials])
-            better = [replace(answer(problem, trial), loss=3.0 + i) for i, trial in enumerate(trials)]
-            trials = racing.send(better)
+    starts = iter(StartingPoint("near", problem.space.candidate(WANTED * (1 + k / 1e4))) for k in (1, 2))
+
+    def plan():
+        ended.append((yield from race(problem, lambda _: next(starts, None), best, TokenBudget(10**9))))
+
+    strategy = Planned(plan())
+    while trials := strategy.ask():
+        asked.append([len(trial.windows) for trial in trials])
+        strategy.tell([replace(answer(problem, trial), loss=3.0 + i) for i, trial in enumerate(trials)])
     assert asked == [[2, 2], [4, 4], [5, 5]]
-    assert end.value.value.loss == 3.0
+    assert [outcome.loss for outcome in ended] == [3.0]
 
 
 def two_parts(shares, num_fresh) -> Problem:
