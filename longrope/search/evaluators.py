@@ -108,8 +108,10 @@ class LocalEvaluator:
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
         self._model = self._model or self._recipe.build()
-        for job in jobs:
-            yield job, self._model.measure(job, self._recipe.objective.windows[job.window])
+        windows = [self._recipe.objective.windows[job.window] for job in jobs]
+        for numbers in self._model.passes(jobs, windows):
+            group = [jobs[number] for number in numbers]
+            yield from zip(group, self._model.measure_together(group, [windows[n] for n in numbers]), strict=True)
 
     def close(self) -> None:
         self._model = None
