@@ -72,7 +72,7 @@ fuzz: setup
 # Training, and the engine below it, with the oldest and the newest torch and transformers, in an environment of their own.
 # PyPI has other builds of torch than setup's with CUDA alone: 3 GB to fetch, 6 GB on the disk.
 FINETUNING := tests/unit/test_linear_loss.py tests/unit/test_finetune_*.py tests/unit/test_training_log.py \
-              tests/integration/test_checkpoints.py tests/integration/test_finetune.py tests/integration/test_teacher.py \
+              tests/integration/test_checkpoints.py tests/integration/test_finetune*.py tests/integration/test_teacher.py \
               tests/integration/test_parallel*.py
 ENGINE     := tests/unit/test_modeling.py tests/unit/test_blockwise.py tests/unit/test_scoring.py
 
