@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
-.PHONY: crash-test test-oldest fuzz gpu-check gpu-bundle audit lock
+.PHONY: crash-test test-oldest test-newest fuzz gpu-check gpu-bundle audit lock
 .PHONY: families bench-search bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf
 
 setup: $(STAMP)
@@ -69,16 +69,19 @@ SEED    ?= 0
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(KIND),--kind $(KIND))
 
-# Fine-tuning with the oldest torch that transformers 5 takes; PyPI has it with CUDA alone: 3 GB to fetch, 6 GB on the disk.
-OLDEST     := .venv-oldest
+# Training, and the engine below it, with the oldest and the newest torch and transformers, in an environment of their own.
+# PyPI has other builds of torch than setup's with CUDA alone: 3 GB to fetch, 6 GB on the disk.
 FINETUNING := tests/unit/test_linear_loss.py tests/unit/test_finetune_*.py tests/unit/test_training_log.py \
-              tests/integration/test_checkpoints.py tests/integration/test_finetune.py tests/integration/test_teacher.py \
+              tests/integration/test_checkpoints.py tests/integration/test_finetune*.py tests/integration/test_teacher.py \
               tests/integration/test_parallel*.py
+ENGINE     := tests/unit/test_modeling.py tests/unit/test_blockwise.py tests/unit/test_scoring.py
 
-test-oldest:
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install -q torch==2.6.0 -e '.[train]' gguf pytest pytest-timeout
-	$(OLDEST)/bin/python -m pytest $(FINETUNING)
+test-oldest: VERSIONS := torch==2.6.0 transformers==5.0.0
+test-newest: VERSIONS := --upgrade torch transformers
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q $(VERSIONS) -e '.[train]' gguf pytest pytest-timeout
+	.venv-$*/bin/python -m pytest $(FINETUNING) $(ENGINE)
 
 # Whether this machine's GPU computes what a CPU does, in how much memory, how fast; goes on where it was stopped.
 gpu-check: $(SMOLLM2)

@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -35,6 +36,7 @@ from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_atomically
 from longrope.machine import Machine
 from longrope.metrics import perplexity
+from longrope.progress import Silent
 from longrope.provenance import provenance
 from longrope.search import Candidate, SearchOptions, SearchResult, WindowModel, evaluate_methods, search
 from longrope.search.evaluators import Recipe, make_evaluator
@@ -62,6 +64,7 @@ class Size:
         cost_seeds: of the default strategy in `cost`.
         scales: of `scales`.
         candidates: that `workers` measures, on four windows each.
+        parallel_seeds: of `parallel`.
         family_scales, family_tokens: of `families`, and of each of its searches.
     """
 
@@ -74,6 +77,7 @@ class Size:
     cost_seeds: int = 5
     scales: tuple[int, ...] = (2, 4, 8, 16, 32)
     candidates: int = 8
+    parallel_seeds: int = 3
     family_scales: tuple[int, ...] = (8, 16)
     family_tokens: int = 48 * 5 * 2048
 
@@ -93,6 +97,7 @@ QUICK = Size(
     cost_seeds=2,
     scales=(2, 4),
     candidates=1,
+    parallel_seeds=1,
     family_scales=(2,),
     family_tokens=6 * 5 * 512,
 )
@@ -126,6 +131,7 @@ class Bench:
         paper_seeds: of baseline; empty for all.
         strategies: of scales.
         size: how much is measured.
+        one: workers and seed of the hidden part `one-search`.
     """
 
     model: Path
@@ -136,6 +142,7 @@ class Bench:
     paper_seeds: tuple[int, ...] = ()
     strategies: tuple[str, ...] = ()
     size: Size = Size()
+    one: tuple[int, int] = (1, 0)
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)
@@ -492,6 +499,90 @@ def workers(bench: Bench) -> None:
         )
 
 
+def parallel(bench: Bench) -> None:
+    """Time of whole searches, each in a process of its own, until the held-out perplexity at which one process ends."""
+    seeds = range(bench.size.parallel_seeds)
+    found = {workers: [timed_search(bench, workers, seed) for seed in seeds] for workers in (1, 2)}
+    ends = {workers: [held_out_at(bench, run[-1]) for run in runs] for workers, runs in found.items()}
+    level, median = statistics.median(ends[1]), f"median of {len(seeds)} seeds"
+    section, middle = "two processes, 8x", dict[tuple[str, int], float]()
+    for workers, runs in found.items():
+        reached = [next((point for point in run if held_out_at(bench, point) <= level), NEVER) for run in runs]
+        for clock, what in CLOCKS.items():
+            times = sorted(point[clock] for point in reached)
+            middle[clock, workers] = statistics.median(times)
+            got = f"{middle[clock, workers]:.1f} s, of {', '.join(f'{value:.1f}' for value in times)}"
+            bench.add(section, f"{workers} process(es): {what} to held-out {level:.3f}, {median}", "-", got)
+        bench.add(
+            section,
+            f"{workers} process(es): held-out perplexity at the end of the budget, {median}",
+            "-",
+            f"{statistics.median(ends[workers]):.3f}, of {', '.join(f'{end:.3f}' for end in sorted(ends[workers]))}",
+        )
+    for clock, what in CLOCKS.items():
+        ratio = middle[clock, 2] / middle[clock, 1]
+        bench.add(section, f"{what}, two processes' over one's", "<= 0.6", f"{ratio:.2f}", ratio <= 0.6)
+    bench.keep("parallel", found)
+
+
+# Of the wall; and what the wall would show if every process had a core to itself: of the main process and the busiest worker.
+CLOCKS = {"wall": "wall time", "cpu": "CPU time of one process after the other"}
+NEVER: Mapping[str, Any] = dict.fromkeys(CLOCKS, math.inf)
+
+
+def timed_search(bench: Bench, workers: int, seed: int) -> list[dict[str, Any]]:
+    """`one_search` in a process of its own: a point each time the best so far changed."""
+    command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-search", "--model", str(bench.model)]
+    command += ["--threads", str(bench.threads), "--workers", str(workers), "--seed", str(seed)]
+    command += ["--quick"] if bench.size == QUICK else []
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    points: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
+    last = points[-1]
+    say(
+        f"    {workers} process(es), seed {seed}: {last['tokens']:,} tokens, {last['wall']:.1f} s, CPU {last['cpu']:.1f} s"
+    )
+    return points
+
+
+def held_out_at(bench: Bench, point: Mapping[str, Any]) -> float:
+    """Held-out perplexity of a point of `timed_search`."""
+    return perplexity(bench.losses(Candidate.from_json(point["candidate"]), bench.target(8)).mean())
+
+
+class Stopwatch(Silent):
+    """Notes how many tokens were forwarded when, since this process began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted = list[tuple[float, dict[str, float]]]()
+        self._tokens, self._process = 0.0, psutil.Process()
+
+    def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
+        self._tokens += units
+        self._noted.append((self._tokens, self._now()))
+
+    def at(self, tokens: int) -> dict[str, float]:
+        """The clocks when so many had been forwarded."""
+        return next(clocks for forwarded, clocks in self._noted if forwarded >= tokens)
+
+    def _now(self) -> dict[str, float]:
+        workers = [sum(child.cpu_times()[:2]) for child in self._process.children()]
+        cpu = sum(self._process.cpu_times()[:2]) + max(workers, default=0.0)
+        return {"wall": time.time() - self._process.create_time(), "cpu": cpu}
+
+
+def one_search(bench: Bench) -> None:
+    """A default search on so many workers: one line each time the best so far changed."""
+    (workers, seed), watch = bench.one, Stopwatch()
+    executor = "local" if workers == 1 else "processes"
+    evals = {"max_evals": 12} if bench.size == QUICK else {}
+    options = SearchOptions(threads=bench.threads, seed=seed, workers=workers, executor=executor, **evals)  # type: ignore[arg-type]
+    result = search(bench.checkpoint, bench.texts, bench.target(8), options=options, progress=watch)
+    for tokens, candidate in incumbents(result):
+        found = with_attention(candidate, result.factors).to_json()
+        say(json.dumps({"tokens": tokens, **watch.at(tokens), "candidate": found}))
+
+
 def longest(bench: Bench) -> None:
     """Time and peak memory of one evaluation at 131,072 tokens, in a process of its own, against the estimate."""
     command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-long", "--model", str(bench.model)]
@@ -544,13 +635,14 @@ def read(path: Path) -> dict[str, Any]:
 SECTIONS: Mapping[str, Callable[[Bench], None]] = {
     "cost": cost,
     "workers": workers,
+    "parallel": parallel,
     "longest": longest,
     "two-sided": two_sided,
     "scales": scales,
     "families": families,
     "equal": equal,
 }
-HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long}
+HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long, "one-search": one_search}
 
 
 @click.command()
@@ -563,6 +655,8 @@ HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long
 @click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", show_default=True, help="Of scales.")
 @click.option("--paper-seed", "paper_seeds", multiple=True, type=int, help="Of baseline.  [default: 0, 1 and 2]")
 @click.option("--threads", default=1, show_default=True)
+@click.option("--workers", default=1, hidden=True, help="Of one-search.")
+@click.option("--seed", default=0, hidden=True, help="Of one-search.")
 @click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
 @click.option("--quick", is_flag=True, help="Next to no budget: shows that everything runs, measures nothing.")
 @click.option("--table", is_flag=True, help="Only print the committed results as Markdown.")
@@ -574,6 +668,8 @@ def main(
     strategies: str,
     paper_seeds: tuple[int, ...],
     threads: int,
+    workers: int,
+    seed: int,
     names: Sequence[str],
     quick: bool,
     table: bool,
@@ -593,6 +689,7 @@ def main(
         paper_seeds,
         tuple(strategies.split(",")),
         size,
+        (workers, seed),
     )
     if set(parts) & HIDDEN.keys():
         for part in parts:

@@ -55,7 +55,8 @@ def attention_forward(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is not None or dropout or query.shape[2] != key.shape[2] or _changes_scores(kwargs):
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", True))  # as SDPA's own function reads it
+    if attention_mask is not None or dropout or query.shape[2] != key.shape[2] or not causal or _changes_scores(kwargs):
         options = {"dropout": dropout, "scaling": scaling, **kwargs}
         output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output
@@ -67,7 +68,7 @@ def attention_forward(
 
 def _changes_scores(kwargs: dict[str, Any]) -> bool:
     given = (kwargs.get(name) for name in ("softcap", "s_aux", "position_bias", "sliding_window"))
-    return any(value is not None for value in given) or kwargs.get("is_causal") is False
+    return any(value is not None for value in given)
 
 
 class CausalAttention(torch.autograd.Function):

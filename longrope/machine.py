@@ -31,6 +31,8 @@ class Machine:
         pass_tokens: longest pass; None lets the memory estimate choose.
         checkpointing: recompute activations for gradients; None lets the memory estimate choose.
         available: bytes that the model and its passes may take; None for what is free before the model is loaded.
+        together: tokens that several short windows may fill one pass with; None for 16,384 on a GPU, where a short pass
+            leaves most of the chip idle, and one window a pass elsewhere.
     """
 
     device: str = "cpu"
@@ -39,6 +41,7 @@ class Machine:
     pass_tokens: int | None = None
     checkpointing: bool | None = None
     available: int | None = None
+    together: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in PRECISIONS:

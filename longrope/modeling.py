@@ -136,6 +136,12 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
 
+def decoder(model: Any) -> Any:
+    """A model without its head; transformers' own answer is the whole model where it looks for another name (Llama 4)."""
+    found = model.get_decoder()
+    return model.model if found is model and model.get_output_embeddings() is not None else found
+
+
 def rotary_module(model: nn.Module) -> Any:
     """The one rotary embedding of a model's decoder; refuses decoders with none or several."""
     found = [module for _, module in _rotary_modules(model)]
@@ -146,8 +152,7 @@ def rotary_module(model: nn.Module) -> Any:
 
 def _rotary_modules(model: Any) -> list[tuple[str, nn.Module]]:
     """Rotary embeddings by their full names; a multimodal model's vision tower has its own, which is not looked at."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    inside = {id(module) for module in decoder.modules()}
+    inside = {id(module) for module in (decoder(model) if hasattr(model, "get_decoder") else model).modules()}
     named = ((name, module) for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "rotary_emb")
     return [(name, module) for name, module in named if id(module) in inside]
 
@@ -328,7 +333,7 @@ class RescaledRotary(nn.Module):
         self._base = torch.from_numpy(rope.inv_freq(rope_theta, rotary_dim))
         self._factors = torch.ones_like(self._base)
         self._attention_factor: float | Tensor = 1.0
-        self._n_hat = 0
+        self._n_hat: int | Tensor = 0
         self._bound: BoundFactors | None = None
 
     @classmethod
@@ -351,6 +356,14 @@ class RescaledRotary(nn.Module):
         self._attention_factor = attention_factor
         self._n_hat = n_hat
 
+    def set_rows(self, factors_BP: Any, attention_factors_B: Any, n_hats_B: Any) -> None:
+        """Use other factors in each row of a batch from now on."""
+        self._factors, self._attention_factor = (
+            torch.as_tensor(values, dtype=torch.float64).reshape(len(n_hats_B), 1, -1)
+            for values in (factors_BP, attention_factors_B)
+        )
+        self._n_hat = torch.as_tensor(n_hats_B).reshape(-1, 1, 1) if any(n_hats_B) else 0
+
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         """x [B, T, D] (for its device and dtype), position_ids [B, T] → cos, sin [B, T, d] in x's dtype and the layout."""
         if self.layout.keeps_own(layer_type):
@@ -359,9 +372,11 @@ class RescaledRotary(nn.Module):
         base = self._base.to(x.device, wide)
         n_BT1 = text_positions(position_ids, x.device, wide)
         angles = n_BT1 * (base / self._factors.to(x.device, wide))
-        if self._n_hat:
-            angles = torch.where(n_BT1 < self._n_hat, n_BT1 * base, angles)
-        return self.layout.tables(angles, self._attention_factor, x.dtype)
+        if isinstance(self._n_hat, Tensor) or self._n_hat:
+            first = torch.as_tensor(self._n_hat, device=x.device)
+            angles = torch.where(n_BT1 < first, n_BT1 * base, angles)
+        scale = self._attention_factor
+        return self.layout.tables(angles, scale.to(x.device, wide) if isinstance(scale, Tensor) else scale, x.dtype)
 
 
 # -- hidden states and logits
@@ -369,7 +384,7 @@ class RescaledRotary(nn.Module):
 
 def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
     """Last hidden states [B, T, D] of one full pass, positions from 0."""
-    hidden: Tensor = model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden: Tensor = decoder(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     return hidden
 
 
@@ -380,7 +395,7 @@ def hidden_blocks(model: Any, ids_BT: Tensor, tokens: int) -> Iterator[Tensor]:
         return
     cache = None
     for part in ids_BT.split(tokens, dim=1):
-        output, cache = read_on(model.get_decoder(), part, cache)
+        output, cache = read_on(decoder(model), part, cache)
         yield output.last_hidden_state[0]
 
 
@@ -525,7 +540,7 @@ class TorchSource:
         while start < len(ids):
             stop = min(start + (self._first_pass(factor_set) if start == 0 else LATER_TOKENS), len(ids))
             part_BT = torch.as_tensor(ids[start:stop], device=self.model.device)[None]
-            output, cache = read_on(self.model.get_decoder(), part_BT, cache)
+            output, cache = read_on(decoder(self.model), part_BT, cache)
             rows.append(output.last_hidden_state[0, max(first - start, 0) :])
             start = stop
         self._held = _Held(np.array(ids), factor_set, cache)

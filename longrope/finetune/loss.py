@@ -18,6 +18,7 @@ from longrope.finetune.batch import IGNORED, PackedBatch
 from longrope.finetune.linear_loss import chunk_rows, weighted_loss
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.teacher import Lesson, taught_loss
+from longrope.modeling import decoder
 
 
 class TrainingLoss(nn.Module):
@@ -42,7 +43,7 @@ class TrainingLoss(nn.Module):
         With a lesson, taught tokens' loss is the cross-entropy to the teacher's distribution.
         """
         self.rotary.assign(batch.sets)
-        hidden_BTD = self.model.get_decoder()(
+        hidden_BTD = decoder(self.model)(
             input_ids=batch.ids,
             position_ids=batch.positions,
             cu_seqlens=batch.cu_seqlens,

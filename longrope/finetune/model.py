@@ -27,7 +27,7 @@ from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel, full_weights
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
-from longrope.modeling import DTYPES, build_model, detect_layout, replace_rotary, require_device
+from longrope.modeling import DTYPES, build_model, decoder, detect_layout, replace_rotary, require_device
 from longrope.weights import safetensors_header
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
@@ -190,8 +190,8 @@ def _frozen_below(model: Any, layers: int | None) -> tuple[str, ...]:
     """Prefixes of the names that stay frozen when only the last `layers` are trained."""
     if layers is None:
         return ()
-    decoder = model.get_decoder()
-    count, path = len(decoder.layers), next(name for name, module in model.named_modules() if module is decoder.layers)
+    layers_there = decoder(model).layers
+    count, path = len(layers_there), next(name for name, module in model.named_modules() if module is layers_there)
     embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     return (f"{embedding}.", *(f"{path}.{number}." for number in range(count - layers)))
 

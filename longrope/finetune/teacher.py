@@ -24,7 +24,7 @@ from longrope.finetune.batch import PackedBatch
 from longrope.finetune.parallel import Parallel
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
-from longrope.modeling import build_model, detect_layout, head_logits, replace_rotary
+from longrope.modeling import build_model, decoder, detect_layout, head_logits, replace_rotary
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -66,7 +66,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: PackedBatch) -> Lesson:
         """Read a whole pass, or this process's part of it, and keep what belongs to taught tokens."""
-        hidden_BTD = self.model.get_decoder()(
+        hidden_BTD = decoder(self.model)(
             input_ids=batch.ids, position_ids=batch.positions, cu_seqlens=batch.cu_seqlens, use_cache=False
         ).last_hidden_state
         return Lesson(hidden_BTD[batch.taught].detach(), self._logits)

@@ -4,7 +4,7 @@
                │ └──► worker 1: WindowModel ──► Measurement ─┼──► in the order they finish
                └──── a dead worker is replaced, its job retried, and after three deaths of one candidate given up
 
-A measurement depends on the job alone, so the number of workers changes nothing but the time.
+A measurement depends on the job alone, not on who makes it, nor on when.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ class LocalEvaluator:
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
         self._model = self._model or self._recipe.build()
-        for job in jobs:
-            yield job, self._model.measure(job, self._recipe.objective.windows[job.window])
+        windows = [self._recipe.objective.windows[job.window] for job in jobs]
+        for numbers in self._model.passes(jobs, windows):
+            group = [jobs[number] for number in numbers]
+            yield from zip(group, self._model.measure_together(group, [windows[n] for n in numbers]), strict=True)
 
     def close(self) -> None:
         self._model = None
@@ -166,7 +168,8 @@ class PoolEvaluator:
         self._slowest: float | None = None  # seconds of a job over its cost
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Measurement]]:
-        waiting, running, since = deque(jobs), dict[int, Job](), dict[int, float]()
+        longest_first = sorted(jobs, key=self._cost, reverse=True)
+        waiting, running, since = deque(longest_first), dict[int, Job](), dict[int, float]()
         while waiting or running:
             for worker in range(self._workers.size):
                 while waiting and self._deaths[waiting[0].candidate] >= MAX_DEATHS:

@@ -6,16 +6,17 @@
 
 Logits exist for one chunk of rows at a time, in both directions; memory never holds window × vocabulary. A window that
 would not fit goes through the KV cache in several passes; a gradient that would not fit recomputes each layer's
-activations. Where the estimate was too hopeful, what runs out of memory is halved and tried again.
+activations. Where the estimate was too hopeful, what runs out of memory is halved and tried again. On a GPU short windows
+of one length, of any candidates, go in one pass: each row of the batch has factors of its own.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ from longrope.machine import Machine
 from longrope.modeling import (
     RescaledRotary,
     build_model,
+    decoder,
     detect_layout,
     head_logits,
     hidden_blocks,
@@ -41,6 +43,8 @@ from longrope.search.objective import Window
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Measurement
 
 Result = TypeVar("Result")
+# Tokens of several short windows in one pass on a GPU.
+TOGETHER = 16_384
 
 
 class WindowModel:
@@ -80,6 +84,38 @@ class WindowModel:
             nll, gradient = math.inf, None
         return Measurement(nll, tokens, gradient, time.perf_counter() - start)
 
+    def measure_together(self, jobs: Sequence[Job], windows: Sequence[Window]) -> list[Measurement]:
+        """Jobs without gradients that `passes` puts together: in one pass, or in less where memory runs out."""
+        if len(jobs) == 1:
+            return [self.measure(jobs[0], windows[0])]
+        start = time.perf_counter()
+        try:
+            nlls = self.nlls([job.candidate for job in jobs], windows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._free_cache()
+            middle = len(jobs) // 2
+            parts = (slice(middle), slice(middle, None))
+            return [found for part in parts for found in self.measure_together(jobs[part], windows[part])]
+        seconds = (time.perf_counter() - start) / len(jobs)
+        return [
+            Measurement(nll if math.isfinite(nll) else math.inf, len(window), None, seconds)
+            for nll, window in zip(nlls, windows, strict=True)
+        ]
+
+    def passes(self, jobs: Sequence[Job], windows: Sequence[Window]) -> list[list[int]]:
+        """Which of these jobs, by number, go in one pass: those without gradients whose windows are equally long."""
+        alike: dict[int, list[int]] = {}
+        alone = list[list[int]]()
+        for number, (job, window) in enumerate(zip(jobs, windows, strict=True)):
+            if job.gradient:
+                alone.append([number])
+            else:
+                alike.setdefault(window.stop, []).append(number)
+        together = (part for stop, numbers in alike.items() for part in _split(numbers, self._together // stop))
+        return sorted([*alone, *together])
+
     def _with_gradient(
         self, candidate: Candidate, window: Window
     ) -> tuple[float, tuple[float, ...]] | tuple[None, None]:
@@ -103,15 +139,7 @@ class WindowModel:
         """How windows of this length are measured."""
         key = (len(window), gradient)
         if key not in self._plans:
-            machine = self._machine
-            plan = search_memory(
-                self._checkpoint,
-                len(window),
-                dtype=machine.dtype,
-                device=machine.device,
-                gradient=gradient,
-                available=math.inf if self._available is None else self._available,
-            )
+            machine, plan = self._machine, self._planned(len(window), gradient)
             if machine.pass_tokens and not gradient:
                 plan = replace(plan, pass_tokens=machine.pass_tokens)
             if machine.checkpointing is not None:
@@ -119,15 +147,48 @@ class WindowModel:
             self._plans[key] = plan
         return self._plans[key]
 
+    def _planned(self, tokens: int, gradient: bool = False) -> SearchMemory:
+        return search_memory(
+            self._checkpoint,
+            tokens,
+            dtype=self._machine.dtype,
+            device=self._machine.device,
+            gradient=gradient,
+            available=math.inf if self._available is None else self._available,
+        )
+
+    @torch.inference_mode()
+    def nlls(self, candidates: Sequence[Candidate], windows: Sequence[Window]) -> list[float]:
+        """As `nll` for candidates and windows of one length, a pair in each row of one pass.
+
+        Raises:
+            RuntimeError, MemoryError: memory ran out.
+        """
+        self.rotary.set_rows(
+            [candidate.factors for candidate in candidates],
+            [self._attention(candidate) for candidate in candidates],
+            [candidate.n_hat for candidate in candidates],
+        )
+        hidden_BTD = hidden_states(self.model, torch.cat([self._ids(window) for window in windows]))
+        rows = self.plan(windows[0]).rows
+        return [
+            self._total(hidden_TD, window, 0, rows) / window.counted
+            for hidden_TD, window in zip(hidden_BTD, windows, strict=True)
+        ]
+
     @torch.inference_mode()
     def _nll(self, candidate: Candidate, window: Window, plan: SearchMemory) -> float:
         self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
         total, start = 0.0, 0
         for hidden_TD in hidden_blocks(self.model, self._ids(window), plan.pass_tokens):
-            chunks = self._chunks(hidden_TD, window, start, plan.rows)
-            total += sum(float(self._nll_sum(hidden, targets)) for hidden, targets in chunks)
+            total += self._total(hidden_TD, window, start, plan.rows)
             start += len(hidden_TD)
         return total / window.counted
+
+    def _total(self, hidden_TD: Tensor, window: Window, start: int, rows: int) -> float:
+        """Summed NLL of the counted tokens that these hidden states, from position `start` on, predict."""
+        chunks = self._chunks(hidden_TD, window, start, rows)
+        return sum(float(self._nll_sum(hidden, targets)) for hidden, targets in chunks)
 
     def _nll_and_gradient(
         self, candidate: Candidate, window: Window, plan: SearchMemory
@@ -158,7 +219,7 @@ class WindowModel:
 
     def _recompute_activations(self, on: bool) -> None:
         """Switch activation checkpointing: each layer's activations are computed again when its gradient is."""
-        for layer in self.model.get_decoder().layers:
+        for layer in decoder(self.model).layers:
             if on:
                 layer.forward = partial(checkpoint_activations, type(layer).forward.__get__(layer), use_reentrant=False)
             else:
@@ -174,8 +235,18 @@ class WindowModel:
                 if not is_out_of_memory(error):
                     raise
             self._plans[len(window), gradient] = smaller(plan, gradient)
-            if self._machine.device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            self._free_cache()
+
+    def _free_cache(self) -> None:
+        if self._machine.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def _together(self) -> int:
+        """Tokens that short windows fill one pass with, where that fits; 0 for one window a pass."""
+        machine = self._machine
+        wanted = TOGETHER * machine.device.startswith("cuda") if machine.together is None else machine.together
+        return min(wanted, self._planned(wanted).pass_tokens) if wanted else 0
 
     def _attention(self, candidate: Candidate) -> float:
         return self.default_attention if candidate.attention_factor is None else candidate.attention_factor
@@ -196,6 +267,12 @@ class WindowModel:
         logits_TV = head_logits(self.model, hidden_TD).float()
         losses_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
         return (losses_T.cpu() if losses_T.device.type == "mps" else losses_T).double().sum()  # no float64 there
+
+
+def _split(numbers: Sequence[int], most: int) -> Iterator[list[int]]:
+    """In parts of at most so many, of one where it is none."""
+    size = max(most, 1)
+    return (list(numbers[start : start + size]) for start in range(0, len(numbers), size))
 
 
 def smaller(plan: SearchMemory, gradient: bool) -> SearchMemory:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ObjectiveName = Literal["perplexity", "needle", "mixed"]
 Executor = Literal["local", "processes", "ray"]
 FactorFile = Annotated[RescaleFactors, replace(PATH, name="FILE", load=RescaleFactors.load)]
-# Options that may change when a run is resumed.
+# Options that may change when a run is resumed; how many workers it began with is in its journal's notes.
 MACHINE_ONLY = ("device", "threads", "executor", "workers")
 
 
@@ -44,7 +44,8 @@ class SearchOptions:
         device: a torch device; `auto` for the GPU when there is one.
         threads: torch's threads in each process; None for torch's own choice here, and one in worker processes.
         executor: `local` (this process), `processes` (one a device), or `ray` (actors on many machines).
-        workers: number of processes or actors; on a GPU, as many devices are used in turn.
+        workers: number of processes or actors; on a GPU, as many devices are used in turn. `auto` takes so many gradients a
+            step and races so many candidates, so that another number finds other factors; the same number the same ones.
 
     Raises:
         InputError: a number is out of range.

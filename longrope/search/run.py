@@ -31,7 +31,7 @@ from longrope.search.evaluators import Evaluator, Recipe, make_evaluator
 from longrope.search.objective import Side
 from longrope.search.options import SearchOptions
 from longrope.search.space import SearchSpace, StartingPoint, make_space
-from longrope.search.strategies import check_strategy, make_strategy, own_budget
+from longrope.search.strategies import ASK_AT_ONCE, check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
 from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Trial
 from longrope.search.windows import build_objective, oddities
@@ -219,13 +219,14 @@ def solve(
         "settings": {**options.settings(), "target_length": problem.space.target},
     }
     plan = search_estimate(checkpoint, problem.space.target, options)
-    notes = {"available_memory": plan.forward.available}
+    notes = {"available_memory": plan.forward.available, "workers": options.workers}
     journal = None
     if journal_dir:
         journal = Journal(journal_dir / JOURNAL_NAME, header, resume=resume, overwrite=overwrite, notes=notes)
     with journal or nullcontext():
         plan = _as_begun(plan, journal, checkpoint, problem, options, progress)
         plan.require()
+        problem = replace(problem, workers=_workers_as_begun(journal, options, progress))
         if plan.skips_gradient:
             progress.warn(f"not enough memory for gradient steps, the search goes without: {plan.gradient}")
             problem = replace(problem, gradients=False)
@@ -277,6 +278,17 @@ def _as_begun(
         "fits now, and may end with other factors than it would have"
     )
     return plan
+
+
+def _workers_as_begun(journal: Journal | None, options: SearchOptions, progress: Progress) -> int:
+    """The number of workers that a resumed search was begun with, which decides what strategies ask for at a time."""
+    begun: int = journal.notes.get("workers", 1) if journal else options.workers
+    if begun < options.workers and options.strategy in ASK_AT_ONCE:
+        progress.warn(
+            f"this search began with {begun} workers, there are {options.workers}: it goes on as it began, so that its "
+            "journal still holds, and some will wait; a new search uses all of them"
+        )
+    return begun
 
 
 def _evaluator(
@@ -431,6 +443,7 @@ def _provenance(
         "model_fingerprint": checkpoint.fingerprint,
         "text_fingerprint": replace(problem.objective, short_cap=None).fingerprint,
         "settings": options.settings(),
+        "workers": problem.workers,
         "loss": loss,
         "tokens_forwarded": cache.tokens,
         "evaluations": cache.evaluations,

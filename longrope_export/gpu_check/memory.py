@@ -12,6 +12,7 @@ from longrope.estimates.memory import MemoryEstimate
 from longrope.estimates.search import search_estimate
 from longrope.estimates.training import training_memory
 from longrope.machine import Machine
+from longrope.modeling import decoder
 from longrope.search.measure import WindowModel
 from longrope.search.methods import known_candidates
 from longrope.search.objective import Window
@@ -65,7 +66,7 @@ def running_out(setting: Setting) -> Iterator[Row]:
     model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
     whole = model.nll(candidate, window)
     allowed = len(window) // 2
-    hook = model.model.get_decoder().register_forward_pre_hook(_refusing(allowed), with_kwargs=True)
+    hook = decoder(model.model).register_forward_pre_hook(_refusing(allowed), with_kwargs=True)
     split = model.nll(candidate, window)
     hook.remove()
     yield judged("out of memory: tokens of a pass afterwards", model.plan(window).pass_tokens, allowed)

@@ -65,6 +65,17 @@ def evaluator(setting: Setting) -> Iterator[Row]:
         )
 
 
+def together(setting: Setting) -> Iterator[Row]:
+    """Short windows in one pass, each row with factors of its own, against one by one."""
+    window, tried = Window(setting.ids(setting.budget.exact)), candidates(setting)[::5]
+    model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
+    rows = model.nlls(tried, [window] * len(tried))
+    gap = max(abs(loss - model.nll(candidate, window)) for loss, candidate in zip(rows, tried, strict=True))
+    yield judged(
+        f"{len(tried)} candidates in one pass: largest difference to one by one", gap, LOSS[setting.dtype], " nats"
+    )
+
+
 def scorer(setting: Setting) -> Iterator[Row]:
     """What every format is measured by, with the device as the artifact."""
     ids, checkpoint = setting.ids(setting.budget.exact), setting.checkpoint
@@ -138,4 +149,4 @@ def flash_attention(setting: Setting) -> Iterator[Row]:
     yield judged("flash-attention to SDPA, packed documents: largest difference", float(gap), 2e-2)
 
 
-STEPS: tuple[Step, ...] = (evaluator, scorer, training, head_loss, flash_attention)
+STEPS: tuple[Step, ...] = (evaluator, together, scorer, training, head_loss, flash_attention)

@@ -35,6 +35,17 @@ def evaluation(setting: Setting) -> Iterator[Row]:
         del ours, theirs
 
 
+def together(setting: Setting) -> Iterator[Row]:
+    """Candidates on a short window in one pass, against one by one."""
+    window, count = Window(setting.ids(setting.budget.exact)), 8
+    tried = [known_candidates(setting.checkpoint, setting.budget.target)["NTK"]] * count
+    model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
+    rows = seconds(lambda: model.nlls(tried, [window] * count), setting.device)
+    one = seconds(lambda: [model.nll(candidate, window) for candidate in tried], setting.device)
+    what = f"{count} candidates on {len(window)} tokens in one pass: speed / one by one"
+    yield Row(what, f"{one / rows:.2f}", one / rows)
+
+
 def training(setting: Setting) -> Iterator[Row]:
     """One training step, against the step of transformers' Trainer."""
     shape = DecoderShape.of(setting.checkpoint.config)
@@ -125,4 +136,4 @@ def _entries(setting: Setting, what: str, work: Callable[[], object]) -> Iterato
         yield Row(f"{what}: {str(entry.key)[:70]}", f"{own(entry) / total:.1%} of its time", own(entry) / total)
 
 
-STEPS: tuple[Step, ...] = (evaluation, training, profiled)
+STEPS: tuple[Step, ...] = (evaluation, together, training, profiled)

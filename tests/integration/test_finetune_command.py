@@ -18,6 +18,7 @@ from longrope.factors import RescaleFactors
 from longrope.finetune.log import read_log
 from longrope.modeling import build_model
 from tests.common import REPOSITORY, cli_process, pico_factors, run_cli
+from tests.processes import skip_without_sharding
 
 FAST = ("--steps", 3, "--batch", 2, "--learning-rate", 3e-3, "--threads", 1)
 
@@ -143,6 +144,7 @@ def test_torchrun_gives_the_curve_of_one_process(
     pico: Checkpoint, single_file: Path, texts: Path, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
     """Mixed windows, so that ranks whose positions start beyond L must not guess the set."""
+    skip_without_sharding()
     mixed = ("--short-share", "30%", "--retrieval-share", "20%", "--text", texts, "--factors", single_file)
     assert run_cli("finetune", pico.path, *mixed, *FAST, "-o", tmp_path / "one").code == 0
     program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "longrope_export")

@@ -21,7 +21,7 @@ from longrope.search.strategies.evolution import keep
 from longrope.search.trial import Job, Measurement, Trial
 from longrope.search.windows import build_objective, needle_windows, oddities
 from longrope.text import Corpus, Document
-from tests.common import TARGET, WINDOW, pico_checkpoint, pico_corpus, pico_factors
+from tests.common import FEATURES, PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_corpus, pico_factors
 
 OPTIONS = SearchOptions(strategy="evolution", max_evals=12, num_documents=2, threads=1)
 CANDIDATE = Candidate(pico_factors().long_factor, n_hat=2, attention_factor=1.1)
@@ -144,6 +144,54 @@ def test_passes_through_the_cache_change_nothing(checkpoint, corpus):
         assert WindowModel(checkpoint, Machine(pass_tokens=tokens)).nll(CANDIDATE, window) == pytest.approx(
             whole, rel=1e-5
         )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v2", "llama4_text", "gemma3_text", "glm4"])
+def test_rows_of_one_pass_have_factors_of_their_own(tmp_path, corpus, model_type):
+    """Tables in halves, complex ones, those beside a sliding layer's own, and parts of heads."""
+    checkpoint = pico_checkpoint(tmp_path / "model", model_type, **{**PICO_CHANGES, **FEATURES}.get(model_type, {}))
+    windows = [Window(ids) for ids in corpus.windows(100, 2)] + [Window(corpus.windows(100, 1)[0], start=90, stop=95)]
+    pairs = checkpoint.rotary_dim // 2
+    tried = [
+        Candidate(tuple(np.geomspace(1.0, 4.0, pairs))),
+        Candidate((2.0,) * pairs, n_hat=7, attention_factor=1.2),
+        Candidate((1.5,) * pairs, n_hat=0),
+    ]
+    model = WindowModel(checkpoint, Machine(threads=1, together=512), 1.1)
+    jobs = [Job(candidate, w) for candidate in tried for w in range(3)] + [Job(tried[0], 0, gradient=True)]
+    asked = [windows[job.window] for job in jobs]
+    passes = model.passes(jobs, asked)
+    assert sorted(map(len, passes)) == [1, 1, 3, 5]
+    alone = WindowModel(checkpoint, Machine(threads=1), 1.1)
+    assert alone.passes(jobs, asked) == [[number] for number in range(10)]
+    for numbers in passes:
+        group, there = [jobs[n] for n in numbers], [asked[n] for n in numbers]
+        for job, window, found in zip(group, there, model.measure_together(group, there), strict=True):
+            expected = alone.measure(job, window)
+            assert found.nll == pytest.approx(expected.nll, rel=1e-5)
+            assert (found.tokens, found.gradient is None) == (expected.tokens, expected.gradient is None)
+
+
+def test_what_does_not_fit_together_is_measured_in_parts(checkpoint, corpus):
+    windows = [Window(ids) for ids in corpus.windows(64, 3)]
+    jobs = [Job(Candidate((1.0 + k,) * 8), w) for k in range(3) for w in range(3)]
+    model, rows = WindowModel(checkpoint, Machine(threads=1, together=4096)), list[int]()
+
+    def refuse(module, args, given):
+        rows.append(len(given["input_ids"]))
+        if rows[-1] > 3:
+            raise torch.OutOfMemoryError("out of memory, on purpose")
+
+    model.model.get_decoder().register_forward_pre_hook(refuse, with_kwargs=True)
+    asked = [windows[job.window] for job in jobs]
+    assert model.passes(jobs, asked) == [list(range(9))]
+    found = model.measure_together(jobs, asked)
+    assert rows == [9, 4, 2, 2, 5, 2, 3]
+    expected = [
+        WindowModel(checkpoint, Machine(threads=1)).measure(job, window).nll
+        for job, window in zip(jobs, asked, strict=True)
+    ]
+    assert [m.nll for m in found] == pytest.approx(expected, rel=1e-5)
 
 
 def test_checkpointing_changes_nothing(checkpoint, corpus):

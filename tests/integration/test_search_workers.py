@@ -13,6 +13,7 @@ import pytest
 
 from longrope.errors import InputError, MissingRequirementError
 from longrope.machine import Machine
+from longrope.progress import Silent
 from longrope.search import SearchOptions, search
 from longrope.search.evaluators import (
     LocalEvaluator,
@@ -188,6 +189,40 @@ def test_a_search_with_processes_is_the_same_search(checkpoint, corpus, tmp_path
     assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 1 + 2 * alone.evaluations
 
 
+@pytest.fixture(scope="module")
+def two_at_once(checkpoint, corpus, tmp_path_factory):
+    """`auto` on two processes, with its journal; enough for one turn of gradient steps, and mutants."""
+    folder, progress = tmp_path_factory.mktemp("two"), Silent()
+    options = SearchOptions(max_evals=24, num_documents=3, threads=1, executor="processes", workers=2)
+    return options, folder, search(checkpoint, corpus, TARGET, options=options, journal_dir=folder, progress=progress)
+
+
+def test_two_workers_take_two_gradients_a_step_and_race_two_mutants(two_at_once):
+    _, _, found = two_at_once
+    steps = [point.candidate for point in found.history if point.gradient]
+    assert steps
+    assert steps[::2] == steps[1::2]
+    assert len(set(steps)) == len(steps) // 2
+    assert sum(point.label == "mutant" for point in found.history) > 2
+    assert found.factors.provenance["workers"] == 2
+
+
+def test_their_search_does_not_depend_on_time(checkpoint, corpus, two_at_once, tmp_path):
+    """Killed anywhere it goes on to the same end, on as many workers as there are then; it says that it began with two."""
+    options, folder, found = two_at_once
+    lines = (folder / "search.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "search.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    alone, progress = replace(options, executor="local", workers=1), Silent()
+    again = search(checkpoint, corpus, TARGET, options=alone, journal_dir=tmp_path, resume=True, progress=progress)
+    assert again.history == found.history
+    assert again.factors.provenance["workers"] == 2
+    assert not [text for text in progress.warnings if "began with" in text]
+    many = replace(options, workers=3)
+    replayed = search(checkpoint, corpus, TARGET, options=many, journal_dir=folder, resume=True, progress=progress)
+    assert replayed.history == found.history
+    assert [text for text in progress.warnings if "began with 2 workers" in text]
+
+
 def test_workers_need_an_executor():
     with pytest.raises(InputError, match="executor processes or ray"):
         SearchOptions(workers=2)
@@ -272,27 +307,40 @@ def test_actors_that_no_machine_has_room_for_are_refused(recipe, fake):
         RayWorkerPool([on_gpu])
 
 
-def test_a_slow_first_job_is_waited_for(recipe):
+class SteadyWorkerPool:
+    """One worker without a process, whose every job takes 50 seconds, and for how long it was waited for."""
+
+    size = 1
+
+    def __init__(self):
+        self.asked = []
+
+    def submit(self, worker, job):
+        pass
+
+    def reports(self, busy, timeout):
+        self.asked.append(timeout)
+        return [Report(0, Measurement(1.0, 1, seconds=50.0))]
+
+    def stop(self, worker):
+        pass
+
+
+def test_a_slow_first_job_is_waited_for():
     """Before anything was measured, what a job takes on a very slow machine is what counts."""
-
-    class WorkerPool:
-        size, asked = 1, []
-
-        def submit(self, worker, job):
-            pass
-
-        def reports(self, busy, timeout):
-            self.asked.append(timeout)
-            return [Report(0, Measurement(1.0, 1, seconds=50.0))]
-
-        def stop(self, worker):
-            pass
-
-    workers = WorkerPool()
+    workers = SteadyWorkerPool()
     pool = PoolEvaluator(workers, cost=lambda job: 5000.0 if job.gradient else 1000.0)
-    assert len(dict(pool.measure([Job(GOOD[0], 0), Job(GOOD[1], 0), Job(GOOD[2], 0, gradient=True)]))) == 3
+    assert len(dict(pool.measure([Job(GOOD[0], 0), Job(GOOD[1], 0)]))) == 2
+    assert len(dict(pool.measure([Job(GOOD[2], 0, gradient=True)]))) == 1
     patience = [600 + 1000, 600 + 20 * 50, 600 + 20 * 50 * 5]
     assert workers.asked == pytest.approx(patience, abs=5), "then twenty times the pace of what was measured"
+
+
+def test_long_jobs_go_first():
+    """Else a worker would begin the longest when all others have nothing left to do."""
+    pool = PoolEvaluator(SteadyWorkerPool(), cost=lambda job: 3.0 if job.gradient else 1.0)
+    jobs = [Job(GOOD[0], 0), Job(GOOD[1], 0), Job(GOOD[2], 0, gradient=True)]
+    assert [job for job, _ in pool.measure(jobs)] == [jobs[2], jobs[0], jobs[1]]
 
 
 def test_ray_actors_die_and_are_replaced(recipe, fake):

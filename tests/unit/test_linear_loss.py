@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +110,15 @@ def test_without_gradients_only_the_loss_is_computed() -> None:
         loss = chunked_loss(*given)
     assert not loss.requires_grad
     assert float(loss) == pytest.approx(float(plain_loss(*given)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_liger_serves_a_gpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    there = SimpleNamespace(is_cuda=True, dtype=dtype)
+    monkeypatch.setattr(linear_loss, "find_spec", lambda name: object() if name == "liger_kernel" else None)
+    assert fused_sum(there) is linear_loss.liger_sum  # type: ignore[arg-type]
+    monkeypatch.setattr(linear_loss, "find_spec", lambda name: None)
+    assert fused_sum(there) is not linear_loss.liger_sum  # type: ignore[arg-type]
 
 
 def test_ligers_kernel_gets_the_tokens_that_count_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,16 @@ import pytest
 
 from longrope.errors import InputError
 from longrope.search.objective import Objective, Window
-from longrope.search.space import SearchSpace
+from longrope.search.space import SearchSpace, StartingPoint
 from longrope.search.strategies import STRATEGIES, check_strategy, make_strategy
 from longrope.search.strategies.auto import Mutants
 from longrope.search.strategies.gradient import Descent, WindowOrder
 from longrope.search.strategies.longrope2 import CriticalBreeder
 from longrope.search.strategies.monotone import Monotone, rising
 from longrope.search.strategies.natural import NaturalDescent
-from longrope.search.strategies.problem import Problem
-from longrope.search.trial import Candidate, Outcome, Trial
+from longrope.search.strategies.problem import Problem, TokenBudget
+from longrope.search.strategies.race import race
+from longrope.search.trial import Candidate, Outcome, Planned, Trial
 from tests.common import unscaled
 
 TARGET = 2048
@@ -54,13 +55,30 @@ def answer(problem: Problem, trial) -> Outcome:
     return Outcome(trial, float(np.mean(values)), tuple(values), gradient if trial.gradient else None)
 
 
-def solve(problem: Problem, name: str) -> list[Outcome]:
+def batches(problem: Problem, name: str) -> list[list[Outcome]]:
+    """Outcomes of what a strategy asked for at a time."""
     strategy, told = make_strategy(name, problem), []
     while trials := strategy.ask():
-        outcomes = [answer(problem, trial) for trial in trials]
-        strategy.tell(outcomes)
-        told += outcomes
+        told.append([answer(problem, trial) for trial in trials])
+        strategy.tell(told[-1])
     return told
+
+
+def solve(problem: Problem, name: str) -> list[Outcome]:
+    return [outcome for batch in batches(problem, name) for outcome in batch]
+
+
+def rounds(told: list[list[Outcome]], workers: int) -> int:
+    """Forwards that one of so many workers makes in a row; a gradient is three, and nothing is measured twice."""
+    known, total = set(), 0
+    for batch in told:
+        jobs = dict.fromkeys((o.candidate, w, o.trial.gradient) for o in batch for w in o.trial.windows)
+        busy = [0] * workers
+        for job in sorted(jobs.keys() - known, key=lambda job: -job[2]):
+            busy[busy.index(min(busy))] += 3 if job[2] else 1
+        known |= jobs.keys()
+        total += max(busy)
+    return total
 
 
 def best(problem: Problem, told: list[Outcome]) -> Outcome:
@@ -153,6 +171,60 @@ def test_the_attention_factor_moves_when_asked(name):
 def test_gradients_are_taken_on_extra_windows(name):
     told = solve(make_problem(max_evals=30), name)
     assert {w for o in told if o.trial.gradient for w in o.trial.windows} <= set(range(5, 12))
+
+
+@pytest.mark.parametrize("budget", [1, 3, 9, 12, 32, 90])
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_workers_share_the_same_budget(workers, budget):
+    problem = make_problem(max_evals=budget, workers=workers)
+    told = solve(problem, "auto")
+    assert 0.6 * budget <= spent(told) <= budget
+    assert [o.trial for o in told] == [o.trial for o in solve(problem, "auto")]
+    if budget >= 32:
+        known = min(np.mean(losses(s.candidate, range(5), problem.space)) for s in problem.starting_points)
+        assert best(problem, told).loss - 4 < 0.8 * (known - 4)
+
+
+@pytest.mark.parametrize("budget", [32, 90])
+@pytest.mark.parametrize(("workers", "share"), [(2, 0.56), (4, 0.33)])
+def test_workers_shorten_the_way(workers, share, budget):
+    alone = rounds(batches(make_problem(max_evals=budget), "auto"), 1)
+    assert rounds(batches(make_problem(max_evals=budget, workers=workers), "auto"), workers) <= share * alone
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_step_has_a_window_for_each_worker(workers):
+    told = [batch for batch in batches(make_problem(max_evals=32, workers=workers), "auto") if batch[0].trial.gradient]
+    assert {len(batch) for batch in told} == {workers}
+    assert {len({outcome.candidate for outcome in batch}) for batch in told} == {1}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_as_many_mutants_race_as_there_are_workers(workers):
+    problem = replace(make_problem(max_evals=60, workers=workers), gradients=False)
+    told = [batch for batch in batches(problem, "auto") if batch[0].trial.label == "mutant"]
+    assert {len(batch) for batch in told[:-10]} == {workers}
+    assert {len(batch) for batch in told} <= set(range(1, workers + 1))
+    ended = [outcome for batch in told for outcome in batch if len(outcome.trial.windows) == 5]
+    stopped = {o.candidate for batch in told for o in batch} - {o.candidate for o in ended}
+    assert ended
+    assert len(stopped) > len(ended), "most are behind before they have seen all windows"
+
+
+def test_few_candidates_are_raced_on_several_windows_at_a_time():
+    problem, asked, ended = make_problem(workers=4), [], []
+    best = answer(problem, problem.full(problem.space.candidate(WANTED), "best"))
+    starts = iter(StartingPoint("near", problem.space.candidate(WANTED * (1 + k / 1e4))) for k in (1, 2))
+
+    def plan():
+        ended.append((yield from race(problem, lambda _: next(starts, None), best, TokenBudget(10**9))))
+
+    strategy = Planned(plan())
+    while trials := strategy.ask():
+        asked.append([len(trial.windows) for trial in trials])
+        strategy.tell([replace(answer(problem, trial), loss=3.0 + i) for i, trial in enumerate(trials)])
+    assert asked == [[2, 2], [4, 4], [5, 5]]
+    assert [outcome.loss for outcome in ended] == [3.0]
 
 
 def two_parts(shares, num_fresh) -> Problem:
@@ -285,11 +357,30 @@ def test_natural_steps_ignore_noisy_pairs_and_follow_steady_ones():
     start = np.log(descent.candidate.factors)
     for _ in range(12):
         gradient = np.concatenate([rng.normal(size=8), np.full(8, 0.02) + 0.005 * rng.normal(size=8), [0.0]])
-        descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
+        descent.step([Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient)])
     moved = np.abs(np.log(descent.candidate.factors) - start)
     assert moved[9:].min() > 0.15
     assert moved[:6].max() < 0.1
-    descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), np.inf, (np.inf,), None))
+    descent.step([Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), np.inf, (np.inf,), None)])
+
+
+def test_more_windows_make_a_step_better_not_longer():
+    problem, rng = make_problem(), np.random.default_rng(0)
+    start = problem.space.candidate(np.geomspace(1.5, 6.0, 16))
+    trial = Trial(start, (5,), "gradient step", gradient=True)
+    wanted = np.append(np.geomspace(0.5, 0.05, 16), 0.0)
+
+    def moved(slopes) -> np.ndarray:
+        descent = NaturalDescent(problem.space, start, TARGET)
+        descent.step([Outcome(trial, 4.0, (4.0,), slope) for slope in slopes])
+        return np.log(descent.candidate.factors) - np.log(start.factors)
+
+    np.testing.assert_allclose(moved([wanted] * 3), moved([wanted]), atol=2e-6)
+    np.testing.assert_array_equal(moved([wanted, np.full(17, np.nan)]), moved([wanted]))
+    noisy = [wanted * (1 + rng.normal(size=17)) for _ in range(400)]
+    one = np.std([moved([slope])[0] for slope in noisy])
+    four = np.std([moved(noisy[k : k + 4])[0] for k in range(0, 400, 4)])
+    assert four < 0.7 * one
 
 
 def test_a_gradient_that_is_small_by_chance_sends_no_pair_away():
@@ -299,7 +390,7 @@ def test_a_gradient_that_is_small_by_chance_sends_no_pair_away():
     descent, slopes = NaturalDescent(problem.space, start, TARGET), np.full(16, 0.3)
     slopes[[2, 7]] = 1e-3
     gradient = np.append(slopes, 0.0)
-    descent.step(Outcome(Trial(start, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
+    descent.step([Outcome(Trial(start, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient)])
     moved = np.abs(np.log(descent.candidate.factors) - np.log(start.factors))
     assert moved.max() < 0.01
     assert moved[[2, 7]].max() < 1e-4
@@ -312,7 +403,7 @@ def test_attention_moves_in_small_steps_whatever_the_first_window_says():
     for slope in (1e-4, 0.05, 0.05):
         before = descent.candidate.attention_factor
         gradient = np.append(np.zeros(16), slope)
-        descent.step(Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient))
+        descent.step([Outcome(Trial(descent.candidate, (5,), "gradient step", gradient=True), 4.0, (4.0,), gradient)])
         assert 0 < abs(np.log(descent.candidate.attention_factor / before)) <= 0.0101
     adam = Descent.start(problem, problem.starting_points[2].candidate)
     trial = Trial(adam.candidate, (5,), "gradient step", gradient=True)

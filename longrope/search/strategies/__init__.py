@@ -30,6 +30,8 @@ MOVE_N_HAT = ("auto", "evolution")
 MOVE_ATTENTION = ("auto", "cma", "dim_mono", "evolution", "gradient")
 # Strategies that take gradients, which need more memory than forwards; `auto` goes without where they do not fit.
 TAKE_GRADIENTS, NEED_GRADIENTS = ("auto", "gradient"), ("gradient",)
+# Strategies that ask for as much at a time as there are workers, so that other numbers of them find other factors.
+ASK_AT_ONCE = ("auto",)
 
 
 def make_strategy(name: str, problem: Problem) -> Strategy:

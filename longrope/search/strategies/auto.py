@@ -11,6 +11,8 @@ Gradients settle the slow pairs, each on a fresh window. Their noise is what lim
 whose mean takes in more windows with every turn, not many that start anew. In the fast pairs losses are rugged and gradients
 point nowhere: those are for mutants, which are measured window by window, and stopped as soon as they are behind the best on
 the same windows.
+
+With several workers a step takes as many windows, and there are fewer of them; as many mutants race at once.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ RAMPS = ((16, 1), (8, 1), (32, 0.5), (16, 0.5), (8, 0.5), (64, 1), (4, 0.5), (16
 LAST = {"NTK": 1, "PI": 2}
 # Starts that are measured on more than one window.
 FINALISTS = 3
-# Gradient steps between two confirmations; they may cost this share of what screening left. A small budget has one turn of
-# fewer steps, but not of fewer than this: a mean of three iterates is no better than the start.
+# Gradients between two confirmations; they may cost this share of what screening left. A small budget has one turn of fewer
+# steps, but not of fewer than this, however many windows a step has: a mean of three iterates is no better than the start.
 STEPS, STEP_SHARE, FEWEST_STEPS = 10, 0.75, 4
 # Height of a mutation, standard deviation in ln λ, and its widths along the pairs, in sixteenths of their number.
 HEIGHT, WIDTHS = 0.15, (0.5, 1.0, 2.0)
@@ -56,8 +58,7 @@ def auto(problem: Problem) -> Plan:
     best = yield from screen(problem, budget)
     if problem.gradients:
         best = yield from descend(problem, best, budget)
-    while budget.left >= problem.objective.tokens:
-        best = yield from race(problem, StartingPoint("mutant", mutants.draw(best.candidate)), best, budget)
+    yield from race(problem, lambda best: StartingPoint("mutant", mutants.draw(best.candidate)), best, budget)
 
 
 def descend(problem: Problem, best: Outcome, budget: TokenBudget) -> Outcomes:
@@ -66,18 +67,28 @@ def descend(problem: Problem, best: Outcome, budget: TokenBudget) -> Outcomes:
     first = problem.objective.parts[0].fresh[0]
     descent = NaturalDescent(problem.space, best.candidate, problem.objective.windows[first].counted)
     full, kept = problem.objective.tokens, (1 - STEP_SHARE) * budget.left
-    steps = min(STEPS, int((budget.left - kept - full) // problem.step_tokens))
-    while steps >= FEWEST_STEPS and budget.left - kept >= steps * problem.step_tokens + full:
+    at_once = _windows_at_once(problem, budget.left - kept - full)
+    price = problem.step_tokens(at_once)
+    steps = min(max(math.ceil(STEPS / at_once), FEWEST_STEPS), int((budget.left - kept - full) // price))
+    while steps >= FEWEST_STEPS and budget.left - kept >= steps * price + full:
         for _ in range(steps):
-            budget.pay(problem.step_tokens)
-            (outcome,) = yield [Trial(descent.candidate, order.next(), "gradient step", gradient=True)]
-            if outcome.lost_gradient:
+            budget.pay(price)
+            here = descent.candidate
+            outcomes = yield [Trial(here, order.next(), "gradient step", gradient=True) for _ in range(at_once)]
+            if any(outcome.lost_gradient for outcome in outcomes):
                 return best
-            descent.step(outcome)
+            descent.step(outcomes)
         budget.pay(full)
         (outcome,) = yield [problem.full(descent.mean(), "gradient mean")]
         best = min(best, outcome, key=lambda o: o.rank)
     return best
+
+
+def _windows_at_once(problem: Problem, tokens: float) -> int:
+    """Windows of a gradient step: one for each worker, where there is text for it and so many tokens allow a turn."""
+    most = min(problem.workers, sum(len(part.fresh) for part in problem.objective.parts))
+    fitting = (count for count in range(most, 1, -1) if FEWEST_STEPS * problem.step_tokens(count) <= tokens)
+    return next(fitting, 1)
 
 
 def screen(problem: Problem, budget: TokenBudget) -> Outcomes:
@@ -97,10 +108,8 @@ def screen(problem: Problem, budget: TokenBudget) -> Outcomes:
     if problem.objective.short_windows and freest != ranked[0] and budget.pay(more):
         (outcome,) = yield [problem.known(starts[freest])]  # the front's other end: what the cap costs
         best = min(best, outcome, key=lambda o: o.rank)
-    for index in ranked[1:FINALISTS]:
-        if budget.left >= full:
-            best = yield from race(problem, starts[index], best, budget, known=True)
-    return best
+    finalists = (starts[index] for index in ranked[1:FINALISTS])
+    return (yield from race(problem, lambda _: next(finalists, None), best, budget, known=True))
 
 
 def starting_points(problem: Problem) -> Iterator[StartingPoint]:

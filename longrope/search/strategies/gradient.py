@@ -36,11 +36,11 @@ def gradient(problem: Problem) -> Plan:
     """Screen the starts, follow the best few, confirm the ends of their runs and the best start on all windows."""
     budget = problem.token_budget(OWN_BUDGET)
     starts = yield from screened(problem, budget)
-    runs = max(1, min(STARTS, len(starts), budget.left // (20 * problem.step_tokens)))
-    while runs and budget.left < (runs + 1) * problem.objective.tokens + runs * problem.step_tokens:
+    runs = max(1, min(STARTS, len(starts), budget.left // (20 * problem.step_tokens())))
+    while runs and budget.left < (runs + 1) * problem.objective.tokens + runs * problem.step_tokens():
         runs -= 1
     budget.pay((runs + 1) * problem.objective.tokens)
-    steps = budget.left // (problem.step_tokens * max(1, runs))
+    steps = budget.left // (problem.step_tokens() * max(1, runs))
     order = WindowOrder(problem)
     finalists = [problem.known(starts[0])]
     for start in starts[:runs]:

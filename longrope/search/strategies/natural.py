@@ -6,12 +6,15 @@ By the theory of maximum likelihood T times the variance of a window's gradient 
 about the curvature of the loss: the diagonal of it is the preconditioner. The faster a pair rotates, the more its factor
 matters; so v is made to fall from pair to pair. Else a first gradient that is small by chance sends its pair into another
 basin, out of which no later step is long enough to bring it back. What competes is the mean of the last half of the iterates.
+
+Several windows make a step better, not longer: m takes their mean, v each one's square, for the curvature is the same.
 Sources: Amari, Natural Gradient Works Efficiently in Learning (1998); averaging: Polyak and Juditsky (1992).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +22,7 @@ from longrope.search.space import SearchSpace
 from longrope.search.strategies.monotone import rising
 from longrope.search.trial import Candidate, Float64, Outcome
 
-# c, how fast m forgets, ε in nats, and the longest step in ln μ.
+# c, what m keeps from one gradient to the next, ε in nats, and the longest step in ln μ.
 RATE, MEMORY, FLOOR, LONGEST = 4.0, 0.8, 1e-3, 0.15
 # The longest step in ln attention. Its curvature is some nats, a hundred times a pair's: where the first window's gradient is
 # small by chance, the preconditioner alone would send it a tenth away within a few steps, and ten percent of perplexity up.
@@ -51,17 +54,19 @@ class NaturalDescent:
     def candidate(self) -> Candidate:
         return self._decode(self._u)
 
-    def step(self, outcome: Outcome) -> None:
-        """Move by one measured gradient; a failed measurement moves nothing."""
-        if outcome.gradient is None or not np.isfinite(outcome.gradient).all():
+    def step(self, outcomes: Sequence[Outcome]) -> None:
+        """Move by gradients that were measured here, one a window; failed measurements move nothing."""
+        slopes = [o.gradient[: len(self._u)] for o in outcomes if o.gradient is not None]
+        slopes = [slope for slope in slopes if np.isfinite(slope).all()]
+        if not slopes:
             return
-        slope = outcome.gradient[: len(self._u)]
         if self._count >= 3:
             limit = OUTLIER * np.sqrt(self._squares / self._count)
-            slope = np.clip(slope, -limit, limit)
-        self._count += 1
-        self._mean = MEMORY * self._mean + (1 - MEMORY) * slope
-        self._squares = self._squares + slope**2
+            slopes = [np.clip(slope, -limit, limit) for slope in slopes]
+        self._count += len(slopes)
+        kept = MEMORY ** len(slopes)
+        self._mean = kept * self._mean + (1 - kept) * np.mean(slopes, axis=0)
+        self._squares = self._squares + np.square(slopes).sum(axis=0)
         mean, square = self._mean / (1 - MEMORY**self._count), self._squares / self._count
         pairs = self._space.num_pairs
         square[:pairs] = np.maximum.accumulate(square[:pairs][::-1])[::-1]

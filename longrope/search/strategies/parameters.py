@@ -45,15 +45,7 @@ def parameters(problem: Problem, budget: TokenBudget) -> Plan:
     outcomes = yield [problem.known(start) for start in problem.starting_points]
     best = min(outcomes, key=lambda outcome: outcome.rank)
     best = yield from halve(problem, grid, best, budget)
-    tried, rng, size = {best.candidate}, problem.rng(), 1.0
-    while budget.left >= problem.objective.tokens:
-        start = grid.step(best.candidate, size, tried, rng)
-        if start is None:
-            return
-        tried.add(start.candidate)
-        better = yield from race(problem, start, best, budget)
-        size *= DECAY if better is best else GROWTH
-        best = better
+    yield from race(problem, Steps(problem, grid, best).draw, best, budget)
 
 
 def halve(problem: Problem, grid: Grid, best: Outcome, budget: TokenBudget) -> Outcomes:
@@ -146,6 +138,32 @@ class Grid:
         if family.type == "yarn":
             name += f", betas {family.beta_fast:.3g}/{family.beta_slow:.3g}"
         return StartingPoint(name, self.space.of_family(family))
+
+
+class Steps:
+    """Draws steps from the best so far; one that fails makes the next shorter, one that succeeds makes it longer.
+
+    Args:
+        problem: random seed, and how many steps are under way at once.
+        grid: the points.
+        best: where the first step begins.
+    """
+
+    def __init__(self, problem: Problem, grid: Grid, best: Outcome) -> None:
+        self._grid, self._best, self._rng = grid, best, problem.rng()
+        self._tried, self._size, self._under_way = {best.candidate}, 1.0, problem.workers
+
+    def draw(self, best: Outcome) -> StartingPoint | None:
+        """The next step; after the first ones each is drawn when another has ended."""
+        if self._under_way:
+            self._under_way -= 1
+        else:
+            self._size *= DECAY if best is self._best else GROWTH
+        self._best = best
+        start = self._grid.step(best.candidate, self._size, self._tried, self._rng)
+        if start is not None:
+            self._tried.add(start.candidate)
+        return start
 
 
 def ramp_width(rotary_dim: int, theta: float) -> float:

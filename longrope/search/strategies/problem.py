@@ -37,6 +37,7 @@ class Problem:
         max_evals: budget, in full evaluations' worth of tokens; None for the strategy's own.
         seed: of every random draw.
         gradients: whether the machine has the memory for derivatives.
+        workers: measurements that run at once. Strategies may ask for more of them at a time, so that it decides the result.
     """
 
     space: SearchSpace
@@ -45,6 +46,7 @@ class Problem:
     max_evals: int | None = None
     seed: int = 0
     gradients: bool = True
+    workers: int = 1
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -61,11 +63,10 @@ class Problem:
         """Tokens of one forward over these windows."""
         return sum(len(self.objective.windows[index]) for index in windows)
 
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of one gradient step: a window, the short side if there is one, three forwards each."""
+    def step_tokens(self, windows: int = 1) -> int:
+        """Tokens of one gradient step: so many windows, the short side if there is one, three forwards each."""
         longest = max(len(self.objective.windows[i]) for part in self.objective.parts for i in part.fresh)
-        return GRADIENT_FORWARDS * (longest + self.tokens(self.objective.short_windows))
+        return GRADIENT_FORWARDS * (windows * longest + self.tokens(self.objective.short_windows))
 
     @property
     def stages(self) -> list[tuple[int, ...]]:
