@@ -17,13 +17,11 @@ from longrope.reading import (
     WHOLE,
     Kind,
     check,
-    kind_of,
     list_of,
     read_object,
     record,
     table_of,
 )
-from longrope.retrieval import RetrievalRow
 
 RUN, VALIDATION, EVALUATION = "run.json", "validation.json", "evaluation.json"
 # A measured number; what is not finite is written as null.
@@ -116,7 +114,12 @@ _CLAIM = record(
     },
     {"provenance": _PROVENANCE},
 )
-_RETRIEVAL = list_of(kind_of(RetrievalRow))
+_RETRIEVAL = list_of(
+    record(
+        {"length": COUNT, "depth": NUMBER, "samples": COUNT_OR_ZERO, "accuracy": NUMBER, "answer_ppl": _MEASURED},
+        {"generated": _MEASURED},
+    )
+)
 _EVALUATION = record(
     {"artifact": TEXT},
     {
@@ -151,7 +154,12 @@ def read_validation(path: Path) -> list[dict[str, Any]]:
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """evaluation.json of a run's folder; empty where there is none. Raises InputError."""
-    return _read(folder / EVALUATION, _EVALUATION) if (folder / EVALUATION).is_file() else {}
+    if not (folder / EVALUATION).is_file():
+        return {}
+    try:
+        return _read(folder / EVALUATION, _EVALUATION)
+    except InputError as error:
+        raise InputError(f"{error}; expected what eval --json writes") from None
 
 
 def _read(path: Path, kind: Kind) -> dict[str, Any]:

@@ -156,9 +156,9 @@ def test_a_shared_start_is_not_read_again(pico: Checkpoint) -> None:
 
 
 def test_the_report_shows_an_evaluation_beside_it(tmp_path: Path, dual: BoundFactors) -> None:
-    run = {"configuration": {"model": "m"}, "provenance": {}, "exports": []}
+    run = {"state": "done", "configuration": {"model": "m"}, "provenance": {}, "exports": [], "recipe": {}}
     methods = {"lengths": [], "rows": []}
-    run["extension"] = {"search": {"history": [{"tokens": 1, "perplexity": 2.0}]}, "methods": methods}
+    run["extension"] = {"search": None, "methods": methods}
     row = {"length": 4096, "depth": 0.5, "samples": 2, "accuracy": 0.5, "answer_ppl": None, "generated": None}
     evaluation = {"artifact": "m", "perplexity": [{"length": 4096, "windows": 3, "ppl": 7.125}], "passkey": [row]}
     for name, data in (("run", run), ("validation", {"passed": True, "artifacts": []}), ("evaluation", evaluation)):

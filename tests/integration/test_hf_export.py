@@ -56,12 +56,20 @@ def _copy(checkpoint: Checkpoint, path: Path) -> Path:
 
 # -- every type of the table
 
+# Those whose class in transformers rotates by the short set at every length.
+ONE_SET = ("phimoe",)
+
 
 @pytest.mark.parametrize("model_type", SUPPORTED)
 def test_a_reload_is_exactly_the_extended_model(tmp_path: Path, model_type: str) -> None:
     checkpoint = pico_checkpoint(tmp_path / "model", model_type, **PICO_CHANGES.get(model_type, {}))
     dual = checkpoint.bind(pico_factors(checkpoint.rotary_dim))
-    for factors in (dual, dual.as_single()):
+    written = (dual, dual.as_single())
+    if model_type in ONE_SET:
+        written = (dual.as_single(),)
+        with pytest.raises(UnsupportedError, match="use a single factor set"):
+            convert(checkpoint, dual, tmp_path / "dual")
+    for factors in written:
         path = convert(checkpoint, factors, tmp_path / factors.factor_sets)
         found, expected = reloaded(path), build_model(checkpoint, factors)
         for name, frequencies in frequency_sets(rotary_module(found)).items():
