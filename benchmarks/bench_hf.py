@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.costs import Cost, cpu_seconds, of_command, of_work, ratio, seconds, taking_turns
 from benchmarks.figures import Figures
 from longrope import rope
@@ -48,7 +50,7 @@ CONFIG = {
 
 
 def large_llama(folder: Path) -> Path:
-    """The checkpoint, of random bytes, in shards; nothing larger than a tensor is in memory."""
+    """The checkpoint, of random numbers, in shards; nothing larger than a tensor is in memory."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -77,7 +79,10 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for shape in shapes.values():
-            block = os.urandom(1 << 20)
+            numbers = (
+                np.frombuffer(os.urandom(1 << 20), np.uint16) & 0xBFFF
+            )  # below 2, so none of them is NaN or infinite
+            block = numbers.tobytes()
             size = 2 * math.prod(shape)
             file.write((block * (size // len(block) + 1))[:size])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,13 +13,15 @@ from typing import Any, BinaryIO
 from converters.base import Check
 from longrope.checkpoint import SAMPLE, SAMPLE_EVERY, Checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.files import write_json
+from longrope.files import sync, write_json
 from longrope.progress import Progress
 from longrope.reading import said_by
 from longrope.weights import INDEX, SINGLE, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _COPIED_AT_ONCE = 16 << 20
+# Files that are copied side by side; a cast holds a whole one in memory.
+_COPIES = 4
 # Bytes of a tensor that are read at a time: what a processor's cache holds.
 _COMPARED_AT_ONCE = 1 << 20
 
@@ -32,14 +35,19 @@ def copy(checkpoint: Checkpoint, folder: Path, outtype: str, progress: Progress)
         outtype: `auto` keeps the tensors' bytes; f32, f16 and bf16 cast them.
         progress: shows a task.
     """
-    with progress.task("write hf", len(checkpoint.weight_files)) as task:
-        for file in checkpoint.weight_files:
-            if outtype != "auto":
-                _cast(checkpoint, file, folder / file.name, outtype)
-            elif all(name == checkpoint.weight_names[name] for name in checkpoint.weight_headers[file]):
-                shutil.copyfile(file, folder / file.name)
-            else:
-                _renamed(checkpoint, file, folder / file.name)
+
+    def write(file: Path) -> None:
+        if outtype != "auto":
+            _cast(checkpoint, file, folder / file.name, outtype)
+        elif all(name == checkpoint.weight_names[name] for name in checkpoint.weight_headers[file]):
+            shutil.copyfile(file, folder / file.name)
+        else:
+            _renamed(checkpoint, file, folder / file.name)
+        sync(folder / file.name)  # here, so that one file goes to the disk while the next is read
+
+    workers = _COPIES if outtype == "auto" else 1
+    with progress.task("write hf", len(checkpoint.weight_files)) as task, ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(write, checkpoint.weight_files):
             task.advance()
     if (len(checkpoint.weight_files) > 1) or checkpoint.weight_files[0].name != SINGLE:
         _write_index(checkpoint, folder / INDEX)
