@@ -134,6 +134,7 @@ def search_json(search: SearchResult) -> dict[str, Any]:
         "tokens": search.tokens,
         "evaluations": search.evaluations,
         "seconds": search.seconds,
+        "measuring_seconds": search.measuring_seconds,
         "seeds": {start.name: start.perplexity for start in search.starting_points},
         "seeds_above_cap": {start.name: start.excess for start in search.starting_points if start.excess},
         "history": history,

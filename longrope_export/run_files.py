@@ -34,7 +34,7 @@ _METHODS = record(
     }
 )
 _SEARCH = record(
-    {"seconds": NUMBER, "evaluations": COUNT_OR_ZERO, "tokens": COUNT_OR_ZERO},
+    {"measuring_seconds": NUMBER, "evaluations": COUNT_OR_ZERO, "tokens": COUNT_OR_ZERO},
     {
         "history": list_of(record({"tokens": COUNT_OR_ZERO, "perplexity": _MEASURED})),
         "front": list_of(record({"short": _MEASURED, "target": _MEASURED, "chosen": BOOLEAN})),

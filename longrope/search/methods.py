@@ -9,6 +9,7 @@ import numpy as np
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint, unscaled_factors
+from longrope.errors import InputError, choices
 from longrope.machine import Machine
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent
@@ -112,10 +113,17 @@ def evaluate_methods(
 
 
 def known_rows(checkpoint: Checkpoint, target: int, methods: Collection[str] | None = None) -> dict[str, Candidate]:
-    """The known methods, and again with longrope's attention factor; those that are asked for, None for all."""
+    """The known methods, and again with longrope's attention factor; those that are asked for, None for all.
+
+    Raises:
+        InputError: a name that is none of them.
+    """
     known = known_candidates(checkpoint, target)
     formula = unscaled_factors(checkpoint, target).formula_attention_factor
     rows = dict(known)
     for name in ("PI", "NTK", "YaRN 32/1"):
         rows[f"{name}, longrope attention"] = Candidate(known[name].factors, attention_factor=formula)
+    for name in methods or ():
+        if name not in rows:
+            raise InputError(f"unknown method {name!r}; {choices(name, known)}", option="methods")
     return {name: row for name, row in rows.items() if methods is None or name in methods}

@@ -328,6 +328,11 @@ def test_another_run_is_refused(checkpoint, corpus, tmp_path):
 # -- beside the search
 
 
+def test_a_method_that_does_not_exist_is_refused(checkpoint):
+    with pytest.raises(InputError, match="unknown method 'YaRN'; expected one of NTK, PI, YaRN 32/1, none"):
+        evaluate_methods(checkpoint, [], TARGET, methods=["none", "YaRN"])
+
+
 def test_the_table_of_methods(plain, checkpoint, corpus):
     windows = corpus.windows(TARGET, 3)
     rows = evaluate_methods(checkpoint, windows, TARGET, {"searched": Candidate.of(plain.factors, "long")})
