@@ -107,6 +107,7 @@ def factors_figure(named: Mapping[str, RescaleFactors], beside: Mapping[str, Res
         points = rescaled_shape(name, shape, first)
         axes.plot(*zip(*points, strict=True), label=name, linestyle=":", linewidth=1, alpha=0.6)
     axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize="small")
     return figure
 
