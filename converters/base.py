@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
+from longrope.architectures import sliding_window_below
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
 from longrope.errors import InputError, LongRopeError
@@ -96,6 +97,13 @@ class Export:
     factors: BoundFactors
     outtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Record what an extension changes in the model beside its RoPE, in the provenance that every format keeps."""
+        if widened := sliding_window_below(self.checkpoint.config, self.factors.target):
+            said = f"all layers attend to everything; the model's attend to the last {widened} tokens (sliding_window)"
+            noted = replace(self.factors, provenance={**self.factors.provenance, "attention": said})
+            object.__setattr__(self, "factors", noted)
 
 
 class PlannedExport(ABC):

@@ -232,10 +232,15 @@ def sliding_window_of_all(config: Mapping[str, Any]) -> int | None:
     return config.get("sliding_window", row.default_window) or None if slides else None
 
 
+def sliding_window_below(config: Mapping[str, Any], length: int | float) -> int | None:
+    """The sliding window of all layers, where it is below `length` tokens, so that an extension to these widens it."""
+    window = sliding_window_of_all(config)
+    return window if window is not None and window < length else None
+
+
 def attending_to(config: Mapping[str, Any], length: int | float) -> dict[str, Any]:
     """A config.json whose layers attend to so many tokens, where all of them slide over fewer: to everything."""
-    window = sliding_window_of_all(config)
-    if window is None or window >= length:
+    if sliding_window_below(config, length) is None:
         return dict(config)
     widened = {**config, "sliding_window": None}
     if "use_sliding_window" in config:

@@ -77,6 +77,13 @@ class BaseRope:
         return self.rope_type in LONGROPE
 
     @property
+    def before(self) -> int:
+        """Tokens of the window that the publisher rescaled; `window` where nothing was, or where nothing says it."""
+        if self.rope_type != "linear":
+            return self.pretraining_window
+        return round(self.window / self.long_factor[0])
+
+    @property
     def switch(self) -> int:
         """Tokens up to which the short set is used; `window` where there is one set."""
         return self.pretraining_window if self.is_longrope else self.window
@@ -99,6 +106,13 @@ class BaseRope:
             (each.rope_theta, each.attention_factor, *each.short_factor, *each.long_factor) for each in (self, other)
         )
         return len(mine) == len(theirs) and all(map(partial(math.isclose, rel_tol=1e-6), mine, theirs))
+
+    def can_start(self, other: BaseRope) -> bool:
+        """Whether a model of this RoPE may be extended from `other`: itself, from a window that it reaches, or the plain one
+        before its publisher's rescaling (`Checkpoint.from_original`)."""
+        if other.equals(self):
+            return other.window <= self.window
+        return other.equals(plain_rope(self.rope_theta, self.rotary_dim, self.before)) and other.window == self.before
 
     @staticmethod
     def from_json(data: Any, source: str) -> BaseRope:

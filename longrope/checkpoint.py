@@ -41,6 +41,7 @@ from longrope.hf_config import (
     rope_parameters,
     transformers_config,
     with_one_set,
+    with_window,
 )
 from longrope.reading import own_file, read_object, said_by
 from longrope.tokenizer_files import TokenizerFile, tokenizer_file
@@ -85,6 +86,7 @@ class Checkpoint:
         config: parsed config.json; of a multimodal model, its `text_config`.
         keep_alive: whatever owns `path` when it is temporary (a GGUF file unpacked for the run).
         wrapper: the whole config.json of a multimodal model; None elsewhere.
+        released: the RoPE that config.json says, where `from_original` has put another in its place; None elsewhere.
     """
 
     path: Path
@@ -92,6 +94,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     keep_alive: Any = field(default=None, compare=False, repr=False)
     wrapper: Mapping[str, Any] | None = None
+    released: BaseRope | None = None
 
     @property
     def whole_config(self) -> Mapping[str, Any]:
@@ -110,6 +113,58 @@ class Checkpoint:
             return self
         wrapper = self.wrapper and {**self.wrapper, "text_config": attending_to(self.config, length)}
         return replace(self, config=attending_to(self.config, length), wrapper=wrapper)
+
+    def from_original(self, window: int) -> Checkpoint:
+        """The same weights, extended from another window than the released one.
+
+        The window before its publisher's rescaling (`original_max_position_embeddings`; of linear interpolation, the
+        window by its factor) brings back the RoPE of that time. Any other is where the released RoPE really works to,
+        as of a config.json that overstates its window, and that RoPE stays.
+
+        Args:
+            window: L in tokens.
+
+        Raises:
+            InputError: it is above the released window, or below the one that two factor sets switch at.
+            UnsupportedError: the rescaling cannot be taken out.
+        """
+        own, released = self.base, self.max_position_embeddings
+        if not 2 <= window <= released:
+            raise InputError(
+                f"{self.name}: original window {window}: expected 2 to {released} tokens, its max_position_embeddings; where "
+                "config.json understates the window, correct it there"
+            )
+        if window == released:
+            return self
+        plain = not own.is_plain and window == own.before
+        self._require_movable(window, plain=plain)
+        config = with_window(self.config, window, plain=plain)
+        return replace(
+            self,
+            config=config,
+            wrapper=self.wrapper and {**self.wrapper, "text_config": config},
+            released=self.released or own,
+        )
+
+    def _require_movable(self, window: int, *, plain: bool) -> None:
+        """Refuse a window that this model's rescaling depends on, and to take out one that attention is scaled with."""
+        own, rope = self.base, rope_parameters(self.config)
+        if own.is_longrope and not plain:
+            raise InputError(
+                f"{self.name}: original window {window}: its factors are for {own.window} tokens and were put on a window of "
+                f"{own.before}; expected one of these"
+            )
+        if own.rope_type == "yarn" and not plain and rope.get("factor") is None:
+            raise InputError(
+                f"{self.name}: config.json: its YaRN has no factor, and another window would give another; write "
+                f"{own.window / own.pretraining_window:g} there"
+            )
+        scaled = [name for name in ("mscale_all_dim", "llama_4_scaling_beta") if rope.get(name)]
+        if plain and scaled:
+            raise UnsupportedError(
+                f"{self.name}: attention is scaled by {scaled[0]} as well, which belongs to the publisher's rescaling, so "
+                f"that this cannot be taken out; extend it from the released window of {own.window} tokens"
+            )
 
     def require_rotation(self) -> None:
         """Raise UnsupportedError where no layer rotates that sees everything, so that rescaling extends nothing."""
@@ -251,15 +306,20 @@ class Checkpoint:
             return plain_rope(self.rope_theta, self.rotary_dim, self.window)
         return self.base
 
-    def require_family(self, name: str) -> None:
+    def require_family(self, name: str, base: BaseRope | None = None) -> None:
         """Raise UnsupportedError for a model that the parameters of this family cannot be given to.
 
         Those of YaRN take the place of a yarn base, which they hold; linear ones that of a linear base.
+
+        Args:
+            name: of the family.
+            base: the RoPE that they are put on; None for the model's own.
         """
         require_family(self.config, name)
-        if not (self.base.is_plain or self.base.rope_type in _HELD_BY[name]):
+        base = base or self.base
+        if not (base.is_plain or base.rope_type in _HELD_BY[name]):
             raise UnsupportedError(
-                f"{self.name}: its RoPE is rescaled already (rope_type {self.base.rope_type}), and engines hold one "
+                f"{self.name}: its RoPE is rescaled already (rope_type {base.rope_type}), and engines hold one "
                 f"rescaling only, of which {name} is none that equals it. Free factors go on top of it"
             )
 
@@ -279,10 +339,16 @@ class Checkpoint:
             UnsupportedError: a rope_type without a closed form, or start tokens on a rescaled RoPE.
         """
         length = factors.target_length or target
-        if factors.base is not None or factors.family is not None or length is None:
+        if factors.base is not None or length is None:
             return self.bind_product(factors, target)
         base = self.base_for(length)
-        if base.is_plain or factors.original_max_position_embeddings not in (None, base.window):
+        if self.released is not None and (base.is_plain or factors.family is not None):
+            return self.bind_product(replace(factors, base=base), target)
+        if (
+            factors.family is not None
+            or base.is_plain
+            or factors.original_max_position_embeddings not in (None, base.window)
+        ):
             return self.bind_product(factors, target)
         if factors.num_pairs != len(base.long_factor):
             return self.bind_product(factors, target)  # which says what is wrong with them
@@ -304,20 +370,25 @@ class Checkpoint:
             FactorError: a contradiction, another base RoPE than this model's, or nothing says L'.
             UnsupportedError: start tokens on a rescaled RoPE.
         """
-        own, base = self.base, factors.base
+        own, base = self.released or self.base, factors.base
         if factors.family is not None:
-            self.require_family(factors.family.type)
-        if base is not None and not (own.is_longrope or base.is_longrope or base.equals(own)):
+            self.require_family(factors.family.type, base)
+        if base is not None and not (own.is_longrope or base.is_longrope or own.can_start(base)):
             raise FactorError(
                 f"the factors were made on RoPE of type {base.rope_type!r}, and {self.name} has {own.rope_type!r} of "
                 "another kind; they belong to another model"
             )
-        if factors.n_hat and not all(each is None or each.is_plain or each.is_longrope for each in (own, base)):
+        if base is not None and self.released is not None and base.window != self.base.window:
+            raise FactorError(
+                f"the factors extend {self.name} from {base.window} tokens, and {self.base.window} was asked for"
+            )
+        below = (base,) if base is not None and base.is_plain else (own, base)
+        if factors.n_hat and not all(each is None or each.is_plain or each.is_longrope for each in below):
             raise UnsupportedError(
                 f"{self.name}: start tokens keep the original RoPE, and this model's is rescaled; use n_hat 0"
             )
         return factors.bound_to(
-            original=self.window,
+            original=self.window if base is None or own.is_longrope or base.is_longrope else base.switch,
             rope_theta=self.rope_theta,
             rotary_dim=self.rotary_dim,
             model_type=self.model_type,

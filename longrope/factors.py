@@ -91,7 +91,8 @@ class RescaleFactors:
         rotary_dim: head_dim * partial_rotary_factor; None when the source is silent.
         model_type: transformers' name of the architecture; None when the source is silent.
         base: the rescaled RoPE of the model that these numbers hold already, as products with its own; None for factors
-            on whatever RoPE the model has, and where that is plain.
+            on whatever RoPE the model has, and where that is plain. Plain RoPE is said where the model was extended from
+            another window than the released one.
         method: how the factors came to be, e.g. `evolution`, `ntk`, `imported`.
         family: parameters that the factors follow from, which formats then hold in their place; None for free factors.
         provenance: free-form record of versions, seed, texts, budget.

@@ -60,6 +60,28 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, **(merged.get(FULL) or {})}
 
 
+def with_window(config: Mapping[str, Any], window: int, *, plain: bool) -> dict[str, Any]:
+    """A config.json that says another released window, of a model whose weights stay.
+
+    Args:
+        config: parsed config.json of the text model.
+        window: L in tokens.
+        plain: whether the publisher's rescaling is taken out; else it stays as it is.
+    """
+    moved = {**config, "max_position_embeddings": window}
+    if not plain:
+        return moved
+    rope = {name: value for name, value in rope_parameters(config).items() if name in (*_KEPT, "rope_theta")}
+    full = {**rope, "rope_type": "default"}
+    if full.get("rope_theta") is None and config.get("rope_theta") is not None:
+        full["rope_theta"] = config["rope_theta"]
+    by_type = architecture_of(config).rotary == "by_type"
+    moved["rope_parameters"] = {FULL: full, SLIDING: local_parameters(config)} if by_type else full
+    return {
+        name: value for name, value in moved.items() if name not in ("rope_scaling", "original_max_position_embeddings")
+    }
+
+
 def transformers_config(config: Mapping[str, Any]) -> Any:
     """transformers' configuration object of a parsed config.json, without any code that comes with it."""
     from transformers import AutoConfig

@@ -19,11 +19,19 @@ ARTIFACT_FILES = (*HUB_FILES, "*.onnx*", "*.gguf")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
-def open_model(name: str) -> Checkpoint:
-    """A folder, a Hub id, a GGUF file, or `default` for the built-in model. Raises as `open_checkpoint`."""
-    if name == DEFAULT and not Path(name).exists():
-        return open_checkpoint(default_model.CHECKPOINT)
-    return open_checkpoint(name)
+def open_model(name: str, original: int | None = None) -> Checkpoint:
+    """A folder, a Hub id, a GGUF file, or `default` for the built-in model.
+
+    Args:
+        name: of the model.
+        original: L in tokens, where it is not the released window.
+
+    Raises:
+        LongRopeError: as `open_checkpoint` and `Checkpoint.from_original`.
+    """
+    built_in = name == DEFAULT and not Path(name).exists()
+    checkpoint = open_checkpoint(default_model.CHECKPOINT if built_in else name)
+    return checkpoint if original is None else checkpoint.from_original(original)
 
 
 def artifact_path(name: str) -> Path:

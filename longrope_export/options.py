@@ -207,6 +207,16 @@ def test_texts() -> Any:
     )
 
 
+def original() -> Any:
+    """`--original`."""
+    return option(
+        None,
+        unset="the released window",
+        help="Window to extend from, in tokens: that before the publisher's rescaling, which is then taken out, or a shorter "
+        "one than config.json says.",
+    )
+
+
 def output(help: str, *, required: bool = True) -> Any:
     """`-o/--output`."""
     return option(MISSING if required else None, short="o", section="Output", help=help)

@@ -96,7 +96,7 @@ def run_extend(request: ExtendRequest, progress: Progress) -> Outcome | None:
     """
     if RANK > 0:
         check_processes(request.options)
-        checkpoint = open_model(request.model)
+        checkpoint = open_model(request.model, request.original)
         request = on_checkpoint(request, checkpoint)
         corpus, _ = load_corpora(request, checkpoint, Silent())
         help_to_train(checkpoint, corpus, request.options, stages_dir=request.output / STAGES, resume=request.resume)

@@ -102,7 +102,7 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
         LongRopeError: the first thing in this list that cannot be.
     """
     check_processes(request.options)
-    checkpoint = open_model(request.model)
+    checkpoint = open_model(request.model, request.original)
     check_weights(checkpoint, progress)
     check_target(checkpoint, request.target_length)
     request = on_checkpoint(request, checkpoint)
@@ -177,7 +177,7 @@ def prepare_search(
     Raises:
         LongRopeError: the first thing in this list that cannot be.
     """
-    checkpoint, target, output = open_model(request.model), request.target_length, request.output
+    checkpoint, target, output = open_model(request.model, request.original), request.target_length, request.output
     check_weights(checkpoint, progress)
     options = request.search.on(checkpoint)
     check_target(checkpoint, target)
@@ -325,6 +325,7 @@ def configuration_of(
     """What decides a run's result, as JSON."""
     return {
         "model": request.model,
+        "original": request.original,
         "model_fingerprint": checkpoint.fingerprint,
         "text_fingerprint": corpus.fingerprint,
         "test_fingerprint": held_out.fingerprint,

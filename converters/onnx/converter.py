@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from converters.base import Converter, Export, RuntimeUse
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from converters.runtimes import runtime_uses
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -73,6 +74,10 @@ class OnnxConverter(Converter):
         from converters.onnx.readback import OnnxFile
 
         return OnnxFile(path).factors()
+
+    def base_rope(self, path: Path) -> BaseRope | None:
+        known = self.read_factors(path)
+        return None if known is None else known.base
 
     def open_source(
         self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None

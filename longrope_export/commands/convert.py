@@ -11,7 +11,7 @@ from converters import api, registry
 from longrope.errors import InputError
 from longrope.files import refuse_existing, refuse_foreign
 from longrope.locks import refuse_occupied
-from longrope.options import ModelName, option
+from longrope.options import ModelName, Tokens, option
 from longrope_export import options
 from longrope_export.conversion import known_factors
 from longrope_export.models import open_model
@@ -37,6 +37,7 @@ class ConvertRequest:
         None, section="Factors", unset="the model's own", help="Factors to embed: a factors.json, or a Hub id with one."
     )
     factor_sets: options.FactorSetsWish = options.factor_sets()
+    original: Tokens | None = options.original()
     format: str = option(name="to", section="Output", metavar="hf|gguf|onnx", help="Format to write.")
     output: Path = options.output("File (gguf) or folder (hf, onnx) to write; in a folder, gguf names the file itself.")
     outtype: str | None = option(
@@ -72,7 +73,7 @@ def convert(request: ConvertRequest, progress: Progress) -> Conversion:
         refuse_existing(request.output, overwrite=request.overwrite)
         refuse_foreign(request.output, registry.wrote)
     own = parse_pairs(request.pairs)
-    checkpoint = open_model(request.model)
+    checkpoint = open_model(request.model, request.original)
     return api.convert(
         checkpoint,
         request.output,

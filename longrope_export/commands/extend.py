@@ -11,7 +11,7 @@ import click
 
 from longrope.extend_options import ExtendOptions
 from longrope.files import json_text
-from longrope.options import Lengths, ModelName, Words, declared, nested, option
+from longrope.options import Lengths, ModelName, Tokens, Words, declared, nested, option
 from longrope_export import options as shared
 from longrope_export import recipes
 
@@ -33,6 +33,7 @@ class ExtendRequest:
     options: ExtendOptions = nested()
     texts: tuple[Path, ...] = shared.texts(required=False)
     test_texts: tuple[Path, ...] = shared.test_texts()
+    original: Tokens | None = shared.original()
     factor_sets: shared.FactorSetsWish = shared.factor_sets()
     output: Path = shared.output("Folder of the run, which gets every file that it writes.")
     formats: Words = option(

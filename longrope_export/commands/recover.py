@@ -32,6 +32,7 @@ class RecoverRequest:
     window: Tokens = option(section="Input", help="Window to recover, in tokens.")
     texts: tuple[Path, ...] = options.texts(required=True)
     test_texts: tuple[Path, ...] = options.test_texts()
+    original: Tokens | None = options.original()
     search: SearchOptions = nested(
         SearchOptions(max_evals=64), only=("max_evals", "dtype", "device", "threads", "seed")
     )
@@ -72,7 +73,7 @@ def run_recover(request: RecoverRequest, progress: Progress) -> Recovery:
     from longrope_export.models import open_model
     from longrope_export.preflight import check_weights
 
-    checkpoint = open_model(request.model)
+    checkpoint = open_model(request.model, request.original)
     check_weights(checkpoint, progress)
     known = RescaleFactors.load(request.factors) if request.factors else checkpoint.factors
     if known is None:

@@ -29,6 +29,7 @@ class SearchRequest:
     model: ModelName = option(argument=True, help="Model to extend: a folder, a Hub id, a GGUF file, or default.")
     target_length: Tokens = option(section="Input", help="Window after the extension, in tokens, such as 128k.")
     texts: tuple[Path, ...] = options.texts(required=False)
+    original: Tokens | None = options.original()
     search: SearchOptions = nested(SearchOptions())
     output: Path | None = options.output("File of the factors to write, factors.json.", required=False)
     plots: Path | None = option(

@@ -99,6 +99,46 @@ def test_an_extended_model_converts_with_its_own_factors(
     assert found["short_factor"] == pytest.approx(pico_factors().short_factor, rel=1e-7)
 
 
+@pytest.fixture(scope="module")
+def rescaled(pico: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that its publisher rescaled from a quarter of its window."""
+    folder = tmp_path_factory.mktemp("rescaled") / "model"
+    shutil.copytree(pico.path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": WINDOW // 4, "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope, "rope_scaling": None}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf", "onnx"])
+def test_another_original_window_is_in_every_format_and_known_without_the_option(
+    rescaled: Path, texts: Path, tmp_path: Path, name: str
+) -> None:
+    factors, output = tmp_path / "factors.json", tmp_path / ("model.gguf" if name == "gguf" else name)
+    pico_factors(original_max_position_embeddings=None).save(factors)
+    given = ("--to", name, "--factors", factors, "--factor-sets", "dual", "--original", WINDOW // 4, "-o", output)
+    assert (done := run_cli("convert", rescaled, *given)).code == 0, done.err
+    found = json.loads(run_cli("inspect", output, "--json", "-").out)
+    assert found["factors"]["original_max_position_embeddings"] == found["base"]["window"] == WINDOW // 4
+    assert found["base"]["rope_type"] == "default"
+    assert found["factors"]["long_factor"] == pytest.approx(pico_factors().long_factor, rel=1e-6)
+    done = run_cli(
+        "validate", output, "--reference", rescaled, "--text", texts, "--windows", 16, "--windows-per-length", 1
+    )
+    assert done.code == 0, done.out + done.err
+
+
+def test_a_search_from_another_window_records_it(rescaled: Path, texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "factors.json"
+    fixed = ("--target-length", TARGET, "--text", texts, "--max-evals", 2, "--device", "cpu", "-o", output)
+    assert (done := run_cli("search", rescaled, *fixed, "--original", WINDOW // 4)).code == 0, done.err
+    found = json.loads(output.read_text())
+    assert (found["original_max_position_embeddings"], found["base"]["rope_type"]) == (WINDOW // 4, "default")
+    refused = run_cli("search", rescaled, *fixed, "--original", 2 * WINDOW, "--overwrite")
+    assert refused.code == 2
+    assert "its max_position_embeddings" in refused.err
+
+
 # -- validate
 
 

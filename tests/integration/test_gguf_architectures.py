@@ -16,6 +16,7 @@ from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.carriers import TARGETS
 from converters.gguf.container import GgufFile, array, u32
+from converters.gguf.factors import FACTORS_KEY
 from longrope.checkpoint import open_checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import RescaleFactors
@@ -164,6 +165,7 @@ def test_a_sliding_window_of_all_layers_is_widened_even_where_config_json_leaves
     assert "sliding_window" not in model.extended_config(factors_for(model, target=4096))
     values = GgufConverter().plan(Export(model, factors)).values()
     assert values["general.architecture"].data == "llama"
+    assert "attend to the last 4096 tokens" in str(values[FACTORS_KEY].data)
 
 
 def test_a_window_in_some_layers_only_is_one_too(tmp_path: Path) -> None:

@@ -378,6 +378,9 @@ def test_a_model_whose_layers_all_slide_attends_to_everything(tmp_path: Path) ->
     full = pico_checkpoint(tmp_path / "full", "mistral", sliding_window=None)
     assert torch.equal(logits(reloaded(path), TARGET), logits(build_model(full, factors), TARGET))
     assert "attend to the last 16 tokens only" in "".join(checkpoint.oddities())
+    recorded = CONVERTER.recorded_factors(path)
+    assert recorded
+    assert "attend to the last 16 tokens" in recorded.provenance["attention"]
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "sliding_window": WINDOW // 4}))
     failed = [check.id for check in CONVERTER.static_checks(path, factors, checkpoint) if check.status == "fail"]

@@ -306,6 +306,85 @@ def test_start_tokens_on_a_rescaled_rope_are_refused(folder: Path) -> None:
         with_rope(folder, **YARN).bind(relative(n_hat=4))
 
 
+# -- another window than the released one
+
+RESCALED = {
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "linear": {"factor": 4.0},
+    "longrope": {**LISTS, "original_max_position_embeddings": 16},
+}
+
+
+@pytest.mark.parametrize("kind", RESCALED)
+def test_the_window_before_a_rescaling_brings_back_plain_rope(folder: Path, tmp_path: Path, kind: str) -> None:
+    """What is bound there says so, and means the same to the model as it was released, in every field of config.json."""
+    released = with_rope(folder, rope_type=kind, **RESCALED[kind])
+    checkpoint = released.from_original(16)
+    assert (checkpoint.window, checkpoint.base.is_plain, checkpoint.fingerprint != released.fingerprint) == (
+        16,
+        True,
+        True,
+    )
+    given = relative()
+    bound = checkpoint.bind(given)
+    assert (bound.original, bound.long_factor, bound.base) == (16, given.long_factor, checkpoint.base)
+    assert bound.effective_attention_factor == attention_factor_formula(TARGET / 16, 16)
+    bound.save(tmp_path / "factors.json")
+    loaded = RescaleFactors.load(tmp_path / "factors.json")
+    assert released.bind(loaded) == checkpoint.bind(loaded) == bound
+    assert extended_config(released.config, bound) == extended_config(checkpoint.config, bound)
+    assert extended_config(released.config, bound)["original_max_position_embeddings"] == 16
+
+
+def test_a_window_that_config_json_overstates_keeps_the_released_rope(folder: Path) -> None:
+    released = with_rope(folder, **YARN)
+    checkpoint = released.from_original(32)
+    assert (checkpoint.window, checkpoint.base.long_factor) == (32, released.base.long_factor)
+    bound = checkpoint.bind(relative())
+    assert bound.original == 32
+    assert np.array_equal(bound.long_factor, np.multiply(relative().long_factor, released.base.long_factor))
+    assert released.bind(bound) == bound
+    assert released.from_original(WINDOW) is released
+
+
+def test_a_plain_model_is_extended_from_fewer_tokens(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder).from_original(32)
+    bound = checkpoint.bind(relative())
+    assert (bound.original, open_checkpoint(folder).bind(bound)) == (32, bound)
+
+
+def test_start_tokens_are_possible_once_a_rescaling_is_taken_out(folder: Path) -> None:
+    checkpoint = with_rope(folder, **YARN).from_original(16)
+    assert checkpoint.bind(relative(n_hat=4)).n_hat == 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "window", "words"),
+    [
+        ({}, WINDOW + 1, f"expected 2 to {WINDOW} tokens"),
+        ({}, 1, f"expected 2 to {WINDOW} tokens"),
+        ({"rope_type": "longrope", **RESCALED["longrope"]}, 32, "put on a window of 16; expected one of these"),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 16}, 32, "write 4 there"),
+        ({**YARN, "llama_4_scaling_beta": 0.1}, 16, "released window of 64 tokens"),
+    ],
+)
+def test_windows_that_a_model_cannot_be_extended_from(
+    folder: Path, parameters: dict[str, Any], window: int, words: str
+) -> None:
+    with pytest.raises((InputError, UnsupportedError), match=words):
+        with_rope(folder, **parameters).from_original(window)
+
+
+def test_factors_from_another_window_than_asked_for_are_refused(folder: Path) -> None:
+    released = with_rope(folder, **YARN)
+    with pytest.raises(FactorError, match=r"extend .* from 64 tokens, and 16 was asked for"):
+        released.from_original(16).bind(released.bind(relative()))
+    longer = replace(released.base, window=2 * WINDOW)
+    with pytest.raises(FactorError, match="belong to another model"):
+        released.bind(replace(relative(target=4 * WINDOW), base=longer))
+
+
 # -- tokenizers
 
 

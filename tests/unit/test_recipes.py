@@ -67,6 +67,10 @@ def test_keys_are_the_options_and_values_are_read_as_on_the_command_line(tmp_pat
     assert (request.options.search.n_hat, request.options.search.attention_factor) == ("search", 1.2)
 
 
+def test_another_original_window_is_in_the_recipe() -> None:
+    assert printed("default", "--target-length", "1k", "--original", 128)["original"] == 128
+
+
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     pico_factors().save(tmp_path / "f.json")
