@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longrope.machine import device_option, threads_option
 from longrope.options import Lengths, ModelName, option
@@ -30,6 +31,13 @@ class ValidateRequest:
     )
     factor_sets: options.FactorSetsWish = options.factor_sets()
     json_path: str | None = options.json_file()
+    junit: Path | None = option(None, section="Output", metavar="FILE", help="Write the checks as JUnit XML to a file.")
+    markdown: Path | None = option(
+        None, section="Output", metavar="FILE", help="Write a report for a comment on a pull request, as Markdown."
+    )
+    github: bool = option(
+        False, section="Output", help="Annotate the run of GitHub Actions, and append the report to its step summary."
+    )
     device: str = device_option()
     threads: int | None = threads_option()
     windows_per_length: int = options.windows_per_length()
@@ -43,10 +51,31 @@ def command(request: ValidateRequest) -> int:
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.tables import print_parity
 
-    result = validate_artifact(request, ConsoleProgress())
+    progress = ConsoleProgress()
+    result = validate_artifact(request, progress)
     print_parity([result], err=request.json_path == "-")
     write_json(result.to_json(), request.json_path)
+    write_reports([result.to_json()], request, progress)
     return 0 if result.passed else 1
+
+
+def write_reports(entries: Sequence[Mapping[str, Any]], request: ValidateRequest, progress: Progress) -> None:
+    """Write what a pipeline asked for, of entries of validation.json. Raises InputError for a file that cannot be written."""
+    from longrope.files import write_atomically
+    from longrope_export.ci import github, junit, markdown
+    from longrope_export.ci.suites import suites_of
+    from longrope_export.console import say
+
+    suites = suites_of(entries)
+    if request.junit is not None:
+        write_atomically(request.junit, junit.xml_text(suites))
+    if request.markdown is not None:
+        write_atomically(request.markdown, markdown.text(suites))
+    if request.github:
+        for line in github.annotation_lines(suites):
+            say(line, err=request.json_path == "-")
+        if not github.write_summary(suites):
+            progress.warn(f"--github: {github.SUMMARY_VARIABLE} is not set, so there is no step summary to write")
 
 
 def validate_artifact(request: ValidateRequest, progress: Progress) -> Validation:
