@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrope.errors import InputError
 from longrope.machine import device_option, threads_option
 from longrope.options import Lengths, ModelName, option
 from longrope_export import options
@@ -24,7 +25,10 @@ class ValidateRequest:
     reference: ModelName = option(
         section="Input", metavar="MODEL", help="Model that the artifact was made from, extended or not."
     )
-    texts: tuple[Path, ...] = options.texts(required=True)
+    texts: tuple[Path, ...] = options.texts(required=False)
+    static: bool = option(
+        False, section="Input", help="Check keys, tensors, factors and weights, and run nothing; takes no --text."
+    )
     windows: Lengths = options.windows("Lengths to measure perplexity, KL and top-1 at, in tokens.")
     factors: Path | None = option(
         None, section="Factors", unset="the reference's", help="File of the factors that the artifact must carry."
@@ -44,6 +48,12 @@ class ValidateRequest:
     crossing: bool = options.crossing()
     isolate: options.Isolate = options.isolate()
 
+    def __post_init__(self) -> None:
+        if self.static and (self.texts or self.windows):
+            raise InputError("static checks run nothing: expected neither texts nor windows beside --static")
+        if not self.static and not self.texts:
+            raise InputError("expected texts to measure on: --text, or --static for the checks that need none")
+
 
 @options.command(ValidateRequest)
 def command(request: ValidateRequest) -> int:
@@ -53,6 +63,8 @@ def command(request: ValidateRequest) -> int:
 
     progress = ConsoleProgress()
     result = validate_artifact(request, progress)
+    if request.static:
+        progress.line(f"{len(result.checks) - 1} static checks; nothing was run")
     print_parity([result], err=request.json_path == "-")
     write_json(result.to_json(), request.json_path)
     write_reports([result.to_json()], request, progress)
@@ -91,7 +103,7 @@ def validate_artifact(request: ValidateRequest, progress: Progress) -> Validatio
     return api.validate(
         path,
         reference,
-        load_corpus(request.texts, reference.encode),
+        None if request.static else load_corpus(request.texts, reference.encode),
         factors=load_factors(request.factors) if request.factors else None,
         factor_sets=request.factor_sets,
         windows=request.windows,
