@@ -127,8 +127,9 @@ families: setup
 	PYTHONPATH=$(dir $(FAMILIES)) $(BIN)/python -c "from pathlib import Path; from families import write_texts; write_texts(Path('runs/families-texts'))"
 	$(BIN)/python -m benchmarks.families --families $(FAMILIES) --models runs/families --texts runs/families-texts
 
-# What editors check recipes with; a test says when it is stale.
+# What editors check recipes with, and readers of validation.json; a test says when one is stale.
 schema: setup
+	$(BIN)/python -c "from longrope_export.validation_schema import schema_text; print(schema_text(), end='')" > docs/validation.schema.json
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
 # The engine matrix: what each engine computes of the built-in model, in an environment of its own in the user's cache; vLLM's

@@ -93,7 +93,7 @@ def convert(
 def validate(
     artifact: str | Path,
     reference: Checkpoint,
-    corpus: Corpus,
+    corpus: Corpus | None,
     *,
     factors: RescaleFactors | None = None,
     factor_sets: str = "auto",
@@ -110,7 +110,7 @@ def validate(
     Args:
         artifact: a Hugging Face folder, a `.gguf` file or an ONNX folder.
         reference: the model it was made from, extended or not; it runs in transformers, float32.
-        corpus: token ids to compare on.
+        corpus: token ids to compare on; None for the static checks alone, with a skipped check `FORMAT.parity`.
         factors: what the artifact must carry; None for the reference's, or else what its exporter recorded in it.
         factor_sets: `single` or `dual` where the artifact must have that; `auto` takes what it has.
         windows: lengths in tokens; empty for the original window and the target.
@@ -132,8 +132,9 @@ def validate(
     path = Path(artifact)
     converter = registry.recognize(path)
     converter.check_requirements()
-    with workplace_for(converter, path, isolate) or nullcontext() as workplace:  # starts while torch is being imported
-        from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts
+    opened = workplace_for(converter, path, isolate) if corpus is not None else None
+    with opened or nullcontext() as workplace:  # starts while torch is being imported
+        from converters.parity import Artifact, ValidateOptions, Validation, static_validation, validate_artifacts
 
         expectation = expected_factors(path, converter, reference, factors, factor_sets)
         if expectation is None:
@@ -148,8 +149,12 @@ def validate(
             device=resolve_device(device),
         )
         judged = Artifact(path, converter, converter.plan_of(path, expectation.factors, reference), workplace=workplace)
-        (result,) = validate_artifacts(
-            [judged], reference, expectation.reference, corpus, options, progress or Silent()
-        )
+        if corpus is None:
+            result = static_validation(judged, reference, None)
+            result.checks.append(Check(f"{converter.name}.parity", "skip", message="not run: static checks only"))
+        else:
+            (result,) = validate_artifacts(
+                [judged], reference, expectation.reference, corpus, options, progress or Silent()
+            )
         result.checks = [*expectation.notes, *result.checks]
         return result

@@ -203,22 +203,28 @@ def validate_artifacts(
     Raises:
         InputError: a window is longer than the target or than every document, or vocabularies differ.
     """
-    texts, samples = windows_by_length(corpus, factors, options), sample_texts(reference, corpus)
-    results = [Validation(a.label, a.converter.name, reference.name) for a in artifacts]
-    for result, artifact in zip(results, artifacts, strict=True):
-        result.checks += artifact.planned.check(artifact.path)
-        if any(check.id == f"{result.format}.tokenizer" and check.status == "pass" for check in result.checks):
-            folder = artifact.path if artifact.path.is_dir() else artifact.path.parent
-            result.checks.append(text_ids(f"{result.format}.tokenizer.texts", folder, reference, samples))
-        result.provenance = provenance(
-            reference_fingerprint=reference.fingerprint,
-            text_fingerprint=corpus.fingerprint,
-            factors=dict(artifact.expected.to_json()),
-            files=artifact.converter.hashes(artifact.path),
-            seed=None,  # nothing here is random
-        )
+    texts = windows_by_length(corpus, factors, options)
+    results = [static_validation(artifact, reference, corpus) for artifact in artifacts]
     _Runs(reference, factors, options, progress).measure(list(zip(artifacts, results, strict=True)), texts)
     return results
+
+
+def static_validation(artifact: Artifact, reference: Checkpoint, corpus: Corpus | None) -> Validation:
+    """The static checks of one artifact; tokenizers are compared on the texts, too, where there are any."""
+    result = Validation(artifact.label, artifact.converter.name, reference.name, artifact.planned.check(artifact.path))
+    has_tokenizer = any(check.id == f"{result.format}.tokenizer" and check.status == "pass" for check in result.checks)
+    if has_tokenizer and corpus is not None:
+        folder = artifact.path if artifact.path.is_dir() else artifact.path.parent
+        samples = sample_texts(reference, corpus)
+        result.checks.append(text_ids(f"{result.format}.tokenizer.texts", folder, reference, samples))
+    result.provenance = provenance(
+        reference_fingerprint=reference.fingerprint,
+        text_fingerprint=None if corpus is None else corpus.fingerprint,
+        factors=dict(artifact.expected.to_json()),
+        files=artifact.converter.hashes(artifact.path),
+        seed=None,  # nothing here is random
+    )
+    return result
 
 
 def sample_texts(reference: Checkpoint, corpus: Corpus) -> list[str]:

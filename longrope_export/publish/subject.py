@@ -63,6 +63,8 @@ class Exported:
         if self.factors is None:
             return f"{self.path}: holds no rescale factors; it is not an extended model"
         if self.proof is not None:
+            if not self.proof["windows"]:
+                return f"{self.path}: only its static checks were made; run longrope-export validate without --static"
             failed = [check["id"] for check in self.proof["checks"] if check["status"] == "fail"]
             return (
                 "" if self.proof["passed"] and not failed else f"{self.path}: its validation failed ({_some(failed)})"

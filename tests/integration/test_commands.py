@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import junitparser
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ from longrope.factors import RescaleFactors
 from longrope.hf_config import extended_config
 from longrope.rope import ntk_factors
 from longrope_export import plots
-from tests.common import TARGET, WINDOW, pico_factors, run_cli
+from tests.common import REPOSITORY, TARGET, WINDOW, pico_factors, run_cli
 
 Json = dict[str, Any]
 NUMBER = (int, float)
@@ -55,6 +57,16 @@ def assert_schema(data: Json, schema: dict[str, Any]) -> None:
     assert not missing, missing
     wrong = {name: data[name] for name, kind in schema.items() if not isinstance(data[name], kind)}
     assert wrong == {}
+
+
+def assert_published_schema(data: Json) -> None:
+    """Holds to docs/validation.schema.json, which names every field that was written."""
+    schema = json.loads((REPOSITORY / "docs" / "validation.schema.json").read_text())
+    jsonschema.validate(data, schema)
+    for part, found in (("artifact", [data]), ("check", data["checks"]), ("window", data["windows"])):
+        named = set(schema["$defs"][part]["properties"])
+        assert [set(each) - named for each in found] == [set()] * len(found)
+    assert set(data["provenance"]) <= set(schema["$defs"]["artifact"]["properties"]["provenance"]["properties"])
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +166,7 @@ def test_validate_writes_the_contracts_json(
     assert name in done.out or str(artifacts[name]) in done.out
     data = json.loads(output.read_text())
     assert_schema(data, VALIDATION)
+    assert_published_schema(data)
     assert (data["schema_version"], data["format"], data["passed"]) == (1, name, True)
     assert data["checks"]
     for check in data["checks"]:
@@ -203,6 +216,40 @@ def test_nothing_that_is_no_number_gets_into_the_json(
 
     data = json.loads(done.out, parse_constant=refuse)
     assert data["windows"][0]["ppl"] is None
+    assert_published_schema(data)
+
+
+def test_validate_writes_what_pipelines_read(
+    artifacts: dict[str, Path], pico: Checkpoint, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing artifact, reported everywhere at once; standard output holds the JSON alone."""
+    broken = shutil.copytree(artifacts["hf"], tmp_path / "broken")
+    (broken / "generation_config.json").write_text('{"eos_token_id": 7}')
+    summary, xml, page = (tmp_path / name for name in ("summary.md", "junit.xml", "comment.md"))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    measured = (
+        "--reference",
+        pico.path,
+        "--text",
+        text,
+        "--windows",
+        WINDOW,
+        "--windows-per-length",
+        1,
+        "--no-crossing",
+    )
+    files = ("--json", "-", "--junit", xml, "--markdown", page, "--github")
+    done = run_cli("validate", broken, *measured, *files)
+    assert done.code == 1, done.err
+    data = json.loads(done.out)
+    (suite,) = junitparser.JUnitXml.fromfile(str(xml))
+    assert {case.name: bool(case.result) for case in suite} == {
+        check["id"]: check["status"] in ("fail", "skip") for check in data["checks"]
+    }
+    assert [line for line in done.err.splitlines() if line.startswith("::error title=hf.generation_config ")]
+    assert page.read_text(encoding="utf-8") == summary.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").startswith("## ❌ The artifact fails; 1 check failed")
+    assert str(tmp_path) not in page.read_text(encoding="utf-8") + xml.read_text(encoding="utf-8")
 
 
 # -- inspect

@@ -49,7 +49,7 @@ CONTRACT = {
     "recover": "window text output seed device dtype threads",
     "convert": "to output factors factor-sets outtype overwrite",
     "patch": "factors output overwrite",
-    "validate": "reference text windows json device threads",
+    "validate": "reference text windows static json junit markdown github device threads",
     "eval": "text windows passkey json seed device dtype threads",
     "inspect": "json",
     "report": "output",
