@@ -131,7 +131,6 @@ class Bench:
         paper_seeds: of baseline; empty for all.
         strategies: of scales.
         size: how much is measured.
-        one: workers and seed of the hidden part `one-search`.
     """
 
     model: Path
@@ -142,7 +141,6 @@ class Bench:
     paper_seeds: tuple[int, ...] = ()
     strategies: tuple[str, ...] = ()
     size: Size = Size()
-    one: tuple[int, int] = (1, 0)
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.threads)
@@ -525,16 +523,15 @@ def parallel(bench: Bench) -> None:
     bench.keep("parallel", found)
 
 
-# Of the wall; and what the wall would show if every process had a core to itself: of the main process and the busiest worker.
-CLOCKS = {"wall": "wall time", "cpu": "CPU time of one process after the other"}
+# Of the wall; and what the wall would show if every process had a core to itself.
+CLOCKS = {"wall": "wall time", "cpu": "CPU time of the longest way through the processes"}
 NEVER: Mapping[str, Any] = dict.fromkeys(CLOCKS, math.inf)
 
 
 def timed_search(bench: Bench, workers: int, seed: int) -> list[dict[str, Any]]:
-    """`one_search` in a process of its own: a point each time the best so far changed."""
-    command = [sys.executable, "-m", "benchmarks.bench_search", "--part", "one-search", "--model", str(bench.model)]
-    command += ["--threads", str(bench.threads), "--workers", str(workers), "--seed", str(seed)]
-    command += ["--quick"] if bench.size == QUICK else []
+    """`benchmarks.one_search` in a process of its own: a point each time the best so far changed."""
+    command = [sys.executable, "-m", "benchmarks.one_search", str(workers), str(seed), str(bench.threads)]
+    command += [str(bench.model), "quick" if bench.size == QUICK else "whole"]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     points: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
     last = points[-1]
@@ -556,6 +553,7 @@ class Stopwatch(Silent):
         super().__init__()
         self._noted = list[tuple[float, dict[str, float]]]()
         self._tokens, self._process = 0.0, psutil.Process()
+        self._before: float | None = None
 
     def advance(self, units: float = 1, note: str | None = None, *, before: bool = False) -> None:
         self._tokens += units
@@ -566,17 +564,23 @@ class Stopwatch(Silent):
         return next(clocks for forwarded, clocks in self._noted if forwarded >= tokens)
 
     def _now(self) -> dict[str, float]:
-        workers = [sum(child.cpu_times()[:2]) for child in self._process.children()]
-        cpu = sum(self._process.cpu_times()[:2]) + max(workers, default=0.0)
+        """The CPU's clock: the server imports while this process makes ready; then the busiest worker, and this process."""
+        main = sum(self._process.cpu_times()[:2])
+        self._before = main if self._before is None else self._before
+        children = self._process.children(recursive=True)
+        seconds = {child.pid: sum(child.cpu_times()[:2]) for child in children}
+        servers = {child.ppid() for child in children} & seconds.keys()
+        server = max((seconds[pid] for pid in servers), default=0.0)
+        worker = max((seconds[pid] for pid in seconds.keys() - servers), default=0.0)
+        cpu = max(self._before, server) + main - self._before + worker
         return {"wall": time.time() - self._process.create_time(), "cpu": cpu}
 
 
-def one_search(bench: Bench) -> None:
-    """A default search on so many workers: one line each time the best so far changed."""
-    (workers, seed), watch = bench.one, Stopwatch()
-    executor = "local" if workers == 1 else "processes"
-    evals = {"max_evals": 12} if bench.size == QUICK else {}
-    options = SearchOptions(threads=bench.threads, seed=seed, workers=workers, executor=executor, **evals)  # type: ignore[arg-type]
+def timed_points(options: SearchOptions, model: Path, *, quick: bool) -> None:
+    """Run a search at 8x: one line each time the best so far changed."""
+    bench = Bench(model, Path(), threads=options.threads or 1, size=QUICK if quick else Size())
+    options = replace(options, max_evals=12) if quick else options
+    watch = Stopwatch()
     result = search(bench.checkpoint, bench.texts, bench.target(8), options=options, progress=watch)
     for tokens, candidate in incumbents(result):
         found = with_attention(candidate, result.factors).to_json()
@@ -642,7 +646,7 @@ SECTIONS: Mapping[str, Callable[[Bench], None]] = {
     "families": families,
     "equal": equal,
 }
-HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long, "one-search": one_search}
+HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long": one_long}
 
 
 @click.command()
@@ -655,8 +659,6 @@ HIDDEN: Mapping[str, Callable[[Bench], None]] = {"baseline": baseline, "one-long
 @click.option("--strategies", default="evolution,longrope2,gradient,cma,auto", show_default=True, help="Of scales.")
 @click.option("--paper-seed", "paper_seeds", multiple=True, type=int, help="Of baseline.  [default: 0, 1 and 2]")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--workers", default=1, hidden=True, help="Of one-search.")
-@click.option("--seed", default=0, hidden=True, help="Of one-search.")
 @click.option("--setting", "names", multiple=True, help="Of baseline and cost: 8x-formula …  [default: all four]")
 @click.option("--quick", is_flag=True, help="Next to no budget: shows that everything runs, measures nothing.")
 @click.option("--table", is_flag=True, help="Only print the committed results as Markdown.")
@@ -668,8 +670,6 @@ def main(
     strategies: str,
     paper_seeds: tuple[int, ...],
     threads: int,
-    workers: int,
-    seed: int,
     names: Sequence[str],
     quick: bool,
     table: bool,
@@ -689,7 +689,6 @@ def main(
         paper_seeds,
         tuple(strategies.split(",")),
         size,
-        (workers, seed),
     )
     if set(parts) & HIDDEN.keys():
         for part in parts:

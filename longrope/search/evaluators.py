@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from longrope.estimates.memory import spread
 from longrope.machine import Machine
 from longrope.search.measure import WindowModel
 from longrope.search.objective import Objective
+from longrope.search.processes import leave_signals_to_parent, worker_context
 from longrope.search.trial import Candidate, Job, Measurement
 
 MAX_DEATHS = 3
@@ -238,10 +238,18 @@ class PoolEvaluator:
 class _Process:
     process: Any
     connection: Connection
+    recipe: Recipe | None
+
+    def send(self, job: Job) -> None:
+        """A job, and the recipe before the first. Its windows fill a pipe, and starting would wait until they are read."""
+        if self.recipe is not None:
+            self.connection.send(self.recipe)
+            self.recipe = None
+        self.connection.send(job)
 
 
 class ProcessWorkerPool:
-    """One spawned process a recipe; each builds its own model and sees nothing of the others.
+    """One process a recipe; each builds its own model and sees nothing of the others. All start with the first job.
 
     Args:
         recipes: one a worker.
@@ -252,18 +260,20 @@ class ProcessWorkerPool:
         self.size = len(recipes)
         self._recipes = recipes
         self._serve = serve or serve_jobs
-        self._context = multiprocessing.get_context("spawn")
+        self._context = worker_context([recipe.machine.device for recipe in recipes])
         self._running: dict[int, _Process] = {}
 
     def submit(self, worker: int, job: Job) -> None:
-        if worker not in self._running:
+        if not self._running:  # all together, so that they import side by side
+            self._running = {number: self._start(number) for number in range(self.size)}
+        elif worker not in self._running:
             self._running[worker] = self._start(worker)
         try:
-            self._running[worker].connection.send(job)
+            self._running[worker].send(job)
         except OSError:  # it died idle; a fresh one takes the job
             self.stop(worker)
             self._running[worker] = self._start(worker)
-            self._running[worker].connection.send(job)
+            self._running[worker].send(job)
 
     def reports(self, busy: Sequence[int], timeout: float) -> list[Report]:
         connections = {worker: self._running[worker].connection for worker in busy}
@@ -279,10 +289,17 @@ class ProcessWorkerPool:
 
     def _start(self, worker: int) -> _Process:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=self._serve, args=(self._recipes[worker], theirs), daemon=True)
-        process.start()
+        process = self._context.Process(target=_work, args=(self._serve, theirs), daemon=True)
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            raise MissingRequirementError(
+                f"a worker process could not be started ({error}), most likely for lack of memory; use fewer workers, or "
+                "measure in this process",
+                option="executor local",
+            ) from error
         theirs.close()  # so that its end closes with the worker, and its death is heard
-        return _Process(process, ours)
+        return _Process(process, ours, self._recipes[worker])
 
     def _received(self, worker: int) -> Report:
         try:
@@ -295,15 +312,19 @@ class ProcessWorkerPool:
         return Report(worker, measurement=answer)
 
 
-def serve_jobs(recipe: Recipe, connection: Connection) -> None:
-    """A worker process: measure what comes through the pipe until it closes, or its parent dies.
-
-    Ctrl-C and a closed terminal reach the whole group; they are the parent's business.
-    """
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+def _work(serve: Callable[[Recipe, Connection], None], connection: Connection) -> None:
+    """A worker process, until the pipe closes or its parent dies."""
+    leave_signals_to_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        recipe: Recipe = connection.recv()
+    except EOFError:
+        return
+    serve(recipe, connection)
+
+
+def serve_jobs(recipe: Recipe, connection: Connection) -> None:
+    """Measure what comes through the pipe until it closes."""
     model: WindowModel | None = None
     while True:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from longrope.extend_options import ExtendOptions
 from longrope.files import json_text
 from longrope.options import Lengths, ModelName, Tokens, Words, declared, nested, option
+from longrope.search.processes import import_ahead
 from longrope_export import options as shared
 from longrope_export import recipes
 
@@ -81,6 +83,8 @@ def command(request: ExtendRequest) -> int:
         without = ("output",) if request.output == NOWHERE else ()
         click.echo(recipes.to_yaml(recipes.recipe_of(values, declared(ExtendRequest), without)), nl=False)
         return 0
+    if not request.plan and "RANK" not in os.environ:  # of torchrun's processes, one searches
+        import_ahead(request.options.search)
     from longrope_export.console import ConsoleProgress
     from longrope_export.pipeline import extend_plan_lines, run_extend
 

@@ -14,6 +14,7 @@ from longrope.files import alone_in
 from longrope.metrics import perplexity
 from longrope.options import ModelName, Tokens, nested, option
 from longrope.search.options import SearchOptions
+from longrope.search.processes import import_ahead
 from longrope_export import options
 from longrope_export.journals import journal_of
 
@@ -43,6 +44,8 @@ class SearchRequest:
 @options.command(SearchRequest)
 def command(request: SearchRequest) -> int:
     """Search rescale factors that extend MODEL to the target length; the journal of all evaluations is kept beside them."""
+    if not request.plan:
+        import_ahead(request.search)
     from longrope_export.console import ConsoleProgress
 
     if request.plan:

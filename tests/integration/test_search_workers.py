@@ -2,13 +2,16 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
+import psutil
 import pytest
 
 from longrope.errors import InputError, MissingRequirementError
@@ -26,6 +29,7 @@ from longrope.search.evaluators import (
     serve_jobs,
 )
 from longrope.search.objective import Objective, Window
+from longrope.search.processes import worker_context
 from longrope.search.trial import Candidate, Job, Measurement
 from tests.common import TARGET, pico_checkpoint, pico_corpus
 
@@ -125,6 +129,56 @@ def test_a_worker_killed_while_idle_is_replaced(recipe):
     finally:
         pool.close()
     assert np.isfinite(measured[Job(GOOD[1], 0)].nll)
+
+
+def test_all_workers_start_with_the_first_job(recipe):
+    others = set(multiprocessing.active_children())
+    pool = ProcessWorkerPool([recipe] * 2)
+    try:
+        pool.submit(0, Job(GOOD[0], 0))
+        assert len(set(multiprocessing.active_children()) - others) == 2
+    finally:
+        pool.stop(0)
+        pool.stop(1)
+
+
+def test_workers_are_spawned_where_forking_is_not_safe(recipe, monkeypatch):
+    assert worker_context(["cpu"]).get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
+    assert worker_context(["cpu", "cuda:0"]).get_start_method() == "spawn"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    expected = {job: m.nll for job, m in LocalEvaluator(recipe).measure(jobs_of(GOOD[:1]))}
+    pool = make_evaluator(recipe, executor="processes", workers=2)
+    try:
+        measured = dict(pool.measure(jobs_of(GOOD[:1])))
+    finally:
+        pool.close()
+    assert {job: m.nll for job, m in measured.items()} == expected
+
+
+MEASURES_AND_DIES = """
+import os, pickle, signal, sys
+from longrope.search.options import SearchOptions
+from longrope.search.processes import import_ahead
+
+import_ahead(SearchOptions(device="cpu", executor="processes", workers=2))
+import psutil
+from longrope.search.evaluators import make_evaluator
+
+recipe, job = pickle.load(sys.stdin.buffer)
+list(make_evaluator(recipe, executor="processes", workers=2).measure([job]))
+print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_and_their_server_end_with_a_process_that_was_killed(recipe):
+    started = pickle.dumps((recipe, Job(GOOD[0], 0)))
+    done = subprocess.run([sys.executable, "-c", MEASURES_AND_DIES], input=started, stdout=subprocess.PIPE, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    left = [psutil.Process(pid) for pid in map(int, done.stdout.split()) if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive
+    assert len(done.stdout.split()) >= 3
 
 
 class SleepyWorkerPool:
