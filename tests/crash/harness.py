@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -268,6 +269,7 @@ class Trial:
         """The files of two runs, which of them differ from run to run (clocks, durations), and the number of calls."""
         states, counts = [], []
         for _ in range(2):
+            time.sleep(1 - time.time() % 1)  # files hold the second in which they were made
             self._reset()
             ended = self.run(self.scenario.arguments)
             assert ended.code == 0, ended.said
