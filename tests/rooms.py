@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.common import PICO_BUDGET, TARGET
+from tests.common import PICO_BUDGET, TARGET, Outcome, run_cli
 
 Breaking = Callable[[Path], object]
 
@@ -80,3 +80,14 @@ def assert_one_line(lines: Sequence[str], wanted: str) -> None:
     assert wanted in errors[0]
     assert lines[-1] == errors[0]
     assert not any("Traceback" in line or "fault of this program" in line for line in lines)
+
+
+def refused(room: Path, case: Case) -> Outcome:
+    """Run a case's command in its room, which is the current folder: its exit code, its one line, and nothing written."""
+    case.breaking(room)
+    before = listing(room)
+    done = run_cli(*arguments(room, case.command))
+    assert done.code == case.code, done.err
+    assert_one_line(done.lines, case.line)
+    assert listing(room) == before
+    return done

@@ -34,17 +34,18 @@ from converters.gguf.architectures import (
     target_of,
 )
 from converters.gguf.carriers import Target, num_key_value_heads
-from converters.gguf.container import TensorInfo, Value, array, f32, text, u32
+from converters.gguf.container import GgufFile, TensorInfo, Value, array, f32, text, u32
 from converters.gguf.factors import factor_arrays, factor_info, own_record, scaling_values
 from converters.gguf.native import gguf
 from converters.gguf.tokenizer import vocabulary_of
 from converters.gguf.vocabulary import Vocabulary, loadable_name
 from converters.gguf.weights import DEFAULT, OUTTYPES, OutType, Planned, SafetensorsSource
-from converters.gguf.writing import Content
+from converters.gguf.writing import Content, total_bytes, write_parts
 from longrope.checkpoint import HUB_ID, Checkpoint
 from longrope.errors import InputError
 from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
+from longrope.progress import Progress
 from longrope.provenance import cached_hub_id, usable_cpus
 from longrope.reading import one_line, own_file, read_json, said_by
 from longrope.unfinished import temporary_folder
@@ -110,6 +111,22 @@ class GgufOptions:
         if not found or not int(found[1]):
             raise InputError(f"split_max_size: expected a size like 500M or 2G, got {self.split_max_size!r}")
         return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def write_export(
+    path: Path,
+    values: Mapping[str, Value],
+    contents: Sequence[Content],
+    options: GgufOptions,
+    source: Checkpoint | GgufFile,
+    progress: Progress,
+) -> None:
+    """Write an artifact as its options say, in one file or in parts, which carry the fingerprint of their source."""
+    with progress.task(f"writing {path.name}", total_bytes(contents)) as task:
+        origin = source.fingerprint if options.max_part_bytes else ""
+        write_parts(
+            path, values, contents, options.max_part_bytes, task.advance, origin=origin, threads=options.writers
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
 from converters.gguf import native
-from converters.gguf.blueprint import Blueprint, GgufOptions
+from converters.gguf.blueprint import Blueprint, GgufOptions, write_export
 from converters.gguf.carriers import TARGETS, candidates
 from converters.gguf.checks import checks_of_file, static_checks
 from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, part_path, parts_named, type_name
@@ -25,7 +25,7 @@ from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer import difference
 from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
-from converters.gguf.writing import Content, write_gguf, write_parts
+from converters.gguf.writing import Content, total_bytes, write_gguf, write_parts
 from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
@@ -277,18 +277,7 @@ class GgufExport(PlannedExport):
 
     def _write_rounded(self, path: Path, progress: Progress) -> None:
         self._warn_of_odd_widths(progress)
-        contents, options = self.contents(), self.options
-        with progress.task(f"writing {path.name}", _size(contents)) as task:
-            origin = self.export.checkpoint.fingerprint if options.max_part_bytes else ""
-            write_parts(
-                path,
-                self.values(),
-                contents,
-                options.max_part_bytes,
-                task.advance,
-                origin=origin,
-                threads=options.writers,
-            )
+        write_export(path, self.values(), self.contents(), self.options, self.export.checkpoint, progress)
 
     def _write_quantized(self, path: Path, progress: Progress) -> None:
         """The floats as they are into a file of their own, then llama.cpp's quantizer, then parts if wanted."""
@@ -296,13 +285,13 @@ class GgufExport(PlannedExport):
         importance = read_importance(Path(options.imatrix)) if options.imatrix else None
         floats, whole = path.with_name(f"{path.name}.floats"), path.with_name(f"{path.name}.whole")
         contents = self.contents()
-        with progress.task(f"writing {path.name}", 2 * _size(contents)) as task:
+        with progress.task(f"writing {path.name}", 2 * total_bytes(contents)) as task:
             write_gguf(floats, self.values(), contents, task.advance, threads=options.writers)
             fell_back = native.quantize(
                 floats, whole, outtype.file_type, importance=importance, threads=options.threads
             )
             floats.unlink()
-            task.advance(_size(contents))
+            task.advance(total_bytes(contents))
         if fell_back:
             progress.warn(
                 f"{fell_back} tensors have rows that do not divide into blocks of 256; llama.cpp gave them other types "
@@ -325,10 +314,6 @@ class GgufExport(PlannedExport):
                 f"{len(odd)} tensors, {odd[0]} the first, have rows that do not divide into blocks of {block}; they are "
                 f"written as f16 instead of {model.outtype.name}"
             )
-
-
-def _size(contents: Sequence[Content]) -> int:
-    return sum(content.info.nbytes for content in contents)
 
 
 def _check_imatrix(options: GgufOptions, outtype: OutType) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.base import Check, Export, FailedReadBackError, PlannedExport
-from converters.gguf.blueprint import GgufOptions
+from converters.gguf.blueprint import GgufOptions, write_export
 from converters.gguf.carriers import COMPUTES_FAMILIES, LOADS_FREQS, LOADS_SETS, TARGETS, GgufRope
 from converters.gguf.checks import checks_of_file, splice_checks
 from converters.gguf.container import (
@@ -56,7 +56,7 @@ from converters.gguf.factors import (
 from converters.gguf.native import gguf
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.weights import outtype_named
-from converters.gguf.writing import Content, Output, encode_head, write_gguf, write_parts
+from converters.gguf.writing import Content, Output, encode_head, write_gguf
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import RopeFamily
@@ -293,18 +293,7 @@ class GgufCopy(PlannedExport):
         return list(found.values())
 
     def write(self, path: Path, progress: Progress) -> None:
-        contents, options = self.contents(), self.options
-        with progress.task(f"writing {path.name}", sum(content.info.nbytes for content in contents)) as task:
-            origin = self.source.file.fingerprint if options.max_part_bytes else ""
-            write_parts(
-                path,
-                self.values(),
-                contents,
-                options.max_part_bytes,
-                task.advance,
-                origin=origin,
-                threads=options.writers,
-            )
+        write_export(path, self.values(), self.contents(), self.options, self.source.file, progress)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         """Compare a file with the source it was copied from, byte for byte."""

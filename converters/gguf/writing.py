@@ -205,6 +205,11 @@ def encode_info(info: TensorInfo) -> bytes:
 # -- split files
 
 
+def total_bytes(contents: Iterable[Content]) -> int:
+    """Bytes of all tensors."""
+    return sum(content.info.nbytes for content in contents)
+
+
 def write_parts(
     path: Path,
     values: Mapping[str, Value],

@@ -27,6 +27,7 @@ from tests.rooms import (
     cut,
     listing,
     put,
+    refused,
 )
 
 
@@ -170,15 +171,8 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(room: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = CASES[name]
     monkeypatch.chdir(room)
-    case.breaking(room)
-    before = listing(room)
-    done = run_cli(*arguments(room, case.command))
-    assert done.code == case.code, done.err
-    assert_one_line(done.lines, case.line)
-    assert done.out == ""
-    assert listing(room) == before
+    assert refused(room, CASES[name]).out == ""
 
 
 # -- what is there already

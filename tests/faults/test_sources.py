@@ -29,10 +29,10 @@ from tests.rooms import (
     Breaking,
     Case,
     arguments,
-    assert_one_line,
     config,
     listing,
     put,
+    refused,
 )
 
 Tensors = dict[str, torch.Tensor]
@@ -347,14 +347,8 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_other_peoples_models_are_refused_in_one_line(room: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = CASES[name]
     monkeypatch.chdir(room)
-    case.breaking(room)
-    before = listing(room)
-    done = run_cli(*arguments(room, case.command))
-    assert done.code == case.code, done.err
-    assert_one_line(done.lines, case.line)
-    assert listing(room) == before
+    refused(room, CASES[name])
 
 
 # -- what is mended, or right as it is

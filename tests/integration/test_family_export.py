@@ -32,16 +32,7 @@ from tests.gguf_files import CASES, GELU, TARGET, WINDOW, Tensors, Values, check
 # Model types whose own architecture loads no factors: name → (model type, fields of config.json).
 NATIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3_moe": (
-        "qwen3_moe",
-        {
-            "head_dim": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64,
-            "norm_topk_prob": True,
-        },
-    ),
+    "qwen3_moe": CASES["qwen3_moe"],
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     "olmo2": ("olmo2", {}),
     "gemma": ("gemma", {"head_dim": 16, "tie_word_embeddings": True}),
@@ -65,11 +56,7 @@ NATIVES: dict[str, tuple[str, dict[str, Any]]] = {
 OTHERS = ("phi3", "mistral", "mixtral", "ministral3", "gemma4_text")
 MODELS = {
     "llama": ("llama", {}),
-    **{
-        name: case
-        for name, case in CASES.items()
-        if case[0] not in ("phi3", "mistral", "mixtral", "ministral3", "gemma4_text")
-    },
+    **{name: case for name, case in CASES.items() if case[0] not in OTHERS},
     **NATIVES,
 }
 
