@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from converters import registry
 from longrope.checkpoint import hub_snapshot
@@ -17,6 +16,7 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.factors import RescaleFactors
 from longrope.hf_config import from_config
 from longrope.reading import read_object
+from longrope.unfinished import temporary_folder
 
 # What this program writes them to, the complete records first.
 RECORDS = ("factors.json", "longrope.json")
@@ -69,8 +69,8 @@ def _of_gguf(hub_id: str, names: Sequence[str]) -> RescaleFactors | None:
         raise InputError(f"{hub_id}: expected a {CONFIG}, factors.json, an ONNX or a GGUF file in one part, found none")
     from converters.gguf.remote import hollow_copy
 
-    with TemporaryDirectory(prefix="longrope-") as room, _errors(hub_id):
-        file = Path(room) / Path(names[0]).name
+    with temporary_folder("hub") as room, _errors(hub_id):
+        file = Path(room, Path(names[0]).name)
         hollow_copy(_RemoteFile(hub_id, names[0]), file)
         return registry.converter("gguf").read_factors(file)
 

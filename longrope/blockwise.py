@@ -78,7 +78,7 @@ class CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         for rows, weights in _blocks(query, key):
-            output[:, :, rows] = _ungrouped(weights @ value[:, : rows.stop], output[:, :, rows])
+            output[:, :, rows] = (weights @ value[:, : rows.stop]).view_as(output[:, :, rows])
         ctx.save_for_backward(query, key, value, output)
         return output
 
@@ -97,7 +97,7 @@ class CausalAttention(torch.autograd.Function):
             scores_slope = block_slope @ value[:, : rows.stop].mT
             scores_slope -= (block_slope * block_output).sum(-1, keepdim=True)
             scores_slope *= weights
-            query_slope[:, :, rows] = _ungrouped(scores_slope @ keys, query_slope[:, :, rows])
+            query_slope[:, :, rows] = (scores_slope @ keys).view_as(query_slope[:, :, rows])
             key_slope[:, : rows.stop] += scores_slope.mT @ queries
         return query_slope, key_slope.to(key.dtype), value_slope.to(value.dtype)
 
@@ -112,8 +112,3 @@ def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, Tensor]]:
         scores = query[:, :, rows].flatten(1, 2) @ key[:, : rows.stop].mT
         scores.unflatten(1, (-1, count))[..., start:] += future[:count, :count]
         yield rows, scores.softmax(-1)
-
-
-def _ungrouped(grouped: Tensor, like: Tensor) -> Tensor:
-    """[G, R · rows, d] as [G, R, rows, d]."""
-    return grouped.view_as(like)

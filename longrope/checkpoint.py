@@ -70,9 +70,9 @@ FIRST_WEIGHTS, SAMPLE, SAMPLE_EVERY = 1 << 20, 1 << 14, 1 << 23
 # Where multimodal checkpoints keep their text model, in place of `model.`; and its output head.
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
 TEXT_HEADS = {"lm_head.": "lm_head.", "language_model.lm_head.": "lm_head."}
-# Buffers that old checkpoints carry; every runtime computes them.
 # Bases that the parameters of a family hold, too.
 _HELD_BY = {"yarn": ("yarn",), "linear": ("yarn", "linear")}
+# Buffers that old checkpoints carry; every runtime computes them.
 DERIVED = re.compile(r".*\.(inv_freq|masked_bias|attention\.bias)")
 
 

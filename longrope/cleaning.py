@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longrope.files import REPLACED, finish_replacing
+from longrope.files import REPLACED, put_back
 from longrope.locks import LOCK, is_held, is_lock, lock_file, remove_stale
 from longrope.owners import Owner
 from longrope.unfinished import PARTIAL, abandoned_temporaries, remove
@@ -50,7 +50,7 @@ def leftovers(folder: Path) -> Iterator[Leftover]:
 def clear(found: Leftover) -> None:
     """Remove it; a folder that was moved aside for one that never came gets its name back."""
     if found.kind == "replaced":
-        finish_replacing(found.path.with_name(found.path.name.removeprefix(".").removesuffix(REPLACED)))
+        put_back(found.path)
     elif found.kind == "lock":
         remove_stale(found.path)
     elif not found.elsewhere:

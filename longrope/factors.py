@@ -302,10 +302,6 @@ class RescaleFactors:
             )
         return BoundFactors(**{**self._values(), **facts, "target_length": length})
 
-    def without_family(self) -> Self:
-        """The same numbers as free factors, for formats that hold these whatever they follow from."""
-        return dataclasses.replace(self, family=None)
-
     def unbound(self) -> RescaleFactors:
         """The sets, start tokens, attention factor and target alone: what the model says is left open again."""
         return RescaleFactors(**{**self._values(), **dict.fromkeys(MODEL_FACTS)})

@@ -169,6 +169,11 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists; choose another output, or replace it", option="overwrite")
 
 
+def put_back(aside: Path) -> None:
+    """`finish_replacing` for what was moved aside, by the name under which it waits."""
+    finish_replacing(aside.with_name(aside.name.removeprefix(".").removesuffix(REPLACED)))
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what has not been finished under a folder that is ours, but for what a process that is alive is writing.
 
@@ -179,7 +184,7 @@ def remove_partial(folder: Path) -> None:
         if owner is None or owner.state != "alive":
             remove(path)
     for path in list(folder.rglob(f".*{REPLACED}")):
-        finish_replacing(path.with_name(path.name.removeprefix(".").removesuffix(REPLACED)))
+        put_back(path)
     for path in filter(is_lock, list(folder.rglob(f".*{LOCK}"))):
         remove_stale(path)
 

@@ -17,9 +17,9 @@ from longrope.rope import attention_factor_formula
 
 # How layers that see everything, and those that do not, are called where rotary parameters are nested by layer type.
 FULL, SLIDING = "full_attention", "sliding_attention"
-# Rotary parameters that are no scaling of their own, and stay.
 # Attention factors of each set, which only phimoe's model class applies.
 PER_SET_FACTORS = ("short_mscale", "long_mscale")
+# Rotary parameters that are no scaling of their own, and stay.
 _KEPT = ("partial_rotary_factor", "mrope_section", "mrope_interleaved", "llama_4_scaling_beta")
 # Those that a softmax scale is computed from (DeepSeek).
 _MSCALES = ("mscale", "mscale_all_dim")

@@ -98,11 +98,9 @@ def resolve(device: str, dtype: Dtype, checkpoint: Checkpoint) -> tuple[str, Pre
 
 def stored_precision(checkpoint: Checkpoint) -> Precision:
     """The type that most weights of a checkpoint are stored in; float32 for types that are none of torch's floats."""
-    from longrope.weights import safetensors_header
-
     sizes: Counter[str] = Counter()
-    for file in checkpoint.weight_files:
-        for entry in safetensors_header(file).values():
+    for header in checkpoint.weight_headers.values():
+        for entry in header.values():
             start, end = entry["data_offsets"]
             sizes[entry["dtype"]] += end - start
     return _STORED.get(sizes.most_common(1)[0][0], "float32") if sizes else "float32"

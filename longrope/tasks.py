@@ -79,10 +79,8 @@ def read_records(path: Path, task: str) -> list[dict[str, Any]]:
         InputError: unreadable, a line that is no object with the task's fields (texts; `answers` a list of texts), or empty.
     """
     kind = record({name: list_of(TEXT, least=1) if name == "answers" else TEXT for name in FIELDS[task]})
-    records = [
-        {name: check(data, kind, where)[name] for name in FIELDS[task]}
-        for where, data in read_lines(path, non_finite=True)
-    ]
+    checked = (check(data, kind, where) for where, data in read_lines(path, non_finite=True))
+    records = [{name: data[name] for name in FIELDS[task]} for data in checked]
     if not records:
         raise InputError(f"{path}: expected JSON lines with {', '.join(FIELDS[task])}, found none")
     return records

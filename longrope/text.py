@@ -137,7 +137,10 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path.name}:{number}", _text_field(path, number, line)
 
 
+_LINE = record({"text": TEXT})
+
+
 def _text_field(path: Path, number: int, line: str) -> str:
     where = f"{path}, line {number}"
-    text: str = check(parsed_json(line, where, non_finite=True), record({"text": TEXT}), where)["text"]
+    text: str = check(parsed_json(line, where, non_finite=True), _LINE, where)["text"]
     return text

@@ -98,9 +98,7 @@ class TrainedModel:
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by name, each in its type in the checkpoint; only the first process keeps them."""
         stored = {
-            name: entry["dtype"]
-            for file in self.checkpoint.weight_files
-            for name, entry in safetensors_header(file).items()
+            name: entry["dtype"] for header in self.checkpoint.weight_headers.values() for name, entry in header.items()
         }
         usual = max(set(stored.values()), key=list(stored.values()).count)
         once = {name for name, _ in self.model.named_parameters()} | {name for name, _ in self.model.named_buffers()}
@@ -114,7 +112,7 @@ class TrainedModel:
             if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
         written = {name for file in folder.glob("*.safetensors") for name in safetensors_header(file)}
-        stored = {name for file in self.checkpoint.weight_files for name in safetensors_header(file)}
+        stored = {name for header in self.checkpoint.weight_headers.values() for name in header}
         expected = {name for name in stored if not DERIVED.fullmatch(name)}
         if written != expected:
             odd = sorted(written ^ expected)[0]
