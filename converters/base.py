@@ -196,6 +196,7 @@ class Converter(ABC):
         extra: pip extra that brings its libraries; None when the core has them.
         runs_in_torch: whether `open_source` also takes `device` and `dtype`.
         foreign_runtime: whether the runtime is not Python, so that a bad artifact may end its process.
+        hub_suffix: ends the name of the repository that takes this format's files; empty for the model's own.
     """
 
     name: ClassVar[str]
@@ -205,6 +206,7 @@ class Converter(ABC):
     extra: ClassVar[str | None] = None
     runs_in_torch: ClassVar[bool] = False
     foreign_runtime: ClassVar[bool] = True
+    hub_suffix: ClassVar[str] = ""
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
@@ -225,9 +227,6 @@ class Converter(ABC):
         Raises:
             UnsupportedError: the format cannot express this model, tokenizer, type or these factors.
         """
-
-    # Ends the name of the repository that takes this format's files; empty for the model's own.
-    hub_suffix: ClassVar[str] = ""
 
     @abstractmethod
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> PlannedExport:
@@ -318,9 +317,11 @@ class Converter(ABC):
         """The artifact as a checkpoint whose tokenizer and facts of config.json can be used."""
         return open_folder(path, needs_weights=False) if path.is_dir() else open_checkpoint(path)
 
-    @abstractmethod
     def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
         """Which runtime uses which set when; of factors as an artifact says them, too."""
+        from converters.runtimes import runtime_uses  # which imports this module
+
+        return runtime_uses(self.name, factors)
 
     @abstractmethod
     def describe(self, path: Path) -> dict[str, Any]:

@@ -74,9 +74,8 @@ def _tokenizer(id: str, folder: Path, source: Checkpoint) -> Check:
     """Same ids on text with digits, white space, several scripts and every special token; same vocabulary and merges."""
     try:
         artifact = open_folder(folder, needs_weights=False)
-        text = "In 1847,  36 houses\n\n\tstood – naïve, 日本語, 🙂; x_i != 0x1F.".join(
-            ("", *(str(token) for token in artifact.tokenizer.get_added_tokens_decoder().values()))
-        )
+        added = "".join(map(str, artifact.tokenizer.get_added_tokens_decoder().values()))
+        text = f"In 1847,  36 houses\n\n\tstood – naïve, 日本語, 🙂; x_i != 0x1F.{added}"
         found, wanted = artifact.encode(text), source.encode(text)
     except LongRopeError as error:
         return Check(id, "fail", "the source's tokenizer", "none that can be read", str(error))

@@ -39,7 +39,7 @@ from longrope.errors import (
 )
 from longrope.factors import BoundFactors, FactorSet
 from longrope.provenance import usable_cpus
-from longrope.sources import Rows, Rule, Stop
+from longrope.sources import Rows, Rule, Stop, never
 from longrope.text import TokenIds
 
 if TYPE_CHECKING:
@@ -140,7 +140,13 @@ class Workplace:
         self._words.close()
 
     def ask(
-        self, head: Mapping[str, Any], array: Array | None = None, *, seconds: float, memory: int | None = None
+        self,
+        head: Mapping[str, Any],
+        array: Array | None = None,
+        *,
+        seconds: float,
+        memory: int | None = None,
+        stop: Stop = never,
     ) -> tuple[Any, Array | None]:
         """One request and its answer.
 
@@ -149,6 +155,7 @@ class Workplace:
             array: token ids, where it takes some.
             seconds: of CPU time that it may take; of time, four times as much and half a minute.
             memory: bytes that the process may ask for from now on; None leaves the limit as it is.
+            stop: answers the request `greedy`, which asks back after each token.
 
         Raises:
             LongRopeError: what the worker raised, where it is one of ours.
@@ -157,26 +164,17 @@ class Workplace:
         with self._deadline(30 + 4 * seconds):
             self._send({**head, "seconds": seconds, "memory": memory}, array)
             found, rows = self._answer()
+            while "written" in found:
+                self._send({"stop": stop(found["written"])})
+                found, rows = self._answer()
         if "error" in found:
             raise self._error(found)
         return found.get("ok"), rows
 
-    def ask_greedy(self, head: Mapping[str, Any], prompt: Array, stop: Stop, *, seconds: float) -> Array:
-        """As `ask` for the request `greedy`, which asks back after each token."""
-        with self._deadline(30 + 4 * seconds):
-            self._send({**head, "seconds": seconds}, prompt)
-            found, rows = self._answer()
-            while "written" in found:
-                self._send({"stop": stop(found["written"])})
-                found, rows = self._answer()
-        if "error" in found or rows is None:
-            raise self._error(found)
-        return rows
-
     def _error(self, found: Mapping[str, Any]) -> LongRopeError:
         """What the worker raised, as it was where it is one of ours."""
         kind = _KINDS.get(found.get("kind", ""))
-        message = str(found.get("error", "nothing came back"))
+        message = str(found["error"])
         return self.failure(f"failed: {message}") if kind is None else kind(message)
 
     def failure(self, what: str) -> RuntimeFailedError:
@@ -324,7 +322,10 @@ class RemoteRuntime:
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop) -> TokenIds:
         head = {"do": "greedy", "count": count, "factor_set": factor_set}
         seconds = self._limits.seconds(len(prompt) + count)
-        return self._workplace.ask_greedy(head, _ids(prompt), stop, seconds=seconds)
+        _, ids = self._workplace.ask(head, _ids(prompt), seconds=seconds, stop=stop)
+        if ids is None:
+            raise self._workplace.failure("gave no tokens")
+        return ids
 
     def close(self) -> None:
         """End the process."""

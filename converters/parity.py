@@ -378,13 +378,13 @@ class _Runs:
         short, long = ids[: BATCH_TOKENS // 2], ids[:BATCH_TOKENS]
         try:
             batched = source.padded_batch(short, long)
+            if batched is None:
+                return
             alone = [
                 rows for text in (short, long) for rows in source.logits(text, source.set_for(len(text)), len(text))
             ]
         except RuntimeFailedError as error:
             _without_failed([(artifact, result)], error)
-            return
-        if batched is None:
             return
         total = Comparison()
         total.add(torch.cat(alone), batched, torch.as_tensor(np.concatenate((short, long))))

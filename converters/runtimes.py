@@ -225,7 +225,9 @@ def runtime_uses(format: str, factors: RescaleFactors) -> list[RuntimeUse]:
     return [
         RuntimeUse(
             each.name,
-            *(_filled(each.uses, each, factors), each.safe, _filled(each.advice, each, factors)),
+            _filled(each.uses, each, factors),
+            each.safe,
+            _filled(each.advice, each, factors),
             _filled(each.run, each, factors),
             each.checked,
         )

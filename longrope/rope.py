@@ -122,10 +122,7 @@ def yarn_factors(
         [d/2] factors from 1 to s.
     """
 
-    def pair_with_rotations(rotations: float) -> float:
-        return rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope_theta))
-
-    low, high = pair_with_rotations(beta_fast), pair_with_rotations(beta_slow)
+    low, high = (pair_with_rotations(rotary_dim, rope_theta, original, beta) for beta in (beta_fast, beta_slow))
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
@@ -133,6 +130,11 @@ def yarn_factors(
         high += 0.001  # a ramp of no width would divide by zero
     interpolated = np.clip((np.arange(rotary_dim // 2, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
     return np.asarray(1.0 / ((1.0 - interpolated) + interpolated / float(length_scale)))
+
+
+def pair_with_rotations(rotary_dim: int, rope_theta: float, original: int, rotations: float) -> float:
+    """The pair, with a fraction, that makes so many rotations in `original` tokens."""
+    return rotary_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope_theta))
 
 
 def yarn_attention_factor(length_scale: float, mscale: float = 1.0) -> float:

@@ -242,13 +242,7 @@ LAYOUTS: Mapping[str, Layout] = {
         {**_NORMS, **_ATTENTION, **_UNGATED_MLP}, model_class="ArceeForCausalLM", needs={"hidden_act": "relu2"}
     ),
     "exaone4": Layout(
-        {
-            **_ATTENTION,
-            **_QK_NORM,
-            **_GATED_MLP,
-            "post_attention_layernorm": "post_attention_norm",
-            "post_feedforward_layernorm": "post_ffw_norm",
-        },
+        {**_POST_NORMS, **_ATTENTION, **_QK_NORM, **_GATED_MLP},
         needs={"hidden_act": "silu", "sliding_window": None},
         model_class="Exaone4ForCausalLM",
     ),

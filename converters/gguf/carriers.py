@@ -181,14 +181,21 @@ def _zero_shared_experts(checkpoint: Checkpoint) -> Iterator[Fill]:
 def _step35(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
     sizes = Sizes.of(checkpoint)
     return {
-        "block_count": u32(sizes.layers + 1),
         "rope.dimension_count": u32(2 * checkpoint.rotary_dim),
         "rope.dimension_count_swa": u32(checkpoint.rotary_dim),
+        **_sizes_with_zero_layer(sizes, factors),
+        "expert_feed_forward_length": u32(sizes.intermediate),
+    }
+
+
+def _sizes_with_zero_layer(sizes: Sizes, factors: BoundFactors) -> Values:
+    """Sizes with a last layer that slides and adds nothing."""
+    return {
+        "block_count": u32(sizes.layers + 1),
         "attention.sliding_window": u32(factors.target),
         "attention.sliding_window_pattern": _flags([False] * sizes.layers + [True]),
         "attention.head_count": _numbers([sizes.heads] * sizes.layers + [1]),
         "attention.head_count_kv": _numbers([sizes.kv_heads] * sizes.layers + [1]),
-        "expert_feed_forward_length": u32(sizes.intermediate),
     }
 
 
@@ -256,15 +263,7 @@ def _gemma3_as_gemma4(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
 
 def _gemma_as_gemma4(checkpoint: Checkpoint, factors: BoundFactors) -> Values:
     """All layers see everything, and llama.cpp wants one that slides: one of zeros, which adds nothing."""
-    sizes = Sizes.of(checkpoint)
-    return {
-        **_gemma3_as_gemma4(checkpoint, factors),
-        "block_count": u32(sizes.layers + 1),
-        "attention.sliding_window": u32(factors.target),
-        "attention.sliding_window_pattern": _flags([False] * sizes.layers + [True]),
-        "attention.head_count": _numbers([sizes.heads] * sizes.layers + [1]),
-        "attention.head_count_kv": _numbers([sizes.kv_heads] * sizes.layers + [1]),
-    }
+    return {**_gemma3_as_gemma4(checkpoint, factors), **_sizes_with_zero_layer(Sizes.of(checkpoint), factors)}
 
 
 def _norms_without_effect(checkpoint: Checkpoint) -> Iterator[Fill]:
@@ -313,8 +312,8 @@ def sliding_window(checkpoint: Checkpoint) -> int | None:
 def sliding_layers(checkpoint: Checkpoint) -> list[bool]:
     """Which layers look back over the sliding window only."""
     layers, slides = Sizes.of(checkpoint).layers, sliding_window(checkpoint) is not None
-    types = checkpoint.config.get("layer_types") or ["sliding_attention"] * layers
-    return [slides and kind == "sliding_attention" for kind in types]
+    types = checkpoint.config.get("layer_types") or [SLIDING] * layers
+    return [slides and kind == SLIDING for kind in types]
 
 
 # -- the table
@@ -428,10 +427,9 @@ def _numbers(data: Any) -> Value:
     return array(gguf.GGUFValueType.UINT32, data)
 
 
-# -- which rows come into question
+# -- architectures of the models' own that need more than their keys
 
 
-# The model types whose own architecture loads no factors, or not both sets.
 def _qwen35(checkpoint: Checkpoint, _factors: BoundFactors) -> Values:
     config, rope = checkpoint.config, rope_parameters(checkpoint.config)
     sections = [*(rope.get("mrope_section") or (11, 11, 10)), 0]
@@ -464,6 +462,7 @@ def _local_base(checkpoint: Checkpoint, _factors: BoundFactors) -> Values:
 
 # Architectures that have no output matrix beside the embedding.
 _TIED = {"tie_word_embeddings": True}
+# The model types whose own architecture loads no factors, or not both sets.
 NATIVES: Mapping[str, Target] = {
     "qwen2": Target("qwen2"),
     "qwen3": Target("qwen3"),

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport
 from converters.gguf import native
 from converters.gguf.blueprint import Blueprint, GgufOptions, write_export
 from converters.gguf.carriers import TARGETS, candidates
@@ -26,7 +26,6 @@ from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer import difference
 from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
 from converters.gguf.writing import Content, total_bytes, write_gguf, write_parts
-from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
@@ -140,12 +139,11 @@ class GgufConverter(Converter):
         *,
         max_length: int,
         threads: int | None = None,
-        kv: str = "f32",
         **options: Any,
     ) -> LlamaCppRuntime:
         from converters.gguf.runtime import LlamaCppRuntime
 
-        return LlamaCppRuntime(path, factors, max_length=max_length, threads=threads, kv=kv)  # type: ignore[arg-type]
+        return LlamaCppRuntime(path, factors, max_length=max_length, threads=threads, **options)
 
     def load_runtime(self) -> None:
         native.llama()
@@ -158,9 +156,6 @@ class GgufConverter(Converter):
         if names - set(_FINEST_FIRST):
             return "4bit"
         return max(names, key=_FINEST_FIRST.index, default="f32")
-
-    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        return runtime_uses(self.name, factors)
 
     def files(self, path: Path) -> list[Path]:
         try:

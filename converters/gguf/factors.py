@@ -41,6 +41,7 @@ from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, RopeFamily
 from longrope.reading import parsed_json
+from longrope.rope import pair_with_rotations
 
 LONG = "rope_factors_long.weight"
 SHORT = "rope_factors_short.weight"
@@ -172,7 +173,7 @@ def _attention_of_full_layers(factors: BoundFactors) -> dict[str, Value]:
         UnsupportedError: an attention factor below 1, which YaRN never has, or a base beyond which pairs are on the ramp.
     """
     attention = factors.effective_attention_factor
-    begin = factors.rotary_dim * math.log(NO_RAMP / (BETA_FAST * 2 * math.pi)) / (2 * math.log(factors.written_theta))
+    begin = pair_with_rotations(factors.rotary_dim, factors.written_theta, NO_RAMP, BETA_FAST)
     if attention < 1 or math.floor(begin) < factors.num_pairs - 1:
         raise UnsupportedError(
             f"llama.cpp cannot give layers that see everything an attention factor of {attention:g} on base "
@@ -212,10 +213,7 @@ def _family_values(factors: BoundFactors, family: RopeFamily) -> dict[str, Value
 
 def _require_same_ramp(factors: BoundFactors, family: RopeFamily, window: int) -> None:
     """Raise UnsupportedError unless betas of 32 and 1 in a window of so many tokens give these factors, for sure."""
-    ends = [
-        factors.rotary_dim * math.log(window / (beta * 2 * math.pi)) / (2 * math.log(family.rope_theta))
-        for beta in (BETA_FAST, BETA_SLOW)
-    ]
+    ends = [pair_with_rotations(factors.rotary_dim, family.rope_theta, window, beta) for beta in (BETA_FAST, BETA_SLOW)]
     moved = dataclasses.replace(family, beta_fast=BETA_FAST, beta_slow=BETA_SLOW, truncate=True)
     computed = moved.factors(factors.rotary_dim, original=window, rope_theta=factors.rope_theta)
     same = np.allclose(computed, factors.long_factor, rtol=1e-6, atol=0)

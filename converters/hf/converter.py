@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Check, Converter, Export, PlannedExport, RuntimeUse
+from converters.base import Check, Converter, Export, PlannedExport
 from converters.companion_checks import companion_checks
 from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, limit_tokenizer
 from converters.hf import weights
-from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
@@ -147,9 +146,6 @@ class HuggingFaceConverter(Converter):
         if types == weights.dtypes(reference):
             return "exact"
         return next((name for name, stored in (("bf16", "BF16"), ("f16", "F16")) if stored in types), "f32")
-
-    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        return runtime_uses(self.name, factors)
 
     def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
         """What a checkpoint is made of; other weights, trainers' states and caches in the folder are left out."""

@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Converter, Export, RuntimeUse
+from converters.base import Converter, Export
 from converters.onnx.options import PRECISIONS, OnnxOptions
-from converters.runtimes import runtime_uses
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
@@ -102,9 +101,6 @@ class OnnxConverter(Converter):
         from converters.onnx.readback import OnnxFile
 
         return PRECISIONS[OnnxFile(path).outtype].tolerance
-
-    def runtime_uses(self, factors: RescaleFactors) -> list[RuntimeUse]:
-        return runtime_uses(self.name, factors)
 
     def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
         """transformers.js's layout: the graph under `onnx/` by its weight type, what describes the model at the root."""

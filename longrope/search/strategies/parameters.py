@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from longrope.family import BETA_FAST, RopeFamily
+from longrope.rope import pair_with_rotations
 from longrope.search.space import SearchSpace, StartingPoint
 from longrope.search.strategies.problem import Problem, TokenBudget
 from longrope.search.strategies.race import Outcomes, race
@@ -127,7 +128,10 @@ class Grid:
             theta = space.rope_theta
         if family.type == "linear":
             return RopeFamily("linear", factor, theta)
-        at = ramp_begin(space.rotary_dim, theta, space.original, family.beta_fast) + begin * space.num_pairs / 16
+        at = (
+            pair_with_rotations(space.rotary_dim, theta, space.original, family.beta_fast)
+            + begin * space.num_pairs / 16
+        )
         given = None
         if space.search_attention:
             given = _clipped(family.attention_factor * math.exp(attention), *ATTENTION_BOUNDS)
@@ -171,11 +175,6 @@ def ramp_width(rotary_dim: int, theta: float) -> float:
     return rotary_dim * math.log(BETA_FAST) / (2 * math.log(theta))
 
 
-def ramp_begin(rotary_dim: int, theta: float, original: int, beta_fast: float) -> float:
-    """The pair, with a fraction, that makes `beta_fast` rotations in L."""
-    return rotary_dim * math.log(original / (beta_fast * 2 * math.pi)) / (2 * math.log(theta))
-
-
 def ramp_betas(rotary_dim: int, theta: float, original: int, begin: float) -> tuple[float, float] | None:
     """Betas, one 32 times the other, of the ramp that begins at a pair; None for one that is no ramp.
 
@@ -190,7 +189,7 @@ def ramp_betas(rotary_dim: int, theta: float, original: int, begin: float) -> tu
     window = round(2 * math.pi * BETA_FAST * math.exp(middle * 2 * math.log(theta) / rotary_dim))
     if window < 1 or math.ceil(middle + width) <= max(first, 0) or first >= rotary_dim // 2 - 1:
         return None
-    exact = ramp_begin(rotary_dim, theta, window, BETA_FAST)
+    exact = pair_with_rotations(rotary_dim, theta, window, BETA_FAST)
     if math.floor(exact) != first or math.ceil(exact + width) != math.ceil(middle + width):
         return None  # no whole number of tokens lies in this part
     return BETA_FAST * original / window, original / window
