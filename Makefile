@@ -132,6 +132,11 @@ schema: setup
 	$(BIN)/python -c "from longrope_export.validation_schema import schema_text; print(schema_text(), end='')" > docs/validation.schema.json
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
+# Publishing to the Hub of the tests: every scenario, fault and killed moment by name, the slow ones, too.
+.PHONY: publish-check
+publish-check: setup
+	$(BIN)/pytest -vv -m "slow or not slow" tests/integration/test_publish.py
+
 # The engine matrix: what each engine computes of the built-in model, in an environment of its own in the user's cache; vLLM's
 # takes 2.5 GB. benchmarks/engines.md says what came of it.
 ENGINES := transformers transformers-4 vllm mlx-lm ctranslate2 llama.cpp onnxruntime onnxruntime-genai transformers.js openvino
