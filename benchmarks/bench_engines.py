@@ -32,7 +32,7 @@ from longrope.progress import Silent
 from longrope_export import default_model
 
 ROOM = Path("runs") / "bench" / "engines"
-TEXT = Path("longrope_export/default_model/texts/test/moby_dick.txt")
+TEXT = default_model.TEST_TEXTS / "moby_dick.txt"
 TARGET = 2048
 # Nats per token; float32 sums in another order.
 TOLERANCE = 1e-4
@@ -82,9 +82,9 @@ class Bench:
         """An export, written if it is not there yet."""
         name = "onnx" if engine.format == "hub" else engine.format
         writer = converter(name)
-        path = ROOM / f"{'-'.join([name, factor_sets, *engine.options.values()])}{writer.suffix}"
+        path = ROOM / f"{name}-{factor_sets}{writer.suffix}"
         if not path.exists():
-            writer.convert(Export(self.checkpoint, self.factors[factor_sets], "f32", engine.options), path, Silent())
+            writer.convert(Export(self.checkpoint, self.factors[factor_sets], "f32"), path, Silent())
         return self._published(path) if engine.format == "hub" else path
 
     def _published(self, path: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.bench_search import paired, with_attention
 from benchmarks.figures import RESULTS, ROOT, say, smollm2
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.files import write_json
@@ -29,8 +30,8 @@ from longrope.search.methods import known_candidates
 from longrope.search.objective import Window
 from longrope.search.run import JOURNAL_NAME
 from longrope.text import load_corpus
+from longrope_export import default_model
 
-TEXTS = ROOT / "longrope_export" / "default_model" / "texts"
 FOLDER = ROOT / "runs" / "smollm2-headline"
 
 
@@ -96,7 +97,7 @@ class Headline:
             device="cpu",
             threads=self.threads,
         )
-        corpus = load_corpus([TEXTS / "search"], self.checkpoint.encode)
+        corpus = load_corpus([default_model.SEARCH_TEXTS], self.checkpoint.encode)
         resume = (folder / JOURNAL_NAME).is_file()
         return search(self.checkpoint, corpus, setting.target, options=options, journal_dir=folder, resume=resume)
 
@@ -106,18 +107,13 @@ class Headline:
         best = min(ramps, key=lambda point: point.loss)
         known = known_candidates(self.checkpoint, setting.target)
         rows = {name: known[name] for name in setting.known}
-        rows[f"best ramp, {best.name}"] = self._exported(found, best.candidate)
+        rows[f"best ramp, {best.name}"] = with_attention(best.candidate, found.factors)
         rows["auto"] = Candidate.of(found.factors, "long")
         return rows
 
-    def _exported(self, found: SearchResult, candidate: Candidate) -> Candidate:
-        """A candidate of the search with the attention factor that it was measured and would be exported with."""
-        attention = candidate.attention_factor or found.factors.effective_attention_factor
-        return Candidate(candidate.factors, candidate.n_hat, attention)
-
     def measure(self, setting: Setting, rows: Mapping[str, Candidate]) -> None:
         """Every row on every window, window by window, so that a stopped bench holds whole comparisons."""
-        corpus = load_corpus([TEXTS / "test"], self.checkpoint.encode)
+        corpus = load_corpus([default_model.TEST_TEXTS], self.checkpoint.encode)
         model = WindowModel(self.checkpoint, Machine("cpu", "bfloat16", threads=self.threads))
         for number, ids in enumerate(corpus.windows(setting.target, setting.windows)):
             measured: dict[Candidate, float] = {}
@@ -140,21 +136,16 @@ class Headline:
             name: np.array([self.losses[setting.target, name, i].nll for i in range(setting.windows)]) for name in rows
         }
         for name, values in losses.items():
-            apart = values - losses["auto"]
+            (mean, error), (apart, apart_error) = paired(values, 0), paired(values, losses["auto"])
             yield {
                 "target": setting.target,
                 "method": name,
                 "windows": len(values),
-                "perplexity": perplexity(float(values.mean())),
-                "standard_error": perplexity(float(values.mean())) * _error(values),
-                "above_auto": float(np.expm1(apart.mean())),
-                "above_auto_standard_error": _error(apart),
+                "perplexity": perplexity(mean),
+                "standard_error": perplexity(mean) * error,
+                "above_auto": float(np.expm1(apart)),
+                "above_auto_standard_error": apart_error,
             }
-
-
-def _error(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """Standard error of the mean of some windows' losses, nats."""
-    return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 @click.command()

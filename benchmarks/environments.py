@@ -5,13 +5,16 @@ Making one needs the package registries; nothing else here does.
 
 from __future__ import annotations
 
+import json
 import os
 import site
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CACHE = Path.home() / ".cache" / "longrope-export" / "engines"
 # Prints what a package requires here, without its extras and without some packages: {package} and {without} are filled in.
@@ -105,6 +108,26 @@ class Environment:
         """Let Python see the packages of the running interpreter, whichever it was made by."""
         own = next(self.folder.glob("lib/python*/site-packages"))
         (own / "parent.pth").write_text("\n".join(site.getsitepackages()))
+
+
+def ask(command: Sequence[str], artifact: Path, request: Mapping[str, Any], **variables: str) -> Any:
+    """What a runner answers to a request about an artifact: it is given three paths and writes to the last one.
+
+    Args:
+        command: that starts the runner.
+        artifact: file or folder.
+        request: as JSON.
+        variables: of the process.
+
+    Raises:
+        RuntimeError: it failed; the message ends with what it printed.
+        UnavailableError: there is no such program.
+    """
+    with tempfile.TemporaryDirectory() as room:
+        asked, answer = Path(room) / "request.json", Path(room) / "answer.json"
+        asked.write_text(json.dumps(request))
+        run([*command, str(artifact.resolve()), str(asked), str(answer)], RuntimeError, **variables)
+        return json.loads(answer.read_text())
 
 
 def run(command: Sequence[str], error: type[Exception], folder: Path | None = None, **variables: str) -> str:

@@ -25,8 +25,9 @@ from pathlib import Path
 import click
 
 from benchmarks.default_model.texts import load_corpus
+from benchmarks.figures import ROOT
+from longrope_export.default_model import SEARCH_TEXTS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PART_BYTES = 60 << 20
 NAME, MODEL, TEXTS, WHEELS = "longrope-gpu", "model.gguf", "train.jsonl", "wheels"
 # What a machine with torch and transformers has.
@@ -75,8 +76,7 @@ def main(model: Path, output: Path, texts: Path | None, python: str) -> None:
 def add_texts(file: Path, cache: Path | None) -> None:
     """The default model's training texts, one document a line; without a cache the built-in search texts."""
     if cache is None:
-        folder = REPOSITORY / "longrope_export" / "default_model" / "texts" / "search"
-        found = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+        found = [path.read_text(encoding="utf-8") for path in sorted(SEARCH_TEXTS.glob("*.txt"))]
     else:
         found = [document.text for document in load_corpus(cache).train]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in found), encoding="utf-8")
@@ -84,9 +84,9 @@ def add_texts(file: Path, cache: Path | None) -> None:
 
 def add_wheels(folder: Path, python: str) -> None:
     """This package, whose entry points open GGUF files, and what a machine with torch and transformers may lack."""
-    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(REPOSITORY)]
+    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT)]
     subprocess.run(wheel, check=True)
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     gguf = next(name for name in project["optional-dependencies"]["gguf"] if name.startswith("gguf"))
     wanted = [name for name in (*project["dependencies"], gguf) if not name.startswith(THERE)]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]

@@ -298,7 +298,7 @@ def said_by(library: str, name: str) -> Iterator[None]:
 def one_line(error: object, limit: int = 300) -> str:
     """What an error says, on one line of printable characters."""
     said = visible(" ".join(str(error).split())) or type(error).__name__
-    return said if len(said) <= limit else f"{said[: limit - 1]}…"
+    return cut(said, limit)
 
 
 def visible(text: str) -> str:
@@ -315,6 +315,11 @@ def shown(value: object, limit: int = 60) -> str:
     except (ValueError, RecursionError):  # a whole number of more digits than Python converts
         text = "a whole number of thousands of digits"
     text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair
+    return cut(text, limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """A text of at most `limit` characters, the last one an ellipsis where there were more."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

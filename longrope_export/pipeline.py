@@ -47,6 +47,7 @@ from longrope_export.preflight import (
     validate_options,
 )
 from longrope_export.report import write_report
+from longrope_export.run_files import RUN, VALIDATION
 
 SCHEMA_VERSION = 1
 STAGES = "stages"
@@ -71,7 +72,7 @@ class Run:
         """Write run.json atomically."""
         data = {"schema_version": SCHEMA_VERSION, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
         data.pop("folder")
-        write_json(self.folder / "run.json", data)
+        write_json(self.folder / RUN, data)
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,6 @@ def _finish(run: Run, outcome: Outcome) -> None:
         "passed": run.passed,
         "artifacts": [validation.to_json() for validation in outcome.validations],
     }
-    write_json(run.folder / "validation.json", data)
+    write_json(run.folder / VALIDATION, data)
     run.save()
     write_report(run.folder)

@@ -42,6 +42,7 @@ from longrope_export import default_model
 from longrope_export.journals import goes_on, refuse_output
 from longrope_export.models import DEFAULT, load_texts, open_model
 from longrope_export.plots import check_picture_folder
+from longrope_export.run_files import RUN
 
 if TYPE_CHECKING:
     from longrope_export.commands.extend import ExtendRequest
@@ -341,7 +342,7 @@ def check_run_folder(request: ExtendRequest, configuration: Mapping[str, Any]) -
     Raises:
         InputError: it is not, or another run is at work there.
     """
-    file = request.output / "run.json"
+    file = request.output / RUN
     refuse_occupied(request.output)
     again = request.resume or request.overwrite
     if again and is_stillborn(request.output):  # killed before it could write run.json
@@ -352,7 +353,7 @@ def check_run_folder(request: ExtendRequest, configuration: Mapping[str, Any]) -
     refuse_existing(request.output, overwrite=request.overwrite)
     if request.output.exists() and not file.is_file():
         raise InputError(
-            f"{request.output}: expected a run of extend to overwrite, found no run.json; choose another output"
+            f"{request.output}: expected a run of extend to overwrite, found no {RUN}; choose another output"
         )
 
 

@@ -15,6 +15,7 @@ from longrope.errors import InputError
 from longrope.finetune.stages import StagePlan, stage_table
 from longrope.options import Option, plain, read_table, schema_of
 from longrope.reading import OBJECT, check, read_object, read_yaml, record
+from longrope_export.run_files import RUN
 
 SUFFIXES = (".yaml", ".yml")
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -25,7 +26,7 @@ HOW_TO_RUN = (
 
 def is_recipe(name: str) -> bool:
     """Whether the argument of `extend` is a recipe, or the run.json of a run, and no model."""
-    return Path(name).suffix.lower() in SUFFIXES or Path(name).name == "run.json"
+    return Path(name).suffix.lower() in SUFFIXES or Path(name).name == RUN
 
 
 def with_recipe(given: Mapping[str, Any], options: Sequence[Option]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def read_recipe(path: Path, options: Sequence[Option]) -> dict[str, Any]:
     Raises:
         InputError: not readable, no model in it, a key that is unknown or there twice, or a value of another kind.
     """
-    table = _read_run(path) if path.name == "run.json" else read_yaml(path)
+    table = _read_run(path) if path.name == RUN else read_yaml(path)
     if not isinstance(table, Mapping):
         raise InputError(
             f"{path}: expected a table of options, such as `target-length: 32k`, got {type(table).__name__}"

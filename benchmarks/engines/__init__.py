@@ -5,16 +5,14 @@ artifact, request {windows, context} ──► runner script in its environment 
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.environments import Environment, run
-from benchmarks.onnx_runtimes import TRANSFORMERS_JS
+from benchmarks.environments import Environment, ask
+from benchmarks.onnx_runtimes import GENAI, TRANSFORMERS_JS
 
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0"
@@ -37,7 +35,6 @@ class Engine:
         contexts: it is started for a context of its own, the original window or the extended one.
         reserved: tokens of a context that no prompt may fill.
         refuses: its row says that it does not take the model.
-        options: of the ONNX export.
         variables: of the process.
     """
 
@@ -49,7 +46,6 @@ class Engine:
     contexts: bool = False
     reserved: int = 0
     refuses: bool = False
-    options: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,7 +85,7 @@ ENGINES = {
         "onnxruntime-genai",
         "onnx",
         "run_genai.py",
-        Environment("onnxruntime-genai", ("onnxruntime-genai==0.18.0",), sees_ours=True),
+        GENAI,
         "forward",
     ),
     "transformers.js": Engine("transformers.js", "hub", "run_transformers_js.mjs", TRANSFORMERS_JS, "forward"),
@@ -116,8 +112,5 @@ def score(engine: Engine, artifact: Path, windows: Sequence[Sequence[int]], cont
     """
     script = HERE / engine.script
     command = engine.environment.command(script) if engine.environment else [sys.executable, str(script)]
-    with tempfile.TemporaryDirectory() as room:
-        request, answer = Path(room) / "request.json", Path(room) / "answer.json"
-        request.write_text(json.dumps({"windows": [list(map(int, ids)) for ids in windows], "context": context}))
-        run([*command, str(artifact.resolve()), str(request), str(answer)], RuntimeError, **engine.variables)
-        return Answer(**json.loads(answer.read_text()))
+    request = {"windows": [list(map(int, ids)) for ids in windows], "context": context}
+    return Answer(**ask(command, artifact, request, **engine.variables))

@@ -5,12 +5,10 @@ request {prompt, max_new_tokens} ──► runner script in its environment ─�
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environments import Environment, run
+from benchmarks.environments import Environment, ask
 
 HERE = Path(__file__).parent
 # Environment and runner of each runtime; Python's see our packages, too.
@@ -32,9 +30,6 @@ def generate(name: str, folder: Path, prompt: Sequence[int], max_new_tokens: int
         RuntimeError: the runtime failed; the message ends with what it printed.
     """
     environment, script = RUNTIMES[name]
-    with tempfile.TemporaryDirectory() as room:
-        request, answer = Path(room) / "request.json", Path(room) / "answer.json"
-        request.write_text(json.dumps({"prompt": list(map(int, prompt)), "max_new_tokens": max_new_tokens}))
-        run([*environment.command(HERE / script), str(folder.resolve()), str(request), str(answer)], RuntimeError)
-        ids: list[int] = json.loads(answer.read_text())
-        return ids
+    request = {"prompt": list(map(int, prompt)), "max_new_tokens": max_new_tokens}
+    ids: list[int] = ask(environment.command(HERE / script), folder, request)
+    return ids

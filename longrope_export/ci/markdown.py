@@ -94,7 +94,7 @@ def _artifact_row(suite: Suite) -> list[str]:
         *counts,
         f"{number(None if None in deltas else worst, '+.4f')} %",
         number(_extreme(max, suite, "kl_mean"), ".1e"),
-        f"{number(_hundredfold(_extreme(min, suite, 'top1_agreement')), '.2f')} %",
+        _percent(_extreme(min, suite, "top1_agreement")),
     ]
 
 
@@ -104,8 +104,8 @@ def _extreme(choose: Callable[..., float], suite: Suite, measure: str) -> float 
     return None if not values or None in values else choose(values)
 
 
-def _hundredfold(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _percent(share: float | None) -> str:
+    return f"{number(None if share is None else 100 * share, '.2f')} %"
 
 
 def _folded(suite: Suite) -> str:
@@ -125,7 +125,7 @@ def _window_row(window: Mapping[str, Any]) -> list[str]:
         number(window["ppl"], ".4f"),
         number(window["ppl_delta_percent"], "+.4f"),
         number(window["kl_mean"], ".1e"),
-        f"{number(_hundredfold(window['top1_agreement']), '.2f')} %",
+        _percent(window["top1_agreement"]),
         number(window["max_logit_diff"], ".1e"),
     ]
 

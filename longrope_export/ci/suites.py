@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.base import Status
-from longrope.reading import shown
+from longrope.reading import cut, shown
 
 # Of an expected or found value, which may be a whole list of factors; of a message, which may be a runtime's last words.
 VALUE_LENGTH, MESSAGE_LENGTH = 160, 600
@@ -73,9 +73,7 @@ def _text(check: Mapping[str, Any]) -> str:
     found = ""
     if check["expected"] is not None or check["actual"] is not None:
         found = f"Expected {_value(check['expected'])}, found {_value(check['actual'])}."
-    message = check["message"]
-    message = message if len(message) <= MESSAGE_LENGTH else f"{message[: MESSAGE_LENGTH - 1]}…"
-    return " ".join(filter(None, (found, message)))
+    return " ".join(filter(None, (found, cut(check["message"], MESSAGE_LENGTH))))
 
 
 def _value(value: Any) -> str:
@@ -84,8 +82,7 @@ def _value(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping):
         value = ", ".join(f"{name} {_field(item)}" for name, item in value.items())
-    text = value if isinstance(value, str) else shown(value, VALUE_LENGTH)
-    return text if len(text) <= VALUE_LENGTH else f"{text[: VALUE_LENGTH - 1]}…"
+    return cut(value, VALUE_LENGTH) if isinstance(value, str) else shown(value, VALUE_LENGTH)
 
 
 def _field(value: Any) -> str:

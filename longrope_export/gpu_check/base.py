@@ -15,7 +15,9 @@ import torch
 
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.machine import Precision, resolve
+from longrope.machine import Machine, Precision, resolve
+from longrope.search.measure import WindowModel
+from longrope.search.methods import known_candidates
 from longrope.search.trial import Candidate
 from longrope.text import Corpus, TokenIds, load_corpus
 
@@ -141,6 +143,15 @@ class Setting:
     @cached_property
     def train_corpus(self) -> Corpus:
         return load_corpus([self.train_texts], self.checkpoint.encode)
+
+    @cached_property
+    def ntk(self) -> Candidate:
+        """The candidate that stands for any where only memory, speed or one step is looked at."""
+        return known_candidates(self.checkpoint, self.budget.target)["NTK"]
+
+    def window_model(self) -> WindowModel:
+        """A new model that measures candidates."""
+        return WindowModel(self.checkpoint, Machine(self.device, self.dtype))
 
     def ids(self, length: int) -> TokenIds:
         """So many tokens of real text, documents laid end to end where none is as long."""

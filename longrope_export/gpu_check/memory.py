@@ -11,10 +11,7 @@ from longrope.errors import MissingRequirementError
 from longrope.estimates.memory import MemoryEstimate
 from longrope.estimates.search import search_estimate
 from longrope.estimates.training import training_memory
-from longrope.machine import Machine
 from longrope.modeling import decoder
-from longrope.search.measure import WindowModel
-from longrope.search.methods import known_candidates
 from longrope.search.objective import Window
 from longrope.search.options import SearchOptions
 from longrope_export.gpu_check.base import GIB, Row, Setting, Step, gibibytes, judged, peak_bytes
@@ -26,13 +23,12 @@ LOWEST, HIGHEST = 0.9, 2.0
 
 def searching(setting: Setting) -> Iterator[Row]:
     """A forward and a gradient of each length."""
-    candidate = known_candidates(setting.checkpoint, setting.budget.target)["NTK"]
     for length in setting.budget.lengths:
         for gradient in (False, True):
-            model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
+            model = setting.window_model()
             window = Window(setting.ids(length))
             work = model.nll_and_gradient if gradient else model.nll
-            peak = peak_bytes(lambda work=work, window=window: work(candidate, window), setting.device)  # type: ignore[misc]
+            peak = peak_bytes(lambda work=work, window=window: work(setting.ntk, window), setting.device)  # type: ignore[misc]
             what = f"{'gradient' if gradient else 'forward'} of {length} tokens"
             yield from _compared(what, peak, model.plan(window, gradient))
             del model, work
@@ -61,13 +57,12 @@ def _compared(what: str, peak: float | None, estimate: MemoryEstimate) -> Iterat
 
 def running_out(setting: Setting) -> Iterator[Row]:
     """Memory that runs out in a pass halves the pass and goes on, to the same loss."""
-    candidate = known_candidates(setting.checkpoint, setting.budget.target)["NTK"]
     window = Window(setting.ids(setting.budget.lengths[1]))
-    model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
-    whole = model.nll(candidate, window)
+    model = setting.window_model()
+    whole = model.nll(setting.ntk, window)
     allowed = len(window) // 2
     hook = decoder(model.model).register_forward_pre_hook(_refusing(allowed), with_kwargs=True)
-    split = model.nll(candidate, window)
+    split = model.nll(setting.ntk, window)
     hook.remove()
     yield judged("out of memory: tokens of a pass afterwards", model.plan(window).pass_tokens, allowed)
     yield judged("out of memory: difference of the loss", abs(split - whole), 2e-2, " nats")

@@ -18,7 +18,6 @@ from longrope.machine import PRECISIONS, Machine, Precision
 from longrope.modeling import DTYPES, TorchSource, build_model
 from longrope.scoring import compare_windows
 from longrope.search.measure import WindowModel
-from longrope.search.methods import known_candidates
 from longrope.search.objective import Window
 from longrope.search.trial import Candidate
 from longrope_export.gpu_check.base import Row, Setting, Step, cosine_gap, judged
@@ -68,7 +67,7 @@ def evaluator(setting: Setting) -> Iterator[Row]:
 def together(setting: Setting) -> Iterator[Row]:
     """Short windows in one pass, each row with factors of its own, against one by one."""
     window, tried = Window(setting.ids(setting.budget.exact)), candidates(setting)[::5]
-    model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
+    model = setting.window_model()
     rows = model.nlls(tried, [window] * len(tried))
     gap = max(abs(loss - model.nll(candidate, window)) for loss, candidate in zip(rows, tried, strict=True))
     yield judged(
@@ -103,9 +102,8 @@ def training(setting: Setting) -> Iterator[Row]:
 
 def _step(setting: Setting, device: str, dtype: str) -> tuple[float, Tensor]:
     """Mean loss, and the gradient of all weights end to end, in float64 on the CPU."""
-    known = known_candidates(setting.checkpoint, setting.budget.target)["NTK"]
     options = TrainOptions(dtype="float32" if dtype == "float32" else "bfloat16", device=device)
-    trained = TrainedModel(setting.checkpoint, setting.bound(known), options, Parallel.single(device))
+    trained = TrainedModel(setting.checkpoint, setting.bound(setting.ntk), options, Parallel.single(device))
     ids = setting.ids(setting.budget.exact)
     third = len(ids) // 3
     batch = pack([TrainingSequence(ids[:third]), TrainingSequence(ids[third:])]).map(lambda tensor: tensor.to(device))

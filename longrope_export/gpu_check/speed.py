@@ -11,10 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from longrope.errors import is_out_of_memory
 from longrope.estimates.compute import attention_flops, linear_flops, model_flops, peak_flops
 from longrope.estimates.shape import DecoderShape
-from longrope.machine import Machine
 from longrope.modeling import build_model
-from longrope.search.measure import WindowModel
-from longrope.search.methods import known_candidates
 from longrope.search.objective import Window
 from longrope_export.gpu_check.base import Row, Setting, Step, judged, peak_bytes, seconds, synchronize
 from longrope_export.gpu_check.training import PlainTrainee, Trainee
@@ -38,8 +35,8 @@ def evaluation(setting: Setting) -> Iterator[Row]:
 def together(setting: Setting) -> Iterator[Row]:
     """Candidates on a short window in one pass, against one by one."""
     window, count = Window(setting.ids(setting.budget.exact)), 8
-    tried = [known_candidates(setting.checkpoint, setting.budget.target)["NTK"]] * count
-    model = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype))
+    tried = [setting.ntk] * count
+    model = setting.window_model()
     rows = seconds(lambda: model.nlls(tried, [window] * count), setting.device)
     one = seconds(lambda: [model.nll(candidate, window) for candidate in tried], setting.device)
     what = f"{count} candidates on {len(window)} tokens in one pass: speed / one by one"
@@ -64,9 +61,8 @@ def training(setting: Setting) -> Iterator[Row]:
 
 
 def _evaluation(setting: Setting, length: int) -> Callable[[], object]:
-    model, window = WindowModel(setting.checkpoint, Machine(setting.device, setting.dtype)), Window(setting.ids(length))
-    candidate = known_candidates(setting.checkpoint, setting.budget.target)["NTK"]
-    return lambda: model.nll(candidate, window)
+    model, window = setting.window_model(), Window(setting.ids(length))
+    return lambda: model.nll(setting.ntk, window)
 
 
 def _plain_evaluation(setting: Setting, length: int) -> Callable[[], object]:

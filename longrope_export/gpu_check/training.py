@@ -15,7 +15,6 @@ from longrope.finetune.parallel import Parallel
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import make_optimizer
 from longrope.modeling import DTYPES, build_model
-from longrope.search.methods import known_candidates
 from longrope_export.gpu_check.base import Setting
 
 
@@ -27,10 +26,13 @@ class Trainee:
         self.options = TrainOptions(device=setting.device, dtype=dtype)
         self.stage = Stage(max(length, setting.budget.target), batch=1, sequence_length=length)
         self.checkpointing = training_memory(setting.checkpoint, self.stage, self.options).checkpointing
-        known = known_candidates(setting.checkpoint, setting.budget.target)["NTK"]
         self._parallel = Parallel.single(setting.device)
         self.trained = TrainedModel(
-            setting.checkpoint, setting.bound(known), self.options, self._parallel, checkpointing=self.checkpointing
+            setting.checkpoint,
+            setting.bound(setting.ntk),
+            self.options,
+            self._parallel,
+            checkpointing=self.checkpointing,
         )
         self.optimizer = make_optimizer(self.trained, self.stage, self.options)
         self._batch = pack([TrainingSequence(setting.ids(length))]).map(lambda tensor: tensor.to(setting.device))

@@ -30,7 +30,6 @@ PASSKEY_TASKS = ("passkey", "needle")
 # Rows of the table of methods: the model as it was, and the sets that the run found.
 ORIGINAL = "none"
 SEARCHED = {"searched": "long", "searched, short set": "short"}
-JS_DTYPES = {"model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_quantized.onnx": "q8", "model_q4.onnx": "q4"}
 
 
 @dataclass(frozen=True)
@@ -195,19 +194,25 @@ def _inside(subject: Subject) -> dict[str, Any] | None:
 def _runtimes(page: Page) -> list[dict[str, Any]]:
     """How each runtime is started, once a runtime, with this repository's names filled in."""
     found: dict[str, dict[str, Any]] = {}
+    gguf = next((place for place in page.files if place.endswith(".gguf")), "")
+    graph = next((place.split("/")[-1] for place in page.files if place.endswith(".onnx")), "")
+    names = {
+        "repo": page.repo_id,
+        "tag": gguf.removesuffix(".gguf").rpartition("-")[2],
+        "dtype": _js_dtype(graph) if graph else "",  # onnx may not be installed
+    }
     for each in page.exported:
-        places = [place for place in page.files if place.endswith((".gguf", ".onnx"))]
-        gguf = next((place for place in places if place.endswith(".gguf")), "")
-        onnx = next((place.split("/")[-1] for place in places if place.endswith(".onnx")), "")
-        names = {
-            "repo": page.repo_id,
-            "tag": gguf.removesuffix(".gguf").rpartition("-")[2],
-            "dtype": JS_DTYPES.get(onnx, "fp32"),
-        }
         for use in each.uses:
             run = Template(use.run).safe_substitute(names)
             found.setdefault(use.runtime, {"use": use, "run": run, "sets": each.factors and each.factors.factor_sets})
     return list(found.values())
+
+
+def _js_dtype(graph: str) -> str:
+    """What transformers.js calls the weight type of a graph."""
+    from converters.onnx.hub import DTYPES, SUFFIXES
+
+    return next((DTYPES[kind] for kind, suffix in SUFFIXES.items() if graph == f"model{suffix}.onnx"), "fp32")
 
 
 def _recipe(subject: Subject) -> str:

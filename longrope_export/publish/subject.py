@@ -21,10 +21,10 @@ from longrope.factors import RescaleFactors
 from longrope.locks import refuse_occupied
 from longrope.reading import TEXT, Kind, check_fields, read_utf8, said_by
 from longrope_export import default_model
+from longrope_export.conversion import FACTORS_FILE
 from longrope_export.models import DEFAULT
-from longrope_export.run_files import read_evaluation, read_finished_run, read_validation
+from longrope_export.run_files import RUN, VALIDATION, read_evaluation, read_finished_run, read_validation
 
-VALIDATION_FILE = "validation.json"
 _WORDS = Kind(
     "a word or a list of them",
     lambda value: all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])),
@@ -76,7 +76,7 @@ class Exported:
                     name for name in known.keys() | self.hashes.keys() if known.get(name) != self.hashes.get(name)
                 )
                 return f"{self.path}: changed after its validation ({_some(changed)}); validate it again"
-        return f"{self.path}: no {VALIDATION_FILE} is about these files; run longrope-export validate with --json first"
+        return f"{self.path}: no {VALIDATION} is about these files; run longrope-export validate with --json first"
 
     @property
     def uses(self) -> list[RuntimeUse]:
@@ -120,10 +120,6 @@ class Subject:
     def is_factors(self) -> bool:
         return not self.exported
 
-    def of_format(self, name: str) -> list[Exported]:
-        """Its artifacts of a format."""
-        return [each for each in self.exported if each.converter.name == name]
-
 
 def open_subject(path: Path, *, validation: Path | None = None, base: Base | None = None) -> Subject:
     """What is at `path`.
@@ -137,11 +133,11 @@ def open_subject(path: Path, *, validation: Path | None = None, base: Base | Non
         InputError: nothing of the kind is there, the run has not finished, or somebody is writing it.
     """
     refuse_occupied(path)
-    if (path / "run.json").is_file():
+    if (path / RUN).is_file():
         return _open_run(path, base or Base(), validation)
     if path.suffix.lower() == ".json" and path.is_file():
         return Subject(path, read_factors(path), (), base or Base())
-    found = [validation] if validation else [path.parent / VALIDATION_FILE, path.parent.parent / VALIDATION_FILE]
+    found = [validation] if validation else [path.parent / VALIDATION, path.parent.parent / VALIDATION]
     exported = _exported(path, found)
     if exported.factors is None:
         raise InputError(exported.fault)
@@ -150,10 +146,10 @@ def open_subject(path: Path, *, validation: Path | None = None, base: Base | Non
 
 def _open_run(folder: Path, base: Base, validation: Path | None) -> Subject:
     run = read_finished_run(folder)
-    files = [validation or folder / VALIDATION_FILE]
+    files = [validation or folder / VALIDATION]
     return Subject(
         folder,
-        RescaleFactors.load(folder / "factors.json"),
+        RescaleFactors.load(folder / FACTORS_FILE),
         tuple(_exported(folder / export["path"], files) for export in run["exports"]),
         _base_of(run, base),
         run,
