@@ -159,6 +159,9 @@ class PlannedExport(ABC):
             failed = [check for check in checks if check.status == "fail"]
             if failed:
                 raise FailedReadBackError(path, failed)
+        for check in checks:
+            if check.status == "warn":
+                progress.warn(f"{path.name}: {check.message}")
         return checks
 
 

@@ -21,6 +21,7 @@ from converters.gguf.factors import FREQS, LONG, MEANINGS, OWN_PREFIX, SHORT, fa
 from converters.gguf.native import gguf
 from converters.gguf.vocabulary import PREFIX
 from converters.gguf.weights import Planned, encode
+from converters.precision import ggml_angles, precision_check
 from longrope.errors import InputError, UnsupportedError
 
 # Keys that may be missing: llama.cpp derives them, and other tools leave them out.
@@ -66,6 +67,7 @@ def static_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool = True) -
     return [
         *_key_checks(file, blueprint),
         *_factor_checks(file, blueprint),
+        precision_check("gguf", blueprint.factors, ggml_angles),
         *_vocabulary_checks(file, blueprint),
         *_tensor_checks(file, blueprint, whole=whole),
     ]

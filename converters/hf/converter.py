@@ -15,6 +15,7 @@ from converters.base import Check, Converter, Export, PlannedExport
 from converters.companion_checks import companion_checks
 from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, limit_tokenizer
 from converters.hf import weights
+from converters.precision import precision_check, transformers_angles
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import InputError, UnsupportedError
@@ -70,6 +71,7 @@ class HuggingFaceExport(PlannedExport):
         return [
             Check("hf.readable", "pass"),
             *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf", source=source.config),
+            precision_check("hf", self.export.factors, transformers_angles),
             *_rest_checks(artifact, self.config),
             weights.check(artifact, source, sampled=sampled),
             *companion_checks("hf", path, self.config, artifact.whole_config, source, self.export.factors.target),

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from converters.base import Export
 from converters.gguf import GgufConverter
 from converters.gguf.container import GgufFile
 from converters.gguf.runtime import context_size
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.modeling import build_model
+from longrope.progress import Silent
 from tests import common
 from tests.gguf_files import TARGET, WINDOW, checkpoint, export, factors_for, refused, scores
 
@@ -71,7 +73,9 @@ def test_factors_come_back_as_float32(tmp_path: Path, dual: bool) -> None:
 def test_published_llama2_factors_are_bit_exact(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "m", head_dim=128, max_position_embeddings=4096)
     published = common.published_llama2_factors()
-    path = export(model, model.bind(published), "f16", tmp_path / "a.gguf")
+    path = tmp_path / "a.gguf"
+    checks = GgufConverter().convert(Export(model, model.bind(published), "f16"), path, Silent())
+    assert [check.id for check in checks if check.status not in ("pass", "skip")] == ["gguf.rope.precision"]
     found = GgufConverter().read_factors(path)
     assert found is not None
     assert found.long_factor == tuple(np.float32(published.long_factor).astype(float))
