@@ -455,6 +455,8 @@ def _tensor_infos(cursor: _Cursor, count: int) -> Iterator[TensorInfo]:
         if not 1 <= num_dims <= 4:
             raise InputError(f"tensor {name}: expected 1 to 4 dimensions, got {num_dims}")
         shape = tuple(cursor.number("Q") for _ in range(num_dims))[::-1]
+        if 0 in shape:
+            raise InputError(f"tensor {name}: expected a shape of numbers above 0, got {list(shape)}")
         yield TensorInfo(name, shape, cursor.number("I"), cursor.number("Q"))
 
 
