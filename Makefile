@@ -80,7 +80,7 @@ test-oldest: VERSIONS := torch==2.6.0 transformers==5.0.0
 test-newest: VERSIONS := --upgrade torch transformers
 test-oldest test-newest: test-%:
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/pip install -q $(VERSIONS) -e '.[train]' gguf pytest pytest-timeout
+	.venv-$*/bin/pip install -q $(VERSIONS) -e '.[train,report]' gguf pytest pytest-timeout
 	.venv-$*/bin/python -m pytest $(FINETUNING) $(ENGINE)
 
 # Whether this machine's GPU computes what a CPU does, in how much memory, how fast; goes on where it was stopped.

@@ -164,8 +164,9 @@ def sync(path: Path) -> None:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise InputError when `path` exists and may not be replaced."""
+    """Raise InputError when `path` exists and may not be replaced; what a dead process left beside it is removed."""
     if (path.exists() or path.is_symlink()) and not overwrite:
+        sweep(path)  # it may have died between giving the name and clearing up
         raise InputError(f"{path} exists; choose another output, or replace it", option="overwrite")
 
 

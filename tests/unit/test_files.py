@@ -290,6 +290,14 @@ def test_the_next_writer_removes_what_a_dead_one_left_and_nothing_of_another_mac
     assert (tmp_path / "out").read_text() == "new"
 
 
+def test_what_a_process_left_that_died_after_giving_the_name_is_removed_with_the_refusal(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("whole")
+    (tmp_path / f".model.gguf.{dead_owner()}-0.partial").mkdir()
+    with pytest.raises(InputError, match="exists"), staged(tmp_path / "model.gguf"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
+
+
 def test_a_process_that_waits_for_its_parent_is_dead() -> None:
     ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
