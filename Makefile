@@ -130,6 +130,7 @@ families: setup
 # What editors check recipes with, and readers of validation.json; a test says when one is stale.
 schema: setup
 	$(BIN)/python -c "from longrope_export.validation_schema import schema_text; print(schema_text(), end='')" > docs/validation.schema.json
+	$(BIN)/python -c "from converters.policy import schema_text; print(schema_text(), end='')" > docs/policy.schema.json
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
 # Publishing to the Hub of the tests: every scenario, fault and killed moment by name, the slow ones, too.

@@ -7,25 +7,27 @@ artifact, reference, texts ─validate─► Validation: static checks, then its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters import registry
-from converters.base import Check, Export
-from converters.expectations import expected_factors
-from converters.isolation import Isolate, workplace_for
+from converters.base import Check, Converter, Export
+from converters.expectations import Expectation, expected_factors
+from converters.isolation import Isolate, Workplace, workplace_for
+from converters.measurements import Validation
+from converters.policy import Policy, read_policy
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
-from longrope.factors import RescaleFactors
+from longrope.factors import BoundFactors, RescaleFactors
 from longrope.machine import resolve_device
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
 from longrope.text import Corpus
 
 if TYPE_CHECKING:
-    from converters.parity import Validation  # imports torch, which writing a file does not need
+    from converters.parity import Artifact, ValidateOptions  # imports torch, which writing a file does not need
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def validate(
     device: str = "auto",
     threads: int | None = None,
     isolate: Isolate = "auto",
+    policy: Policy | str = "default",
     progress: Progress | None = None,
 ) -> Validation:
     """Check one artifact's keys, tensors, factors and weights, then compare its runtime's logits with the reference's.
@@ -119,6 +122,7 @@ def validate(
         device: torch device of the reference; `auto` is the GPU when there is one.
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
+        policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
         progress: where bars and warnings go; None for nowhere.
 
     Returns:
@@ -129,32 +133,140 @@ def validate(
         InputError: no such artifact, a window that no document is long enough for, other vocabularies.
         MissingRequirementError: a library of the format is missing.
     """
-    path = Path(artifact)
-    converter = registry.recognize(path)
-    converter.check_requirements()
-    opened = workplace_for(converter, path, isolate) if corpus is not None else None
-    with opened or nullcontext() as workplace:  # starts while torch is being imported
-        from converters.parity import Artifact, ValidateOptions, Validation, static_validation, validate_artifacts
+    (result,) = validate_all(
+        [artifact],
+        reference,
+        corpus,
+        factors=factors,
+        factor_sets=factor_sets,
+        windows=windows,
+        windows_per_length=windows_per_length,
+        crossing=crossing,
+        device=device,
+        threads=threads,
+        isolate=isolate,
+        policy=policy,
+        progress=progress,
+    )
+    return result
 
-        expectation = expected_factors(path, converter, reference, factors, factor_sets)
-        if expectation is None:
-            message = "neither the artifact nor the reference carries any, and none were given"
-            check = Check(f"{converter.name}.factors", "fail", "rescale factors", None, message)
-            return Validation(str(path), converter.name, reference.name, [check], provenance=provenance())
+
+def validate_all(
+    artifacts: Sequence[str | Path],
+    reference: Checkpoint,
+    corpus: Corpus | None,
+    *,
+    factors: RescaleFactors | None = None,
+    factor_sets: str = "auto",
+    windows: Sequence[int] = (),
+    windows_per_length: int = 4,
+    crossing: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    isolate: Isolate = "auto",
+    policy: Policy | str = "default",
+    progress: Progress | None = None,
+) -> list[Validation]:
+    """`validate` of several artifacts of one model; those that must carry the same factors share one pass of the reference.
+
+    Args:
+        artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
+        reference, corpus, factors, factor_sets: as of `validate`.
+        windows, windows_per_length, crossing: as of `validate`.
+        device, threads, isolate, policy, progress: as of `validate`.
+
+    Returns:
+        One `Validation` for each, in their order.
+    """
+    wanted = read_policy(policy) if isinstance(policy, str) else policy
+    paths = [Path(each) for each in artifacts]
+    found = [registry.recognize(path) for path in paths]
+    for converter in found:
+        converter.check_requirements()
+    with ExitStack() as stack:
+        opened: list[Workplace | None] = [
+            stack.enter_context(place) if (place := _workplace(converter, path, isolate, corpus)) else None
+            for path, converter in zip(paths, found, strict=True)
+        ]  # start while torch is being imported
+        from converters.parity import ValidateOptions
+
+        known = [
+            expected_factors(path, converter, reference, factors, factor_sets)
+            for path, converter in zip(paths, found, strict=True)
+        ]
+        jobs = [_Job(*each) for each in zip(paths, found, opened, known, strict=True)]
         options = ValidateOptions(
-            windows=tuple(windows) or (expectation.factors.original, expectation.factors.target),
+            windows=tuple(windows),
             windows_per_length=windows_per_length,
             crossing=crossing,
             threads=threads,
             device=resolve_device(device),
         )
-        judged = Artifact(path, converter, converter.plan_of(path, expectation.factors, reference), workplace=workplace)
-        if corpus is None:
-            result = static_validation(judged, reference, None)
-            result.checks.append(Check(f"{converter.name}.parity", "skip", message="not run: static checks only"))
+        return _validated(jobs, reference, corpus, options, wanted, progress or Silent())
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An artifact, who reads it, where it runs, and which factors it must carry."""
+
+    path: Path
+    converter: Converter
+    workplace: Workplace | None
+    expectation: Expectation | None
+
+
+def _workplace(converter: Converter, path: Path, isolate: Isolate, corpus: Corpus | None) -> Workplace | None:
+    return workplace_for(converter, path, isolate) if corpus is not None else None
+
+
+def _validated(
+    jobs: Sequence[_Job],
+    reference: Checkpoint,
+    corpus: Corpus | None,
+    options: ValidateOptions,
+    policy: Policy,
+    progress: Progress,
+) -> list[Validation]:
+    """In the order of the jobs; those whose references have the same factors run together."""
+    from converters.judging import judged
+    from converters.parity import measured, static_findings
+
+    results: dict[_Job, Validation] = {}
+    groups: list[tuple[BoundFactors, list[_Job]]] = []
+    for job in jobs:
+        if job.expectation is None:
+            results[job] = _without_factors(job, reference)
+            continue
+        members = next((members for factors, members in groups if factors == job.expectation.reference), None)
+        if members is None:
+            groups.append((job.expectation.reference, [job]))
         else:
-            (result,) = validate_artifacts(
-                [judged], reference, expectation.reference, corpus, options, progress or Silent()
-            )
-        result.checks = [*expectation.notes, *result.checks]
-        return result
+            members.append(job)
+    for factors, members in groups:
+        subjects = [_artifact(job, reference) for job in members]
+        if corpus is None:
+            found = [static_findings(subject, reference, None) for subject in subjects]
+            for result in found:
+                skipped = Check(f"{result.format}.parity", "skip", message="not run: static checks only")
+                result.findings.append(skipped)
+        else:
+            windows = options.windows or (factors.original, factors.target)
+            found = measured(subjects, reference, factors, corpus, replace(options, windows=windows), progress)
+        for job, result in zip(members, found, strict=True):
+            notes = job.expectation.notes if job.expectation else ()
+            results[job] = replace(result, findings=[*notes, *result.findings])
+    return [judged(results[job], policy) for job in jobs]
+
+
+def _artifact(job: _Job, reference: Checkpoint) -> Artifact:
+    from converters.parity import Artifact
+
+    assert job.expectation is not None
+    planned = job.converter.plan_of(job.path, job.expectation.factors, reference)
+    return Artifact(job.path, job.converter, planned, workplace=job.workplace)
+
+
+def _without_factors(job: _Job, reference: Checkpoint) -> Validation:
+    message = "neither the artifact nor the reference carries any, and none were given"
+    check = Check(f"{job.converter.name}.factors", "fail", "rescale factors", None, message)
+    return Validation(str(job.path), job.converter.name, reference.name, findings=[check], provenance=provenance())

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
+from converters.own_weights import WeightKind
 from longrope.architectures import sliding_window_below
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_checkpoint, open_folder
-from longrope.errors import InputError, LongRopeError
+from longrope.errors import InputError, LongRopeError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSets, RescaleFactors
 from longrope.files import sha256_of, staged
 from longrope.progress import Progress
@@ -31,13 +32,22 @@ Status = Literal["pass", "fail", "warn", "skip"]
 
 @dataclass(frozen=True)
 class Check:
-    """One finding about an artifact. Ids are stable and documented with the fault each one catches."""
+    """One finding about an artifact. Ids are stable and documented with the fault each one catches.
+
+    Args:
+        id: its name.
+        status: what a policy makes of it.
+        expected, actual: what was to be there, and what is.
+        message: what it means.
+        found: what it was before the policy; None for a check that the policy's limits or requirements make.
+    """
 
     id: str
     status: Status
     expected: Any = None
     actual: Any = None
     message: str = ""
+    found: Status | None = None
 
     @classmethod
     def equal(cls, id: str, expected: Any, actual: Any, message: str) -> Check:
@@ -142,6 +152,15 @@ class PlannedExport(ABC):
             sampled: weights may be sampled, for they were computed from the source a moment ago.
         """
 
+    def own_weights(self, path: Path) -> Mapping[str, Any]:
+        """The numbers in an artifact that its runtime computes with, as torch tensors by their name in the checkpoint.
+
+        Raises:
+            InputError: the artifact is broken.
+            UnsupportedError: they cannot be told, or the model's class cannot hold them.
+        """
+        raise UnsupportedError("this format does not say which numbers its weights stand for")
+
     def save(self, path: Path, progress: Progress, *, overwrite: bool = False) -> list[Check]:
         """Write beside `path`, read back, and give it its name only when every check holds.
 
@@ -182,6 +201,9 @@ class UnreadableArtifact(PlannedExport):
         return UnreadableArtifact(replace(self.export, factors=factors), self.format_name, self.error)
 
     def write(self, path: Path, progress: Progress) -> None:
+        raise self.error
+
+    def own_weights(self, path: Path) -> Mapping[str, Any]:
         raise self.error
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
@@ -288,9 +310,9 @@ class Converter(ABC):
     def load_runtime(self) -> None:  # noqa: B027  most have nothing to do
         """Import what `open_runtime` will need."""
 
-    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
-        """Row of `converters.parity.TOLERANCES` that fits what the artifact's weight type does to the reference's."""
-        return "f32"
+    def weight_kind(self, path: Path, reference: Checkpoint) -> WeightKind:
+        """What the artifact's weight type does to the reference's weights. Raises InputError where it cannot be read."""
+        return WeightKind("f32", rounded=False, arithmetic="f32")
 
     def files(self, path: Path) -> list[Path]:
         """Every file of an artifact, in order."""

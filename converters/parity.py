@@ -1,11 +1,14 @@
 """Validation: static checks of an artifact, then its runtime against the reference, window by window.
 
-    artifact ──PlannedExport.check──► Check …    keys, tensors, factors, weights
-    artifact ──open_source────► logits ─┐
-    reference ─TorchSource────► logits ─┴─ compare_windows ──► WindowScore ──Tolerance──► Check …
+    artifact ───PlannedExport.check──► Check …     keys, tensors, factors, weights
+    reference ─────────────────────► logits ─┐
+    reference with its own weights ► logits ─┼─ compare_runs ──► WindowScore … ──judge(…, policy)──► Check …
+    artifact ───open_source────────► logits ─┘
 
-The reference is transformers in float32 with the expected factors in its configuration. Several artifacts of one model
-are scored in step, so that the reference runs once for all.
+The reference is transformers in float32 with the expected factors in its configuration. Where an artifact's weights are
+rounded, there is a second one that holds the artifact's own numbers: what it and the runtime differ in is a fault, what it
+and the reference differ in is what rounding costs. Several artifacts of one model are scored in step, so that the
+reference runs once for all.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -26,61 +28,37 @@ from converters import isolation
 from converters.base import Check, Converter, PlannedExport
 from converters.companion_checks import text_ids
 from converters.isolation import Workplace
+from converters.judging import judged
+from converters.measurements import Validation
+from converters.own_weights import WeightKind
+from converters.policy import PRESETS, Policy
 from converters.sources import TensorSource
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError, RuntimeFailedError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
 from longrope.factors import BoundFactors, FactorSet
+from longrope.measures import WindowScore
 from longrope.modeling import TorchSource, build_model, set_threads
 from longrope.progress import Progress
-from longrope.provenance import provenance, published_name
+from longrope.provenance import provenance
 from longrope.scoring import (
     CHUNK_TOKENS,
     Comparison,
     LogitSource,
-    WindowScore,
+    Run,
     check_vocabularies,
-    compare_crossing,
-    compare_windows,
+    compare_rows,
+    compare_runs,
     crossing_rows,
 )
+from longrope.sources import Rule
 from longrope.text import Corpus, TokenIds
 
-SCHEMA_VERSION = 1
 # Tokens before and after the original window in the crossing test.
 CROSSING_TOKENS = 8
 # Of the longer one of two texts in a batch.
 BATCH_TOKENS = 12
 # Of the texts that tokenizers are compared on.
 SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 8, 8192
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What separates rounding from a fault, for one weight type.
-
-    Args:
-        ppl_percent: largest change of perplexity, in percent either way.
-        kl: largest mean KL(reference || artifact), in nats per token.
-        top1: smallest share of positions where both predict the same token.
-        max_logit_diff: largest difference of any logit; None where quantization makes it meaningless.
-    """
-
-    ppl_percent: float
-    kl: float
-    top1: float
-    max_logit_diff: float | None = None
-
-
-# Measured on SmolLM2-135M and on the default model (docs/validation.md), with room for other models.
-TOLERANCES: Mapping[str, Tolerance] = {
-    "exact": Tolerance(ppl_percent=0.0, kl=0.0, top1=1.0, max_logit_diff=0.0),
-    "f32": Tolerance(ppl_percent=0.01, kl=1e-6, top1=0.999),
-    "f16": Tolerance(ppl_percent=0.1, kl=1e-4, top1=0.99),
-    "bf16": Tolerance(ppl_percent=0.5, kl=1e-3, top1=0.97),
-    "q8_0": Tolerance(ppl_percent=3.0, kl=2e-2, top1=0.90),
-    "int8": Tolerance(ppl_percent=3.0, kl=2e-2, top1=0.90),
-    "4bit": Tolerance(ppl_percent=40.0, kl=0.4, top1=0.60),
-}
 
 
 @dataclass(frozen=True)
@@ -116,54 +94,6 @@ class Artifact:
         return self.workplace is not None and self.workplace.failed
 
 
-@dataclass
-class Validation:
-    """The contract's validation.json of one artifact (schema_version 1)."""
-
-    artifact: str
-    format: str
-    reference: str
-    checks: list[Check] = field(default_factory=list)
-    windows: list[WindowScore] = field(default_factory=list)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    @property
-    def failures(self) -> list[Check]:
-        return [check for check in self.checks if check.status == "fail"]
-
-    def verdict(self, score: WindowScore) -> str:
-        """`pass`, `warn` or `fail` of one window."""
-        wanted = _window_id(self.format, score)
-        return next((check.status for check in self.checks if check.id == wanted), "pass")
-
-    def to_json(self) -> dict[str, Any]:
-        artifact, reference = published_name(self.artifact), published_name(self.reference)
-
-        def without_folders(check: Check) -> dict[str, Any]:
-            message = check.message.replace(self.artifact, artifact).replace(self.reference, reference)
-            return {**dataclasses.asdict(check), "message": message}
-
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "artifact": artifact,
-            "format": self.format,
-            "reference": reference,
-            "passed": self.passed,
-            "checks": [without_folders(check) for check in self.checks],
-            "windows": [
-                {**dataclasses.asdict(score), "ppl_delta_percent": score.ppl_delta_percent} for score in self.windows
-            ],
-            "provenance": dict(self.provenance),
-        }
-
-
-Judged = tuple[Artifact, Validation]
-
-
 @dataclass(frozen=True)
 class ValidateOptions:
     """How much to measure.
@@ -191,6 +121,7 @@ def validate_artifacts(
     corpus: Corpus,
     options: ValidateOptions,
     progress: Progress,
+    policy: Policy = PRESETS["default"],
 ) -> list[Validation]:
     """Validate artifacts of one model against it.
 
@@ -199,24 +130,48 @@ def validate_artifacts(
     Args:
         reference: the source checkpoint, extended or not.
         factors: what the reference is to have; its two sets must contain every set the artifacts are expected to have.
+        policy: judges what is measured.
 
     Raises:
         InputError: a window is longer than the target or than every document, or vocabularies differ.
     """
+    results = measured(artifacts, reference, factors, corpus, options, progress)
+    return [judged(result, policy) for result in results]
+
+
+def measured(
+    artifacts: Sequence[Artifact],
+    reference: Checkpoint,
+    factors: BoundFactors,
+    corpus: Corpus,
+    options: ValidateOptions,
+    progress: Progress,
+) -> list[Validation]:
+    """`validate_artifacts` without a judgement."""
     texts = windows_by_length(corpus, factors, options)
-    results = [static_validation(artifact, reference, corpus) for artifact in artifacts]
-    _Runs(reference, factors, options, progress).measure(list(zip(artifacts, results, strict=True)), texts)
+    results = [static_findings(artifact, reference, corpus) for artifact in artifacts]
+    subjects = [Subject(artifact, result) for artifact, result in zip(artifacts, results, strict=True)]
+    _Runs(reference, factors, options, progress).measure(subjects, texts)
     return results
 
 
-def static_validation(artifact: Artifact, reference: Checkpoint, corpus: Corpus | None) -> Validation:
-    """The static checks of one artifact; tokenizers are compared on the texts, too, where there are any."""
-    result = Validation(artifact.label, artifact.converter.name, reference.name, artifact.planned.check(artifact.path))
-    has_tokenizer = any(check.id == f"{result.format}.tokenizer" and check.status == "pass" for check in result.checks)
+def static_findings(artifact: Artifact, reference: Checkpoint, corpus: Corpus | None) -> Validation:
+    """What is found in one artifact without running it; tokenizers are compared on the texts, too, where there are any."""
+    result = Validation(
+        artifact.label,
+        artifact.converter.name,
+        reference.name,
+        findings=artifact.planned.check(artifact.path),
+        weights=_weight_kind(artifact, reference),
+        factor_sets=artifact.expected.factor_sets,
+    )
+    has_tokenizer = any(
+        found.id == f"{result.format}.tokenizer" and found.status == "pass" for found in result.findings
+    )
     if has_tokenizer and corpus is not None:
         folder = artifact.path if artifact.path.is_dir() else artifact.path.parent
         samples = sample_texts(reference, corpus)
-        result.checks.append(text_ids(f"{result.format}.tokenizer.texts", folder, reference, samples))
+        result.findings.append(text_ids(f"{result.format}.tokenizer.texts", folder, reference, samples))
     result.provenance = provenance(
         reference_fingerprint=reference.fingerprint,
         text_fingerprint=None if corpus is None else corpus.fingerprint,
@@ -225,6 +180,13 @@ def static_validation(artifact: Artifact, reference: Checkpoint, corpus: Corpus 
         seed=None,  # nothing here is random
     )
     return result
+
+
+def _weight_kind(artifact: Artifact, reference: Checkpoint) -> WeightKind | None:
+    try:
+        return artifact.converter.weight_kind(artifact.path, reference)
+    except InputError:
+        return None  # which the static checks report
 
 
 def sample_texts(reference: Checkpoint, corpus: Corpus) -> list[str]:
@@ -242,6 +204,34 @@ def windows_by_length(corpus: Corpus, factors: BoundFactors, options: ValidateOp
     return {length: corpus.windows(length, options.windows_per_length) for length in sorted(set(options.windows))}
 
 
+@dataclass(eq=False)
+class Subject:
+    """An artifact that is being measured.
+
+    Args:
+        artifact: it.
+        result: where what is found goes.
+        source: its runtime; None where it does not open.
+        own: the reference with its weights; None where they are the reference's, or cannot be had.
+    """
+
+    artifact: Artifact
+    result: Validation
+    source: LogitSource | None = None
+    own: TorchSource | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be run (further)."""
+        return self.source is not None and not self.artifact.failed
+
+    @property
+    def runtime(self) -> LogitSource:
+        """Its runtime, of one that runs."""
+        assert self.source is not None
+        return self.source
+
+
 class _Runs:
     """The dynamic half of `validate_artifacts`: one reference model, several artifacts, all windows."""
 
@@ -253,74 +243,104 @@ class _Runs:
         model = build_model(reference, factors, device=options.device)
         self.reference = TorchSource(model, factors, name=reference.name)
 
-    def measure(self, artifacts: Sequence[Judged], texts: Mapping[int, Sequence[TokenIds]]) -> None:
-        """Fill the validations' windows and the checks that follow from them."""
-        sources = {id(result): self._open(artifact, result, max(texts)) for artifact, result in artifacts}
-        running = [(artifact, result) for artifact, result in artifacts if sources[id(result)] is not None]
-        opened = {key: source for key, source in sources.items() if source is not None}
+    def measure(self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]]) -> None:
+        """Fill the validations' scores, and findings that come with them."""
         try:
-            for artifact, result in running:
-                self._score_batch(artifact, result, opened[id(result)], texts[min(texts)][0])
+            for subject in subjects:
+                self._open(subject, max(texts))
+            for subject in filter(_runs, subjects):
+                self._open_own(subject)
+            for subject in filter(_runs, subjects):
+                self._score_batch(subject, texts[min(texts)][0])
             for length, windows in texts.items():
-                self._score_length(length, windows, running, opened)
+                self._score_length(length, windows, [subject for subject in subjects if subject.runs])
             if self.options.crossing:
-                self._score_crossing(running, opened, texts)
+                self._score_crossing([subject for subject in subjects if subject.runs], texts)
         finally:
-            for source in opened.values():
-                source.close()
+            for source in (each for subject in subjects for each in (subject.source, subject.own)):
+                if source is not None:
+                    source.close()
             self.reference.close()
 
-    def _open(self, artifact: Artifact, result: Validation, max_length: int) -> LogitSource | None:
+    def _open(self, subject: Subject, max_length: int) -> None:
         """The artifact in its runtime; an artifact that does not load is a failed check."""
-        room = max(max_length, self.factors.original + CROSSING_TOKENS)
+        artifact = subject.artifact
         try:
-            source = isolation.open_source(
+            subject.source = isolation.open_source(
                 artifact.converter,
                 artifact.path,
                 artifact.expected,
-                max_length=room,
+                max_length=max(max_length, self.factors.original + CROSSING_TOKENS),
                 threads=self.options.threads,
                 workplace=artifact.workplace,
             )
-            check_vocabularies(self.reference, {artifact.label: source})
+            check_vocabularies(self.reference, {artifact.label: subject.source})
         except InputError as error:
-            result.checks.append(_loads(artifact, error))
-            return None
-        result.checks.append(_loads(artifact))
-        return source
+            subject.result.findings.append(_loads(artifact, error))
+            if subject.source is not None:
+                subject.source.close()
+                subject.source = None
+            return
+        subject.result.findings.append(_loads(artifact))
 
-    def _score_length(
-        self,
-        length: int,
-        windows: Sequence[TokenIds],
-        artifacts: Sequence[Judged],
-        sources: Mapping[int, LogitSource],
-    ) -> None:
+    def _open_own(self, subject: Subject) -> None:
+        """The reference with the artifact's own weights, where those are rounded."""
+        kind, id = subject.result.weights, f"{subject.result.format}.own_weights"
+        if kind is not None and kind.arithmetic == "same" and self.options.device != "cpu":
+            # A device beside the artifact's CPU changes the order of sums.
+            subject.result.weights = kind = dataclasses.replace(kind, arithmetic="f32")
+        if kind is None or not kind.rounded:
+            subject.result.findings.append(Check(id, "pass", "the reference's", "the reference's"))
+            return
+        try:
+            require_room(self.checkpoint, self.options.device)
+            weights = subject.artifact.planned.own_weights(subject.artifact.path)
+            model = build_model(self.checkpoint, self.factors, device=self.options.device, weights=weights)
+        except LongRopeError as error:
+            message = f"its runtime is compared with the original alone, by the limits of fault and rounding: {error}"
+            subject.result.findings.append(Check(id, "skip", kind.name, None, message))
+            return
+        subject.own = TorchSource(model, self.factors, name="the reference with the artifact's weights")
+        subject.result.findings.append(Check(id, "pass", kind.name, kind.name))
+
+    def _score_length(self, length: int, windows: Sequence[TokenIds], subjects: Sequence[Subject]) -> None:
         """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
-        groups: dict[tuple[FactorSet, FactorSet], list[Judged]] = {}
-        for artifact, result in (each for each in artifacts if not each[0].failed):
-            used = sources[id(result)].set_for(length)
-            groups.setdefault((used, self._reference_set(artifact, used)), []).append((artifact, result))
+        groups: dict[tuple[FactorSet, FactorSet], list[Subject]] = {}
+        for subject in subjects:
+            used = subject.runtime.set_for(length)
+            groups.setdefault((used, self._reference_set(subject.artifact, used)), []).append(subject)
         total = len(groups) * len(windows) * length
         with self.progress.task(f"validate {length} tokens", total) as task:
             for (used, reference_set), members in groups.items():
                 while members:
                     try:
-                        scores = compare_windows(
-                            self.reference,
-                            {str(i): sources[id(result)] for i, (_, result) in enumerate(members)},
-                            windows,
-                            factor_set=used,
-                            reference_set=reference_set,
-                            chunk=self.options.chunk,
-                            on_tokens=task.advance,
-                        )
+                        self._compare(windows, members, used, reference_set, task.advance)
                     except RuntimeFailedError as error:
                         members = _without_failed(members, error)
                         continue
-                    for (artifact, result), score in zip(members, scores.values(), strict=True):
-                        self._record(artifact, result, score)
                     break
+
+    def _compare(
+        self,
+        windows: Sequence[TokenIds],
+        members: Sequence[Subject],
+        used: FactorSet,
+        reference_set: FactorSet,
+        on_tokens: Callable[[int], None],
+    ) -> None:
+        """One pass of the reference, of every artifact, and of every reference with an artifact's weights."""
+        runs, pairs = [Run(self.reference, reference_set)], dict[str, tuple[int, int]]()
+        for place, subject in enumerate(members):
+            runs.append(Run(subject.runtime, used))
+            pairs[f"{place} windows"] = (0, len(runs) - 1)
+            if subject.own is not None:
+                runs.append(Run(subject.own, reference_set))
+                pairs[f"{place} runtime"] = (len(runs) - 1, len(runs) - 2)
+                pairs[f"{place} rounding"] = (0, len(runs) - 1)
+        scores = compare_runs(runs, pairs, windows, regime=used, chunk=self.options.chunk, on_tokens=on_tokens)
+        for name, score in scores.items():
+            member, _, kind = name.partition(" ")
+            getattr(members[int(member)].result, kind).append(score)
 
     def _reference_set(self, artifact: Artifact, regime: FactorSet) -> FactorSet:
         """The reference's set that holds the factors an artifact must use in this regime."""
@@ -331,49 +351,47 @@ class _Runs:
                 return name
         raise InputError(f"{artifact.label}: its {regime}_factor is neither set of the reference")
 
-    def _score_crossing(
-        self,
-        artifacts: Sequence[Judged],
-        sources: Mapping[int, LogitSource],
-        texts: Mapping[int, Sequence[TokenIds]],
-    ) -> None:
+    def _score_crossing(self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]]) -> None:
         original = self.factors.original
         length = min(original + CROSSING_TOKENS, self.factors.target)
         ids = next((windows[0][:length] for size, windows in texts.items() if size >= length), None)
         prefill = original - CROSSING_TOKENS
         if ids is None or prefill < 1 or length <= original:
             return
-        rows: dict[tuple[str, bool], Any] = {}
-        with self.progress.task(f"decode across {original} tokens", len(artifacts)) as task:
-            for artifact, result in (each for each in artifacts if not each[0].failed):
-                source = sources[id(result)]
-                single = artifact.expected.factor_sets == "single"
-                # A single set is the reference's long set at every position: the expectation of one set per context.
-                key = ("per_context" if single else source.rule, single)
-                if key not in rows:
-                    rows[key] = crossing_rows(
-                        self.reference, ids, original, prefill=prefill, rule=key[0], chunk=self.options.chunk
-                    )
+        known = dict[str, Tensor]()
+        with self.progress.task(f"decode across {original} tokens", len(subjects)) as task:
+            for subject in subjects:
                 try:
-                    decoded = source.decode_logits(ids, prefill)
+                    decoded = subject.runtime.decode_logits(ids, prefill)
                 except RuntimeFailedError as error:
-                    _without_failed([(artifact, result)], error)
+                    _without_failed([subject], error)
                     continue
-                stale = (
-                    partial(self._is_stale, artifact, decoded, ids, prefill) if key == ("per_forward", False) else None
-                )
-                self._record(artifact, result, compare_crossing(rows[key], decoded, ids, prefill=prefill), stale)
+                self._record_crossing(subject, _Crossing(ids, original, prefill, self.options.chunk), decoded, known)
                 task.advance()
 
-    def _is_stale(self, artifact: Artifact, decoded: Tensor, ids: TokenIds, prefill: int) -> bool:
-        """Whether a decoding differs from full recomputes only because its cache keeps keys of the short set."""
-        rows = self.reference.stale_logits(ids, prefill, self.factors.original)[:-1]
-        score = compare_crossing(rows, decoded, ids, prefill=prefill)
-        return not _broken(score, self._tolerance(artifact, score))
+    def _record_crossing(
+        self, subject: Subject, crossing: _Crossing, decoded: Tensor, known: dict[str, Tensor]
+    ) -> None:
+        """Score a decoding; `known` are the reference's rows by rule."""
+        result, single = subject.result, subject.artifact.expected.factor_sets == "single"
+        # A single set is the reference's long set at every position: the expectation of one set per context.
+        rule: Rule = "per_context" if single else subject.runtime.rule
+        if rule not in known:
+            known[rule] = crossing.rows(self.reference, rule)
+        result.windows.append(crossing.score(known[rule], decoded[:-1]))
+        if subject.own is not None:
+            own = crossing.rows(subject.own, rule)
+            result.runtime.append(crossing.score(own, decoded[:-1]))
+            result.rounding.append(crossing.score(known[rule], own))
+        if rule == "per_forward":
+            source = subject.own or self.reference
+            stale = source.stale_logits(crossing.ids, crossing.prefill, crossing.original)[:-1]
+            result.stale.append(crossing.score(stale, decoded[:-1]))
 
-    def _score_batch(self, artifact: Artifact, result: Validation, source: LogitSource, ids: TokenIds) -> None:
+    def _score_batch(self, subject: Subject, ids: TokenIds) -> None:
         """Two texts in one pass, one of them padded, against each alone, where the runtime takes batches."""
-        if artifact.failed or not isinstance(source, TensorSource):
+        source = subject.source
+        if not isinstance(source, TensorSource):
             return
         short, long = ids[: BATCH_TOKENS // 2], ids[:BATCH_TOKENS]
         try:
@@ -384,31 +402,53 @@ class _Runs:
                 rows for text in (short, long) for rows in source.logits(text, source.set_for(len(text)), len(text))
             ]
         except RuntimeFailedError as error:
-            _without_failed([(artifact, result)], error)
+            _without_failed([subject], error)
             return
         total = Comparison()
         total.add(torch.cat(alone), batched, torch.as_tensor(np.concatenate((short, long))))
-        score = total.score(len(long), source.set_for(len(long)))
-        limit = self._tolerance(artifact, score).kl
-        ok = score.kl_mean <= limit
-        message = "" if ok else "rows of a batch, or padding, reach into one another"
-        id = f"{artifact.converter.name}.batch"
-        result.checks.append(Check(id, "pass" if ok else "fail", f"kl_mean ≤ {limit:g}", score.kl_mean, message))
+        subject.result.batch.append(total.score(len(long), source.set_for(len(long))))
 
-    def _record(
-        self, artifact: Artifact, result: Validation, score: WindowScore, is_stale: Callable[[], bool] | None = None
-    ) -> None:
-        result.windows.append(score)
-        result.checks.append(_window_check(artifact, score, self._tolerance(artifact, score), is_stale))
 
-    def _tolerance(self, artifact: Artifact, score: WindowScore) -> Tolerance:
-        try:
-            name = artifact.converter.tolerance_name(artifact.path, self.checkpoint)
-        except InputError:
-            name = "f32"  # the weight type cannot be read, which the static checks report
-        if name == "exact" and (score.regime == "crossing" or self.options.device != "cpu"):
-            name = "f32"  # a cache, or a device beside the artifact's CPU, changes the order of sums
-        return TOLERANCES[name]
+@dataclass(frozen=True)
+class _Crossing:
+    """Decoding from before the original window to behind it.
+
+    Args:
+        ids: [T] tokens.
+        original: L.
+        prefill: tokens that go in at once before.
+        chunk: rows of logits held at a time.
+    """
+
+    ids: TokenIds
+    original: int
+    prefill: int
+    chunk: int
+
+    def rows(self, source: TorchSource, rule: Rule) -> Tensor:
+        """What decoding must give."""
+        return crossing_rows(source, self.ids, self.original, prefill=self.prefill, rule=rule, chunk=self.chunk)
+
+    def score(self, expected: Tensor, actual: Tensor) -> WindowScore:
+        """Rows [T - prefill, V] against what they must be."""
+        return compare_rows(expected, actual, self.ids, prefill=self.prefill)
+
+
+def _runs(subject: Subject) -> bool:
+    return subject.runs
+
+
+def require_room(checkpoint: Checkpoint, device: str) -> None:
+    """Raise MissingRequirementError where no second model fits beside the reference."""
+    headers = checkpoint.weight_headers.values()
+    needed = 4 * sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
+    is_cuda = torch.device(device).type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
+    # Weights are read into memory, and the model is made of them.
+    if free < 2 * needed:
+        raise MissingRequirementError(
+            f"a second model in float32 takes {2 * needed / 1e9:.1f} GB to make, and {free / 1e9:.1f} GB are free"
+        )
 
 
 def _loads(artifact: Artifact, error: InputError | None = None) -> Check:
@@ -417,62 +457,12 @@ def _loads(artifact: Artifact, error: InputError | None = None) -> Check:
     return Check(id, "fail", "a file its runtime opens", "an error", str(error)) if error else Check(id, "pass")
 
 
-def _without_failed(members: Sequence[Judged], error: RuntimeFailedError) -> list[Judged]:
+def _without_failed(members: Sequence[Subject], error: RuntimeFailedError) -> list[Subject]:
     """Those that can be run further; the others' check says what happened. Raises the error where it is nobody's."""
-    failed = [each for each in members if each[0].failed]
+    failed = [each for each in members if each.artifact.failed]
     if not failed:
         raise error
-    for artifact, result in failed:
-        check = _loads(artifact, error)
-        result.checks = [check if each.id == check.id else each for each in result.checks]
-    return [each for each in members if not each[0].failed]
-
-
-def _window_check(
-    artifact: Artifact, score: WindowScore, tolerance: Tolerance, is_stale: Callable[[], bool] | None = None
-) -> Check:
-    """One check a window; NaN fails every comparison. A crossing may fail by its cache alone, where `is_stale` says so."""
-    id = _window_id(artifact.converter.name, score)
-    limits = _limits(score, tolerance)
-    expected = {name: limit for name, (_, limit) in limits.items()}
-    actual = {name: getattr(score, name) for name in limits}
-    broken = _broken(score, tolerance)
-    if score.non_finite or not all(map(math.isfinite, actual.values())):
-        return Check(id, "fail", expected, actual, score.non_finite or "a measure is non-finite")
-    if not broken:
-        return Check(id, "pass", expected, actual)
-    if score.regime == "crossing" and artifact.expected.factor_sets == "dual" and broken == ["ppl_delta_percent"]:
-        message = f"perplexity of {score.tokens} tokens alone is out of bounds; KL and top-1 are those of rounding"
-        return Check(id, "warn", expected, actual, message)
-    if is_stale is not None and is_stale():
-        message = (
-            "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
-        )
-        return Check(id, "warn", expected, actual, message)
-    return Check(id, "fail", expected, actual, f"not the reference's model: {', '.join(broken)} out of bounds")
-
-
-def _broken(score: WindowScore, tolerance: Tolerance) -> list[str]:
-    """What is out of bounds."""
-    return [name for name, (ok, _) in _limits(score, tolerance).items() if not ok]
-
-
-def _limits(score: WindowScore, tolerance: Tolerance) -> dict[str, tuple[bool, str]]:
-    """Whether each measure holds, and its limit in words."""
-    limits = {
-        "ppl_delta_percent": (abs(score.ppl_delta_percent) <= tolerance.ppl_percent, f"≤ {tolerance.ppl_percent}"),
-        "kl_mean": (score.kl_mean <= tolerance.kl, f"≤ {tolerance.kl:g}"),
-        "top1_agreement": (score.top1_agreement >= _top1_limit(score, tolerance), f"≥ {tolerance.top1}"),
-    }
-    if tolerance.max_logit_diff is not None:
-        limits["max_logit_diff"] = (score.max_logit_diff <= tolerance.max_logit_diff, f"≤ {tolerance.max_logit_diff:g}")
-    return limits
-
-
-def _top1_limit(score: WindowScore, tolerance: Tolerance) -> float:
-    """The limit, loosened by one token where a window is so short that one near-tie would break it."""
-    return min(tolerance.top1, (score.tokens - 1) / score.tokens) if tolerance.top1 < 1.0 else 1.0
-
-
-def _window_id(format_name: str, score: WindowScore) -> str:
-    return f"{format_name}.parity.{score.regime}.{score.length}"
+    for subject in failed:
+        check = _loads(subject.artifact, error)
+        subject.result.findings = [check if each.id == check.id else each for each in subject.result.findings]
+    return [each for each in members if not each.artifact.failed]

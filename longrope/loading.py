@@ -137,13 +137,21 @@ def require_loadable(checkpoint: Checkpoint) -> None:
     load_pretrained(checkpoint, config, device_map="meta", packed=packed)
 
 
-def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False, **options: Any) -> Any:
+def load_pretrained(
+    checkpoint: Checkpoint,
+    config: Any,
+    *,
+    packed: bool = False,
+    weights: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
     """transformers' causal model of a checkpoint, every weight of which is in its files and has its place.
 
     Args:
         checkpoint: the folder.
         config: transformers' configuration.
         packed: weights are quantized, and the configuration does not say so: packed tensors stand for a weight.
+        weights: tensors by their name in the checkpoint's files, to be taken in place of those; None for the files'.
         options: of `from_pretrained`.
 
     Raises:
@@ -155,11 +163,13 @@ def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # its report of odd weights becomes an error of ours below
     auto = AutoModelForCausalLM if checkpoint.wrapper is None else AutoModelForImageTextToText
+    kind = auto if weights is None else _class_of(auto, config)
     renamed = any(name != new for name, new in checkpoint.weight_names.items())
     with said_by("transformers", checkpoint.name):
-        model, loading = auto.from_pretrained(
-            checkpoint.path,
+        model, loading = kind.from_pretrained(
+            checkpoint.path if weights is None else None,
             config=config,
+            state_dict=weights,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -181,6 +191,14 @@ def load_pretrained(checkpoint: Checkpoint, config: Any, *, packed: bool = False
             )
     _refuse_ignored(checkpoint, config, extra, model.state_dict())
     return model
+
+
+def _class_of(auto: Any, config: Any) -> Any:
+    """The model class of a configuration; transformers' automatic ones take no tensors in place of files."""
+    import torch
+
+    with torch.device("meta"):
+        return type(auto.from_config(config))
 
 
 def _module(name: str) -> str:

@@ -80,6 +80,7 @@ def build_model(
     dtype: str = "float32",
     device: str = "cpu",
     as_it_is: bool = False,
+    weights: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load a checkpoint as transformers' causal model in eval mode, with factors in its configuration if given.
 
@@ -91,6 +92,7 @@ def build_model(
         dtype: a name of `DTYPES`.
         device: a torch device.
         as_it_is: do not compare the model with its own factors; for artifacts whose faults are to be measured.
+        weights: tensors by their name in the checkpoint's files, to be taken in place of those; None for the files'.
 
     Raises:
         InputError: transformers does not read it, or its weights do not fit its configuration.
@@ -101,7 +103,7 @@ def build_model(
     require_device(device)
     checkpoint.require_float_weights()
     in_config = None if factors is not None and factors.n_hat else factors
-    model = load_pretrained(checkpoint, build_config(checkpoint, in_config), dtype=DTYPES[dtype])
+    model = load_pretrained(checkpoint, build_config(checkpoint, in_config), weights=weights, dtype=DTYPES[dtype])
     model = model.to(device).eval().requires_grad_(False)
     if factors is not None and factors.n_hat:
         replace_rotary(model, RescaledRotary.of(factors, detect_layout(model, checkpoint.base)))

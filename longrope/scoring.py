@@ -13,19 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import FactorSet
+from longrope.intervals import mean_interval, quantile_low
+from longrope.measures import Regime, TextScore, WindowScore
 from longrope.metrics import perplexity
 from longrope.sources import Rule, Stop, never
 from longrope.text import TokenIds
 
-Regime = Literal["short", "long", "crossing"]
 # Rows of logits held at a time for each source: 256 rows of a 128k vocabulary are 134 MB in float32.
 CHUNK_TOKENS = 256
 
@@ -71,40 +73,42 @@ class PromptSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class WindowScore:
-    """How an artifact compares with the reference on windows of one length; one entry of `windows` in validation.json.
+@dataclass
+class _Rows:
+    """One number for each position, of a window: all that is kept of its logits. Each a list of [t] float64."""
 
-    `non_finite` says whose logits hold NaN or infinity, and from where on; empty where all are finite.
-    """
+    nll_reference: list[Tensor] = field(default_factory=list)
+    nll: list[Tensor] = field(default_factory=list)
+    kl: list[Tensor] = field(default_factory=list)
+    difference: list[Tensor] = field(default_factory=list)
+    margin: list[Tensor] = field(default_factory=list)
+    agrees: list[Tensor] = field(default_factory=list)
+    finite: list[Tensor] = field(default_factory=list)
 
-    length: int
-    regime: Regime
-    tokens: int
-    ppl_reference: float
-    ppl: float
-    kl_mean: float
-    kl_p99: float
-    top1_agreement: float
-    max_logit_diff: float
-    non_finite: str = ""
-
-    @property
-    def ppl_delta_percent(self) -> float:
-        return 100.0 * (self.ppl / self.ppl_reference - 1.0)
+    def text(self) -> TextScore:
+        """The window in a few numbers."""
+        nll_reference, nll, kl, agrees = map(torch.cat, (self.nll_reference, self.nll, self.kl, self.agrees))
+        return TextScore(
+            tokens=len(nll),
+            nll_reference=float(nll_reference.mean()),
+            nll=float(nll.mean()),
+            kl_mean=float(kl.mean()),
+            top1_agreement=float(agrees.double().mean()),
+        )
 
 
 @dataclass
 class Comparison:
-    """Running sums over predicted tokens. KL is KL(reference || artifact), in nats per token."""
+    """What is kept of compared rows. KL is KL(reference || artifact), in nats per token."""
 
-    nll_reference: float = 0.0
-    nll: float = 0.0
+    windows: list[_Rows] = field(default_factory=lambda: [_Rows()])
     tokens: int = 0
-    top1_agreements: int = 0
-    max_logit_diff: float = 0.0
-    kl: list[Tensor] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=dict)
+
+    def next_window(self) -> None:
+        """Rows from now on belong to another window of text."""
+        if self.windows[-1].kl:
+            self.windows.append(_Rows())
 
     def add(self, reference_TV: Tensor, actual_TV: Tensor, targets_T: Tensor) -> None:
         """Add rows that predict `targets_T`. Logits are shifted by nothing and compared as they are."""
@@ -113,31 +117,56 @@ class Comparison:
                 self.non_finite[whose] = self.tokens + row
         reference_lp = torch.log_softmax(reference_TV.double(), dim=-1)
         actual_lp = torch.log_softmax(actual_TV.double(), dim=-1)
-        index = targets_T[:, None]
-        self.nll_reference -= float(reference_lp.gather(1, index).sum())
-        self.nll -= float(actual_lp.gather(1, index).sum())
+        index, window = targets_T[:, None], self.windows[-1]
+        best_T2 = reference_lp.topk(2, dim=-1).values
+        window.nll_reference.append(-reference_lp.gather(1, index)[:, 0])
+        window.nll.append(-actual_lp.gather(1, index)[:, 0])
+        window.kl.append((reference_lp.exp() * (reference_lp - actual_lp)).sum(-1).clamp_min(0.0))
+        window.difference.append((reference_TV - actual_TV).abs().amax(-1).double())
+        window.margin.append(best_T2[:, 0] - best_T2[:, 1])
+        window.agrees.append(reference_TV.argmax(-1) == actual_TV.argmax(-1))
+        window.finite.append(torch.isfinite(reference_TV).all(-1) & torch.isfinite(actual_TV).all(-1))
         self.tokens += len(targets_T)
-        self.top1_agreements += int((reference_TV.argmax(-1) == actual_TV.argmax(-1)).sum())
-        difference = float((reference_TV - actual_TV).abs().max())
-        self.max_logit_diff = float(np.maximum(self.max_logit_diff, difference))  # Python's max would lose a NaN
-        self.kl.append((reference_lp.exp() * (reference_lp - actual_lp)).sum(-1))
 
     def score(self, length: int, regime: Regime) -> WindowScore:
-        kl = torch.cat(self.kl).clamp_min(0.0)
+        """All windows together."""
+        nll_reference, nll = self._all("nll_reference"), self._all("nll")
+        kl, difference = np.sort(self._all("kl")), self._all("difference")
+        agrees, decided = self._all("agrees"), self._all("margin") > 2 * np.median(difference)
+        low, high = mean_interval(nll - nll_reference)
         return WindowScore(
             length=length,
             regime=regime,
             tokens=self.tokens,
-            ppl_reference=perplexity(self.nll_reference / self.tokens),
-            ppl=perplexity(self.nll / self.tokens),
+            ppl_reference=perplexity(float(nll_reference.mean())),
+            ppl=perplexity(float(nll.mean())),
+            ppl_delta_low=100.0 * (perplexity(low) - 1.0),
+            ppl_delta_high=100.0 * (perplexity(high) - 1.0),
             kl_mean=float(kl.mean()),
-            kl_p99=float(np.quantile(kl.numpy(), 0.99)),
-            top1_agreement=self.top1_agreements / self.tokens,
-            max_logit_diff=self.max_logit_diff,
+            kl_mean_low=mean_interval(kl)[0],
+            kl_median=float(np.median(kl)),
+            kl_median_low=quantile_low(kl, 0.5),
+            kl_p99=float(np.quantile(kl, 0.99)),
+            kl_p99_low=quantile_low(kl, 0.99),
+            kl_max=float(kl.max()),
+            top1_agreement=float(agrees.mean()),
+            tied=int((~decided).sum()),
+            decided_agreements=int((agrees & decided).sum()),
+            max_logit_diff=float(difference.max()),
+            logit_diff_mean=float(difference.mean()),
+            logit_diff_median=float(np.median(difference)),
+            logit_diff_p99=float(np.quantile(difference, 0.99)),
             non_finite=", ".join(
                 f"{whose} logits are non-finite from prediction {row + 1} on" for whose, row in self.non_finite.items()
             ),
+            non_finite_positions=int((~self._all("finite")).sum()),
+            texts=tuple(window.text() for window in self.windows),
         )
+
+    def _all(self, name: str) -> NDArray[Any]:
+        """One number for each position of all windows."""
+        found: NDArray[Any] = torch.cat([part for window in self.windows for part in getattr(window, name)]).numpy()
+        return found
 
 
 def compare_windows(
@@ -164,21 +193,53 @@ def compare_windows(
         InputError: the vocabularies differ in size.
     """
     check_vocabularies(reference, artifacts)
-    totals = {name: Comparison() for name in artifacts}
+    runs = [Run(reference, reference_set or factor_set), *(Run(source, factor_set) for source in artifacts.values())]
+    pairs = {name: (0, place) for place, name in enumerate(artifacts, 1)}
+    return compare_runs(runs, pairs, windows, regime=factor_set, chunk=chunk, on_tokens=on_tokens)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A source under one of its sets."""
+
+    source: LogitSource
+    factor_set: FactorSet
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    pairs: Mapping[str, tuple[int, int]],
+    windows: Sequence[TokenIds],
+    *,
+    regime: Regime,
+    chunk: int = CHUNK_TOKENS,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, WindowScore]:
+    """Score pairs of sources on windows of one length, each source being run once.
+
+    Args:
+        runs: sources over one vocabulary.
+        pairs: name → the places in `runs` of what is the reference and of what is compared with it.
+        windows, chunk, on_tokens: as of `compare_windows`.
+        regime: for the scores.
+    """
+    totals = {name: Comparison() for name in pairs}
     for ids in windows:
         targets = torch.as_tensor(ids[1:])
-        streams = [reference.logits(ids, reference_set or factor_set, chunk)]
-        streams += [source.logits(ids, factor_set, chunk) for source in artifacts.values()]
+        for total in totals.values():
+            total.next_window()
+        streams = [run.source.logits(ids, run.factor_set, chunk) for run in runs]
         start = 0
-        for expected, *actual in zip(*streams, strict=True):
-            wanted = targets[start : start + len(expected)]
-            for total, block in zip(totals.values(), actual, strict=True):
-                _check_block(expected, block)
-                if len(wanted):
-                    total.add(expected[: len(wanted)], block[: len(wanted)], wanted)
-            start += len(expected)
-            on_tokens(len(expected))
-    return {name: total.score(len(windows[0]), factor_set) for name, total in totals.items()}
+        for blocks in zip(*streams, strict=True):
+            wanted = targets[start : start + len(blocks[0])]
+            for block in blocks[1:]:
+                _check_block(blocks[0], block)
+            if len(wanted):
+                for name, (expected, actual) in pairs.items():
+                    totals[name].add(blocks[expected][: len(wanted)], blocks[actual][: len(wanted)], wanted)
+            start += len(blocks[0])
+            on_tokens(len(blocks[0]))
+    return {name: total.score(len(windows[0]), regime) for name, total in totals.items()}
 
 
 def crossing_rows(
@@ -212,8 +273,13 @@ def compare_crossing(expected: Tensor, decoded: Tensor, ids: TokenIds, *, prefil
         ids: [T].
         prefill: tokens that went in at once.
     """
+    return compare_rows(expected, decoded[:-1], ids, prefill=prefill)
+
+
+def compare_rows(expected: Tensor, actual: Tensor, ids: TokenIds, *, prefill: int) -> WindowScore:
+    """Score rows [T - prefill, V] that predict ids[prefill:] across the original window."""
     total = Comparison()
-    total.add(expected, decoded[:-1], torch.as_tensor(ids[prefill:]))
+    total.add(expected, actual, torch.as_tensor(ids[prefill:]))
     return total.score(len(ids), "crossing")
 
 

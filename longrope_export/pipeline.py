@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from converters.base import Check, PlannedExport
-from converters.parity import Artifact, Validation, validate_artifacts
+from converters.measurements import Validation
+from converters.parity import Artifact, validate_artifacts
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
 from longrope.estimates.compute import duration, forward_seconds, measure_rates

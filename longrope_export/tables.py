@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from converters.base import Check
-from converters.parity import Validation
-from longrope.extend import MethodTable
-from longrope.retrieval import RetrievalRow
-from longrope.search import Recovery
-from longrope.tasks import TaskRow
 from longrope_export.console import number, print_table, said, say
-from longrope_export.evaluation import Evaluation
+
+if TYPE_CHECKING:  # most of these import torch, which judging a result again does not need
+    from converters.base import Check
+    from converters.measurements import Validation
+    from longrope.extend import MethodTable
+    from longrope.retrieval import RetrievalRow
+    from longrope.search import Recovery
+    from longrope.tasks import TaskRow
+    from longrope_export.evaluation import Evaluation
 
 PARITY_HEADER = (
     "artifact",

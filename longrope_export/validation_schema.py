@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from converters.base import Check
-from converters.parity import SCHEMA_VERSION, Validation
+from converters.measurements import SCHEMA_VERSION, SCORES, Validation
 from longrope.files import json_text
-from longrope.scoring import WindowScore
+from longrope.measures import WindowScore
 from longrope_export.recipes import SCHEMA
 
 _PLAIN: Mapping[Any, Mapping[str, Any]] = {
@@ -21,6 +21,10 @@ _PLAIN: Mapping[Any, Mapping[str, Any]] = {
     Any: {},
     type(None): {"type": "null"},
 }
+# What was there from the start is required; what was added within the version may be missing.
+_ADDED = {"found", "policy", *SCORES[1:], "batch", "weights", "factor_sets", "texts", "tied", "decided_agreements"}
+_ADDED |= {"kl_mean_low", "kl_median", "kl_median_low", "kl_p99_low", "kl_max", "ppl_delta_low", "ppl_delta_high"}
+_ADDED |= {"logit_diff_mean", "logit_diff_median", "logit_diff_p99", "non_finite_positions"}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _PROVENANCE = {
     "type": "object",
@@ -65,10 +69,12 @@ def validation_schema() -> dict[str, Any]:
 
 
 def _artifact(version: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {"checks": "check", "windows": "window"}
+    parts = {"checks": "check", **dict.fromkeys((*SCORES, "batch"), "window")}
     lists = {name: {"type": "array", "items": _reference(part)} for name, part in parts.items()}
     more = {"schema_version": version, "passed": _schema_of(bool), "provenance": _PROVENANCE}
-    written = _with(_schema_of(Validation), **more, **lists)
+    entry = _schema_of(Validation)
+    del entry["properties"]["findings"]  # which are checks, with `found`
+    written = _with(entry, **more, **lists)
     return {"description": "what `validate --json` writes about one artifact", **written}
 
 
@@ -95,7 +101,8 @@ def _with(schema: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": dict(properties), "required": list(properties)}
+    required = [name for name in properties if name not in _ADDED]
+    return {"type": "object", "properties": dict(properties), "required": required}
 
 
 def _reference(name: str) -> dict[str, str]:

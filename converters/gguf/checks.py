@@ -6,6 +6,7 @@ splice_checks   a file whose weights were kept against the one it was made from:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -42,6 +43,8 @@ _ROUNDING = {
     "q4_k": 0.2,
 }
 _ROUNDING_BELOW_4_BITS = 0.7
+# How far a whole tensor's scale may be off by a quantizer's own choice.
+_SCALE_ROOM = 0.02
 _SAMPLED_ROWS, _SAMPLED_ROWS_OF_OWN = 64, 8
 _FLOATS = ("f32", "f16", "bf16")
 
@@ -216,9 +219,26 @@ def _weight_fault(file: GgufFile, planned: Planned, *, whole: bool) -> str | Non
     if name in _FLOATS:
         return f"{stored.name}: {_kind_of_fault(file, actual)}"
     error = max(_row_error(expected, rows, stored.type) for expected, rows in _sampled(file, actual, count))
-    if error <= _ROUNDING.get(name, _ROUNDING_BELOW_4_BITS):
+    if error > _ROUNDING.get(name, _ROUNDING_BELOW_4_BITS):
+        return f"{stored.name}: a row is off by {100 * error:.0f} %, beyond the rounding of {name}"
+    scale, low, high = _scale(_sampled(file, actual, count), stored.type)
+    if low <= scale <= high:
         return None
-    return f"{stored.name}: a row is off by {100 * error:.0f} %, beyond the rounding of {name}"
+    return f"{stored.name}: its numbers are {scale:.3f} times the reference's, which the rounding of {name} does not explain"
+
+
+def _scale(pairs: Iterable[tuple[Floats, Bytes]], type: int) -> tuple[float, float, float]:
+    """By what a tensor is the reference's, on average, and from what to what rounding explains it.
+
+    Rounding to the nearest step keeps it at 1, a quantizer that puts each step in the middle of its numbers at 1 less the
+    square of the relative error.
+    """
+    both = [(expected.astype(np.float64), dequantize(rows, type)) for expected, rows in pairs]
+    square = max(sum(float((expected**2).sum()) for expected, _ in both), np.finfo(np.float64).tiny)
+    error = sum(float(((expected - found) ** 2).sum()) for expected, found in both) / square
+    room = _SCALE_ROOM + 4 * math.sqrt(error / sum(expected.size for expected, _ in both))
+    scale = sum(float((expected * found).sum()) for expected, found in both) / square
+    return scale, 1 - error - room, 1 + room
 
 
 def _kind_of_fault(file: GgufFile, planned: Planned) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -21,11 +21,13 @@ from converters.gguf.checks import checks_of_file, static_checks
 from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, part_path, parts_named, type_name
 from converters.gguf.factors import CARRIED_KEY, base_of, factors_of, read_factors, record_of, recorded_factors
 from converters.gguf.native import EXTRA, gguf, llama_cpp
+from converters.gguf.own_weights import own_weights
 from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer import difference
 from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
 from converters.gguf.writing import Content, total_bytes, write_gguf, write_parts
+from converters.own_weights import WeightKind
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
@@ -36,8 +38,8 @@ from longrope.progress import Progress
 if TYPE_CHECKING:
     from converters.gguf.runtime import LlamaCppRuntime
 
-# Weight types by how finely they round, finest first; every other type has about 4 bits or less.
-_FINEST_FIRST = ("f32", "f16", "bf16", "q8_0")
+# Weight types whose products llama.cpp computes in that type; of all others it rounds the activations to 8 bits.
+_FLOATS = ("f32", "f16", "bf16")
 
 
 # Architectures whose MLP is GELU, which llama.cpp looks up in a table of float16 on a CPU: up to 3.6e-3 in the logits of
@@ -148,14 +150,18 @@ class GgufConverter(Converter):
     def load_runtime(self) -> None:
         native.llama()
 
-    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
+    def weight_kind(self, path: Path, reference: Checkpoint) -> WeightKind:
         with GgufFile(path) as file:
             names = {type_name(info.type) for info in file.tensors.values()}
-            if file.architecture in HALF_GELU:
-                names.add("f16")
-        if names - set(_FINEST_FIRST):
-            return "4bit"
-        return max(names, key=_FINEST_FIRST.index, default="f32")
+            half_gelu, copy = file.architecture in HALF_GELU, _may_be_copy(file, reference)
+        source = {entry["dtype"].lower() for header in reference.weight_headers.values() for entry in header.values()}
+        coarsest = max(names, key=_coarseness, default="f32")
+        arithmetic = coarsest if coarsest in _FLOATS else "int8"
+        return WeightKind(
+            coarsest,
+            rounded=not copy and not names <= {*(source & set(_FLOATS)), "f32"},
+            arithmetic="f16" if half_gelu and arithmetic == "f32" else arithmetic,
+        )
 
     def files(self, path: Path) -> list[Path]:
         try:
@@ -270,6 +276,10 @@ class GgufExport(PlannedExport):
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         return checks_of_file(path, lambda file: static_checks(file, self.blueprint, whole=not sampled))
 
+    def own_weights(self, path: Path) -> Mapping[str, Any]:
+        with GgufFile(path) as file:
+            return own_weights(file, self.blueprint)
+
     def _write_rounded(self, path: Path, progress: Progress) -> None:
         self._warn_of_odd_widths(progress)
         write_export(path, self.values(), self.contents(), self.options, self.export.checkpoint, progress)
@@ -309,6 +319,16 @@ class GgufExport(PlannedExport):
                 f"{len(odd)} tensors, {odd[0]} the first, have rows that do not divide into blocks of {block}; they are "
                 f"written as f16 instead of {model.outtype.name}"
             )
+
+
+def _coarseness(name: str) -> tuple[bool, float]:
+    """Orders weight types from finest to coarsest: floats, then by the bits that a weight takes."""
+    size, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+    return name not in _FLOATS, (_FLOATS.index(name) if name in _FLOATS else -nbytes / size)
+
+
+def _may_be_copy(file: GgufFile, reference: Checkpoint) -> bool:
+    return isinstance(reference, GgufCheckpoint) and may_be_copy(file, reference.file)
 
 
 def _check_imatrix(options: GgufOptions, outtype: OutType) -> None:

@@ -15,6 +15,7 @@ from converters.base import Check, Converter, Export, PlannedExport
 from converters.companion_checks import companion_checks
 from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, limit_tokenizer
 from converters.hf import weights
+from converters.own_weights import WeightKind, tensors_of
 from converters.precision import precision_check, transformers_angles
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_folder
@@ -61,6 +62,9 @@ class HuggingFaceExport(PlannedExport):
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / PROVENANCE_FILE, factors.to_json())
         limit_tokenizer(path, factors.target)
+
+    def own_weights(self, path: Path) -> Mapping[str, Any]:
+        return tensors_of(open_folder(path))
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         source = self.export.checkpoint
@@ -143,11 +147,10 @@ class HuggingFaceConverter(Converter):
         model = build_model(artifact, dtype=dtype, device=device, as_it_is=True)
         return TorchSource(model, factors, name="transformers", pinned=False)
 
-    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
-        types = weights.dtypes(open_folder(path))
-        if types == weights.dtypes(reference):
-            return "exact"
-        return next((name for name, stored in (("bf16", "BF16"), ("f16", "F16")) if stored in types), "f32")
+    def weight_kind(self, path: Path, reference: Checkpoint) -> WeightKind:
+        types, source = weights.dtypes(open_folder(path)), weights.dtypes(reference)
+        name = next((name for name in ("bf16", "f16") if name.upper() in types), "f32")
+        return WeightKind(name, rounded=not types <= {*source, "F32"}, arithmetic="same")
 
     def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
         """What a checkpoint is made of; other weights, trainers' states and caches in the folder are left out."""

@@ -45,7 +45,7 @@ def _checks(file: OnnxFile, path: Path, planned: OnnxExport) -> list[Check]:
     return [
         _opset(file),
         *_interface(file, graph),
-        _external_data(file),
+        external_data_check(file),
         *_factors(file, expected),
         *_rope(file, expected),
         _metadata(file, expected),
@@ -99,7 +99,8 @@ def _cache_wiring(graph: onnx.GraphProto) -> list[list[str]]:
 # -- external data
 
 
-def _external_data(file: OnnxFile) -> Check:
+def external_data_check(file: OnnxFile) -> Check:
+    """Whether every weight outside the model file is where the model file says, and within the folder."""
     places = file.places
     faults = [fault for place in places if (fault := _fault(file, place))]
     if faults:
@@ -252,7 +253,7 @@ def _weights(file: OnnxFile, model: ir.Model) -> Check:
     wanted = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
     if missing := sorted(set(wanted) - set(file.initializers)):
         return Check(id, "fail", f"{len(wanted)} tensors", f"{len(missing)} are missing", f"the first is {missing[0]}")
-    if _external_data(file).status == "fail":
+    if external_data_check(file).status == "fail":
         return Check(id, "fail", f"{len(wanted)} tensors", "unreadable", "see onnx.external_data")
     places = {place.tensor: place for place in file.places}
     for name, tensor in wanted.items():

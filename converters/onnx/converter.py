@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Converter, Export
 from converters.onnx.options import PRECISIONS, OnnxOptions
+from converters.own_weights import WeightKind
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, UnsupportedError
@@ -96,11 +97,15 @@ class OnnxConverter(Converter):
     def load_runtime(self) -> None:
         import_module("converters.onnx.runtime")
 
-    def tolerance_name(self, path: Path, reference: Checkpoint) -> str:
+    def weight_kind(self, path: Path, reference: Checkpoint) -> WeightKind:
         self.check_requirements()
         from converters.onnx.readback import OnnxFile
 
-        return PRECISIONS[OnnxFile(path).outtype].tolerance
+        file = OnnxFile(path)
+        source = {entry["dtype"].lower() for header in reference.weight_headers.values() for entry in header.values()}
+        precision = PRECISIONS[file.outtype]
+        arithmetic = "f32" if precision.bits and file.options.compute == "float32" else precision.arithmetic
+        return WeightKind(file.outtype, rounded=file.outtype not in {*source, "f32"}, arithmetic=arithmetic)
 
     def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
         """transformers.js's layout: the graph under `onnx/` by its weight type, what describes the model at the root."""

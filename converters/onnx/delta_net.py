@@ -145,7 +145,7 @@ class DeltaNets:
         """−exp(A_log) × softplus(a + dt_bias), [B,T,value heads] float32."""
         g, parts, shape = self.graph, self.parts, (self.net.value_heads,)
         speed = parts.vector_of(g.path("A_log"), shape, _negative_exp, FLOAT)
-        bias = parts.vector_of(g.path("dt_bias"), shape, lambda array: array, FLOAT)
+        bias = parts.vector_of(g.path("dt_bias"), shape, None, FLOAT)
         step = g.op("Softplus", g.op("Add", parts.cast(alpha, "a_float32", FLOAT), bias, name="a_biased"), name="step")
         return g.op("Mul", step, speed, name="decay")
 

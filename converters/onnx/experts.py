@@ -57,7 +57,7 @@ class Mixture:
         wide = self.parts.cast(logits, "gate_float32", FLOAT)
         scores = choice = self._scores(wide)
         if self._corrects:
-            bias = self.parts.vector_of(g.path(CORRECTION), (router.num_experts,), lambda array: array, FLOAT)
+            bias = self.parts.vector_of(g.path(CORRECTION), (router.num_experts,), None, FLOAT)
             choice = g.op("Add", scores, bias, name="corrected_scores")
         if router.groups > 1:
             choice = self._within_best_groups(choice)

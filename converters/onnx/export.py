@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,11 @@ class OnnxExport(PlannedExport):
         limit_tokenizer(path, self.export.factors.target)
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / GENAI_FILE, self.genai_config)
+
+    def own_weights(self, path: Path) -> Mapping[str, Any]:
+        from converters.onnx.own_weights import own_weights
+
+        return own_weights(path, self)
 
     def check(self, path: Path, *, sampled: bool = False) -> list[Check]:
         from converters.onnx.checks import static_checks

@@ -116,12 +116,12 @@ class GraphBuilder:
         read: Callable[[], np.ndarray[Any, Any]],
         doc: str = "",
     ) -> ir.Value:
-        """An initializer that is read only while it is written to disk, and not kept."""
-        return self.tensor(
-            ir.LazyTensor(
-                lambda: ir.tensor(read(), dtype=dtype, name=name), dtype, ir.Shape(shape), name=name, doc_string=doc
-            )
+        """An initializer that is read only while it is written to disk, and not kept; its `meta` says by what."""
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(read(), dtype=dtype, name=name), dtype, ir.Shape(shape), name=name, doc_string=doc
         )
+        tensor.meta["origin"] = read
+        return self.tensor(tensor)
 
     def model(self, name: str, **facts: Any) -> ir.Model:
         """The finished model; `facts` go to onnx_ir.Model."""

@@ -8,6 +8,7 @@ BlockMatrices   x ─► MatMulNBits (integers, scales, zero points) ─► y
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from converters.onnx.graph import CONTRIB, GraphBuilder
 from converters.onnx.options import OnnxOptions
 from converters.onnx.quantize import BLOCK, Array, Quantized, num_blocks, packed_width, quantize
-from converters.onnx.weights import Stack, Weights
+from converters.onnx.weights import Reader, Stack, Transposed, Weights
 
 TRANSPOSED = "transposed from the checkpoint's [out, in]"
 FOLDED = "done once, when a session is made"
@@ -53,7 +54,7 @@ class FloatMatrices:
         self.graph, self.weights = graph, weights
 
     def product(self, name: str, value: ir.Value, stack: Stack, weight: str) -> ir.Value:
-        read = self.weights.reader(stack.names, np.transpose, self.graph.dtype.numpy())
+        read = self.weights.reader(stack.names, Transposed(), self.graph.dtype.numpy())
         matrix = self.graph.weight(weight, self.graph.dtype, (stack.columns, stack.rows), read, TRANSPOSED)
         return self.graph.op("MatMul", value, matrix, name=name)
 
@@ -66,8 +67,33 @@ class FloatMatrices:
 
     def _table(self, weight: str) -> ir.Value:
         stack = self.weights.stack([weight])
-        read = self.weights.reader([weight], lambda array: array, self.graph.dtype.numpy())
+        read = self.weights.reader([weight], None, self.graph.dtype.numpy())
         return self.graph.weight(weight, self.graph.dtype, (stack.rows, stack.columns), read)
+
+
+@dataclass(frozen=True)
+class BlockPart:
+    """The values of one of a quantized matrix's three initializers, made when they are asked for.
+
+    Args:
+        matrix: reads it.
+        weight: the initializers' common name.
+        bits: of its integers.
+        columns: of the matrix.
+        part: `values`, `scales` or `zero_points`.
+        quantized: makes all three.
+    """
+
+    matrix: Reader
+    weight: str
+    bits: int
+    columns: int
+    part: str
+    quantized: Callable[[Reader, int], Quantized]
+
+    def __call__(self) -> Array:
+        found: Array = getattr(self.quantized(self.matrix, self.bits), self.part)
+        return found
 
 
 class BlockMatrices:
@@ -136,18 +162,17 @@ class BlockMatrices:
             "scales": (FLOAT, (stack.rows, blocks)),
             "zero_points": (UINT8, (stack.rows, packed_width(blocks, bits))),
         }
+        matrix = self.weights.reader(stack.names, None, np.float32)
         return [
-            self.graph.weight(f"{weight}.{part}", dtype, shape, self._part(stack, bits, part), f"int{bits} in blocks")
+            self.graph.weight(
+                f"{weight}.{part}",
+                dtype,
+                shape,
+                BlockPart(matrix, weight, bits, stack.columns, part, self._quantized),
+                f"int{bits} in blocks",
+            )
             for part, (dtype, shape) in shapes.items()
         ]
 
-    def _part(self, stack: Stack, bits: int, part: str) -> Callable[[], Array]:
-        def read() -> Array:
-            found: Array = getattr(self._quantized(stack, bits), part)
-            return found
-
-        return read
-
-    def _quantize(self, stack: Stack, bits: int) -> Quantized:
-        matrix = self.weights.reader(stack.names, lambda array: array, np.float32)()
-        return quantize(matrix, bits, self.options.quantizer)
+    def _quantize(self, matrix: Reader, bits: int) -> Quantized:
+        return quantize(matrix(), bits, self.options.quantizer)

@@ -51,12 +51,12 @@ class Precision:
     Args:
         dtype: name of the type of activations, of the cache, and of every weight that is not quantized.
         bits: of the integers that matrices are stored in; None where they are of `dtype`.
-        tolerance: the row of `converters.parity.TOLERANCES` that fits.
+        arithmetic: what onnxruntime computes products in.
     """
 
     dtype: Literal["FLOAT", "FLOAT16", "BFLOAT16"]
     bits: Literal[4, 8] | None
-    tolerance: str
+    arithmetic: str
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -64,5 +64,5 @@ PRECISIONS: Mapping[str, Precision] = {
     "f16": Precision("FLOAT16", None, "f16"),
     "bf16": Precision("BFLOAT16", None, "bf16"),
     "int8": Precision("FLOAT", 8, "int8"),
-    "int4": Precision("FLOAT", 4, "4bit"),
+    "int4": Precision("FLOAT", 4, "int8"),
 }

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from converters.onnx.decoder import Decoder
 from converters.onnx.graph import GraphBuilder
 from converters.onnx.matrices import FloatMatrices, Matrices
-from converters.onnx.weights import Array, Weights
+from converters.onnx.weights import Change, Plus, Weights
 from longrope.errors import UnsupportedError
 
 FLOAT = ir.DataType.FLOAT
@@ -133,7 +133,7 @@ class Parts:
         g, block = self.graph, self.decoder.block
         weight = g.path(f"{name}.weight")
         plus = block.norm_plus_one if plus_one is None else plus_one
-        scale = self.vector(weight, self.weights.entry(weight).shape, lambda array: array + array.dtype.type(plus))
+        scale = self.vector(weight, self.weights.entry(weight).shape, Plus(float(plus)))
         epsilon = self.decoder.norm_eps if eps is None else eps
         if block.norm == "rms":
             return g.op("RMSNormalization", value, scale, name=name, axis=-1, epsilon=epsilon)
@@ -212,15 +212,11 @@ class Parts:
         """`value` of the graph's type in another one, or back."""
         return value if self.graph.dtype == FLOAT else self.graph.op("Cast", value, name=name, to=dtype)
 
-    def vector(
-        self, name: str, shape: tuple[int, ...], change: Callable[[Array], Array] = lambda array: array
-    ) -> ir.Value:
+    def vector(self, name: str, shape: tuple[int, ...], change: Change | None = None) -> ir.Value:
         """A small weight in the graph's type."""
         return self.vector_of(name, shape, change, self.graph.dtype)
 
-    def vector_of(
-        self, name: str, shape: tuple[int, ...], change: Callable[[Array], Array], dtype: ir.DataType
-    ) -> ir.Value:
+    def vector_of(self, name: str, shape: tuple[int, ...], change: Change | None, dtype: ir.DataType) -> ir.Value:
         """A small weight, changed, in a type of its own."""
         self.weights.entry(name, shape)
         return self.graph.weight(name, dtype, shape, self.weights.reader([name], change, dtype.numpy()))

@@ -8,10 +8,10 @@ matrix) is an entry like any other, under a name of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies, its safetensors type and its shape; `part` where it is a part of what lies there."""
+    """Where a tensor lies, its safetensors type and its shape; `part` where it is a part of what lies there, `whole`."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     part: Part | None = None
+    whole: tuple[int, ...] = ()
 
     def read(self) -> Array:
         """The tensor in float32."""
@@ -70,7 +71,7 @@ class Entry:
         inner = self.shape[1:]
         rows, *columns = reversed(inner) if part.transposed else inner
         shape = (len(range(rows)[part.rows]), *columns)
-        return dataclasses.replace(self, shape=shape, part=part)
+        return dataclasses.replace(self, shape=shape, part=part, whole=self.shape)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,74 @@ class Stack:
     names: tuple[str, ...]
     rows: int
     columns: int
+
+
+class Change(Protocol):
+    """What becomes of a tensor, in float32."""
+
+    def __call__(self, array: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Plus:
+    """Norms that are stored as offsets from a number."""
+
+    number: float
+
+    def __call__(self, array: Array) -> Array:
+        return np.asarray(array + array.dtype.type(self.number))
+
+    def undo(self, array: Array) -> Array:
+        """What was stored."""
+        return np.asarray(array - array.dtype.type(self.number))
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Matrices that are multiplied from the left."""
+
+    def __call__(self, array: Array) -> Array:
+        return array.T
+
+    def undo(self, array: Array) -> Array:
+        """What was stored."""
+        return array.T
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The values of an initializer, read when they are asked for.
+
+    Args:
+        model: whose, for messages.
+        names: of the tensors that it is made of, one below the other.
+        entries: where they lie.
+        change: what becomes of them in float32; None for the same.
+        dtype: numpy's type that they are rounded to.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    change: Change | None
+    dtype: Any
+
+    def original(self) -> Array:
+        """The tensors in float32, unchanged."""
+        parts = [entry.read() for entry in self.entries]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def __call__(self) -> Array:
+        """The values. Raises UnsupportedError when a weight does not fit the type."""
+        original = self.original()
+        wide = np.asarray(self.change(original) if self.change else original, order="C")
+        refuse_non_finite(wide, "F32", f"{self.model}: {self.names[0]}")
+        with np.errstate(over="ignore"):
+            found = wide.astype(self.dtype, copy=False)
+        if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():
+            what = f"{self.model}: {self.names[0]} has weights beyond what {np.dtype(self.dtype)} holds"
+            raise UnsupportedError(f"{what}; use f32")
+        return found
 
 
 class Weights:
@@ -135,25 +204,9 @@ class Weights:
             raise InputError(f"{self.name}: {', '.join(names)}: expected matrices of equal width, got {shapes}")
         return Stack(tuple(names), sum(shape[0] for shape in shapes), shapes[0][1])
 
-    def reader(self, names: Sequence[str], change: Callable[[Array], Array], dtype: Any) -> Callable[[], Array]:
-        """A function that reads tensors, one below the other, changes them in float32 and rounds them to `dtype`.
-
-        The function raises UnsupportedError when a weight does not fit the type.
-        """
-        entries = [self.entry(name) for name in names]
-
-        def read() -> Array:
-            parts = [entry.read() for entry in entries]
-            wide = np.asarray(change(parts[0] if len(parts) == 1 else np.concatenate(parts)), order="C")
-            refuse_non_finite(wide, "F32", f"{self.name}: {names[0]}")
-            with np.errstate(over="ignore"):
-                found = wide.astype(dtype, copy=False)
-            if found.dtype != wide.dtype and not np.isfinite(found.astype(np.float32)).all():
-                what = f"{self.name}: {names[0]} has weights beyond what {np.dtype(dtype)} holds"
-                raise UnsupportedError(f"{what}; use f32")
-            return found
-
-        return read
+    def reader(self, names: Sequence[str], change: Change | None, dtype: Any) -> Reader:
+        """Reads tensors, one below the other, changes them in float32 (None: leaves them) and rounds them to `dtype`."""
+        return Reader(self.name, tuple(names), tuple(self.entry(name) for name in names), change, dtype)
 
     def refuse_unused(self, but: tuple[str, ...] = ()) -> None:
         """Raise UnsupportedError when the checkpoint has weights that nothing has asked for.

@@ -1,4 +1,8 @@
-"""`longrope-export validate`: one artifact against its reference: what it must carry, then what its runtime gives."""
+"""`longrope-export validate`: artifacts against their reference: what they must carry, then what their runtimes give.
+
+ARTIFACT … ──api.measure──► Validation ─┐
+--from RESULT.json ──measured_of────────┴─ judge(…, policy, baseline) ──► tables, JSON, reports, exit code
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from longrope.options import Lengths, ModelName, option
 from longrope_export import options
 
 if TYPE_CHECKING:
-    from converters.parity import Validation
+    from converters.measurements import Validation
     from longrope.progress import Progress
 
 
@@ -21,15 +25,36 @@ if TYPE_CHECKING:
 class ValidateRequest:
     """The options of `validate`."""
 
-    artifact: str = option(argument=True, help="Artifact to check: a folder, a GGUF file, or a Hub id.")
-    reference: ModelName = option(
-        section="Input", metavar="MODEL", help="Model that the artifact was made from, extended or not."
+    artifacts: tuple[str, ...] = option(
+        (), name="artifact", argument=True, help="Artifacts to check: folders, GGUF files, or Hub ids, of one model."
+    )
+    reference: ModelName | None = option(
+        None, section="Input", metavar="MODEL", help="Model that the artifacts were made from, extended or not."
     )
     texts: tuple[Path, ...] = options.texts(required=False)
     static: bool = option(
         False, section="Input", help="Check keys, tensors, factors and weights, and run nothing; takes no --text."
     )
     windows: Lengths = options.windows("Lengths to measure perplexity, KL and top-1 at, in tokens.")
+    result: Path | None = option(
+        None,
+        name="from",
+        section="Input",
+        metavar="RESULT.json",
+        help="Judge again what an earlier call measured and wrote with --json, and run nothing.",
+    )
+    policy: str = option(
+        "default",
+        section="Input",
+        metavar="NAME|FILE",
+        help="What counts, and limits: strict, default, quantized, or a YAML, TOML or JSON file.",
+    )
+    baseline: Path | None = option(
+        None,
+        section="Input",
+        metavar="RESULT.json",
+        help="Compare with an earlier release, measured on the same texts: what got worse, and whether that is noise.",
+    )
     factors: Path | None = option(
         None, section="Factors", unset="the reference's", help="File of the factors that the artifact must carry."
     )
@@ -49,26 +74,69 @@ class ValidateRequest:
     isolate: options.Isolate = options.isolate()
 
     def __post_init__(self) -> None:
+        if self.result is not None:
+            if self.artifacts or self.reference or self.texts or self.static or self.windows:
+                raise InputError(
+                    "--from judges what was measured: expected no artifact, --reference, --text or --windows"
+                )
+            return
+        if not self.artifacts or self.reference is None:
+            raise InputError("expected an artifact and its --reference, or --from RESULT.json")
         if self.static and (self.texts or self.windows):
             raise InputError("static checks run nothing: expected neither texts nor windows beside --static")
         if not self.static and not self.texts:
             raise InputError("expected texts to measure on: --text, or --static for the checks that need none")
+        if self.static and self.baseline is not None:
+            raise InputError("static checks measure nothing: expected no --baseline beside --static")
 
 
 @options.command(ValidateRequest)
 def command(request: ValidateRequest) -> int:
-    """Check ARTIFACT against a reference model: keys, tensors, factors, then perplexity, KL and top-1 in its runtime."""
+    """Check ARTIFACTs against a reference model: keys, tensors, factors, then perplexity, KL and top-1 in their runtimes."""
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.tables import print_parity
 
     progress = ConsoleProgress()
-    result = validate_artifact(request, progress)
+    results = judge_results(request, progress)
     if request.static:
-        progress.line(f"{len(result.checks) - 1} static checks; nothing was run")
-    print_parity([result], err=request.json_path == "-")
-    write_json(result.to_json(), request.json_path)
-    write_reports([result.to_json()], request, progress)
-    return 0 if result.passed else 1
+        count = sum(len(result.checks) - 1 for result in results)
+        progress.line(f"{count} static checks; nothing was run")
+    print_parity(results, err=request.json_path == "-")
+    entries = [result.to_json() for result in results]
+    write_json(entries[0] if len(entries) == 1 else together(entries), request.json_path)
+    write_reports(entries, request, progress)
+    return 0 if all(result.passed for result in results) else 1
+
+
+def together(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Entries of several artifacts as one document, the one that a run's folder has."""
+    from converters.measurements import SCHEMA_VERSION
+
+    passed = all(entry["passed"] for entry in entries)
+    return {"schema_version": SCHEMA_VERSION, "passed": passed, "artifacts": list(entries)}
+
+
+def judge_results(request: ValidateRequest, progress: Progress) -> list[Validation]:
+    """What was measured, now or before, under the policy. Raises LongRopeError for input that cannot be used."""
+    from converters.baseline import baseline_of
+    from converters.judging import judged
+    from converters.policy import read_policy
+
+    policy = read_policy(request.policy)
+    earlier = None if request.baseline is None else read_results(request.baseline)
+    results = validate_artifacts(request, progress) if request.result is None else read_results(request.result)
+    if earlier is None:
+        return [judged(result, policy) for result in results]
+    before = baseline_of(results, earlier, str(request.baseline))
+    return [judged(result, policy, old) for result, old in zip(results, before, strict=True)]
+
+
+def read_results(path: Path) -> list[Validation]:
+    """What a validation.json says was found and measured. Raises InputError."""
+    from converters.measurements import measured_of
+    from longrope_export.run_files import read_validation
+
+    return [measured_of(entry, str(path)) for entry in read_validation(path)]
 
 
 def write_reports(entries: Sequence[Mapping[str, Any]], request: ValidateRequest, progress: Progress) -> None:
@@ -90,18 +158,19 @@ def write_reports(entries: Sequence[Mapping[str, Any]], request: ValidateRequest
             progress.warn(f"--github: {github.SUMMARY_VARIABLE} is not set, so there is no step summary to write")
 
 
-def validate_artifact(request: ValidateRequest, progress: Progress) -> Validation:
-    """Static checks and parity of one artifact. Raises LongRopeError for input that cannot be used."""
+def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Validation]:
+    """Static checks and parity of artifacts. Raises LongRopeError for input that cannot be used."""
     from converters import api, registry
     from longrope.text import load_corpus
     from longrope_export.conversion import load_factors
     from longrope_export.models import artifact_path, open_model
 
-    path = artifact_path(request.artifact)
-    registry.recognize(path).check_requirements()
-    reference = open_model(request.reference)
-    return api.validate(
-        path,
+    paths = [artifact_path(artifact) for artifact in request.artifacts]
+    for path in paths:
+        registry.recognize(path).check_requirements()
+    reference = open_model(request.reference or "")
+    return api.validate_all(
+        paths,
         reference,
         None if request.static else load_corpus(request.texts, reference.encode),
         factors=load_factors(request.factors) if request.factors else None,

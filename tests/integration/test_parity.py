@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from converters.base import Export
+from converters.measurements import Validation
 from converters.onnx import OnnxConverter
 from converters.onnx.runtime import OnnxSource
-from converters.parity import Artifact, ValidateOptions, Validation, validate_artifacts
+from converters.parity import Artifact, ValidateOptions, validate_artifacts
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors, FactorSet
 from longrope.progress import Silent

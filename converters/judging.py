@@ -1,0 +1,187 @@
+"""`judge`: checks from what was found and measured, and from a policy. Pure, and without torch.
+
+    windows  (weights not rounded)   artifact ↔ reference              ──runtime limits──► FORMAT.parity.REGIME.LENGTH
+    runtime                          artifact ↔ its weights' reference ──runtime limits──► FORMAT.parity.REGIME.LENGTH
+    rounding     its weights' reference ↔ reference                    ──rounding limits─► FORMAT.rounding.REGIME.LENGTH
+    windows  (weights unknown)       artifact ↔ reference        ──the sum of both limits► FORMAT.parity.REGIME.LENGTH
+
+What is not finite fails whatever the policy says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from converters.base import Check, Status
+from converters.baseline import baseline_findings
+from converters.measurements import NOT_RUN, Validation, window_id
+from converters.own_weights import WeightKind
+from converters.policy import AT_LEAST, Policy
+from longrope.intervals import wilson
+from longrope.measures import WindowScore
+
+# Where an artifact does not say its weight type, which other checks report.
+_UNKNOWN = WeightKind("f32", rounded=False, arithmetic="f32")
+# What is measured whatever the limits are, and has to be finite.
+_ALWAYS = ("ppl_delta_percent", "kl_mean", "top1_agreement", "max_logit_diff")
+_STALE = "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
+
+
+def judge(validation: Validation, policy: Policy, before: Validation | None = None) -> list[Check]:
+    """Every check of a validation under a policy, those that it requires and did not find among them.
+
+    Args:
+        validation: what was found and measured.
+        policy: what counts.
+        before: the same of an earlier release; None compares with none.
+    """
+    found = [dataclasses.replace(check, found=check.status) for check in validation.findings]
+    found += baseline_findings(validation, before) if before is not None else ()
+    checks = [
+        *(_levelled(check, policy) for check in found),
+        *(_levelled(check, policy) if is_finite else check for check, is_finite in _decided(validation, policy)),
+    ]
+    return [*checks, *_missing(checks, policy)]
+
+
+def judged(validation: Validation, policy: Policy, before: Validation | None = None) -> Validation:
+    """The validation with the checks of a policy."""
+    return dataclasses.replace(validation, policy=policy.name, checks=judge(validation, policy, before))
+
+
+# -- levels
+
+
+def _levelled(check: Check, policy: Policy) -> Check:
+    """A check as a policy counts it."""
+    if check.status == "skip":
+        wanted = any(fnmatchcase(check.id, pattern) for pattern in policy.fail_if_not_run)
+        return dataclasses.replace(check, status="fail", message=NOT_RUN + check.message) if wanted else check
+    level = policy.level(check.id)
+    if level is None or check.status == "pass":
+        return check
+    status: Mapping[str, Status] = {"off": "skip", "warn": "warn", "error": "fail"}
+    return dataclasses.replace(check, status=status[level])
+
+
+def _missing(checks: list[Check], policy: Policy) -> Iterator[Check]:
+    for pattern in policy.fail_if_not_run:
+        if not any(fnmatchcase(check.id, pattern) for check in checks):
+            yield Check(pattern, "fail", "a check of this name", None, f"{NOT_RUN}there is none")
+
+
+# -- limits
+
+
+def _decided(validation: Validation, policy: Policy) -> Iterator[tuple[Check, bool]]:
+    """A check for each score, and whether what it is about is finite."""
+    for check, score in _by_limits(validation, validation.weights or _UNKNOWN, policy):
+        yield check, not non_finite(score)
+
+
+def _by_limits(validation: Validation, kind: WeightKind, policy: Policy) -> Iterator[tuple[Check, WindowScore]]:
+    for score in validation.batch:
+        yield _batch(validation, score, kind, policy), score
+    own = {(score.regime, score.length): score for score in validation.runtime}
+    for window in validation.windows:
+        score = own.get((window.regime, window.length))
+        if score is not None:
+            yield _parity(validation, score, runtime_limits(kind, score, policy)), score
+            continue
+        limits = runtime_limits(kind, window, policy)
+        if kind.rounded:
+            limits = _together(limits, rounding_limits(kind, window, policy))
+        yield _parity(validation, window, limits), window
+    for score in validation.rounding:
+        id = window_id(validation.format, "rounding", score)
+        fault = f"rounding to {kind.name} costs too much"
+        yield _window_check(id, score, rounding_limits(kind, score, policy), fault), score
+
+
+def runtime_limits(kind: WeightKind, score: WindowScore, policy: Policy) -> dict[str, float]:
+    """Limits of a runtime that has the reference's weights; a cache changes the order of its sums."""
+    arithmetic = "f32" if kind.arithmetic == "same" and score.regime == "crossing" else kind.arithmetic
+    return policy.limits_for("runtime", kind.name, arithmetic, score.regime)
+
+
+def rounding_limits(kind: WeightKind, score: WindowScore, policy: Policy) -> dict[str, float]:
+    """Limits of what a weight type costs."""
+    return policy.limits_for("rounding", kind.name, kind.arithmetic, score.regime)
+
+
+def _together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Limits of both together, of the statistics that both limit."""
+    shared = {name: one[name] + other[name] for name in one if name in other}
+    if AT_LEAST in shared:
+        shared[AT_LEAST] -= 1.0
+    return shared
+
+
+def _batch(validation: Validation, score: WindowScore, kind: WeightKind, policy: Policy) -> Check:
+    """Rows of a batch against each text alone, in one runtime: by the limit of KL."""
+    arithmetic = "f32" if kind.arithmetic == "same" else kind.arithmetic
+    limits = policy.limits_for("runtime", kind.name, arithmetic, score.regime)
+    limits = {name: value for name, value in limits.items() if name == "kl_mean"}
+    fault = "rows of a batch, or padding, reach into one another"
+    return _window_check(f"{validation.format}.batch", score, limits, fault)
+
+
+def _parity(validation: Validation, score: WindowScore, limits: Mapping[str, float]) -> Check:
+    """One check a window. A crossing may fail by its cache alone, which is no fault of the file."""
+    id = window_id(validation.format, "parity", score)
+    check = _window_check(id, score, limits, "not the reference's model")
+    if check.status != "fail" or score.regime != "crossing" or non_finite(score):
+        return check
+    explained = any(not broken(stale, limits) and not non_finite(stale) for stale in validation.stale)
+    return dataclasses.replace(check, status="warn", message=_STALE) if explained else check
+
+
+def _window_check(id: str, score: WindowScore, limits: Mapping[str, float], fault: str) -> Check:
+    names = [*limits, *(name for name in _ALWAYS if name not in limits)] if non_finite(score) else list(limits)
+    expected = {name: f"{'≥' if name == AT_LEAST else '≤'} {limits[name]:g}" for name in limits}
+    actual = {name: _value(score, name) for name in names}
+    if words := non_finite(score):
+        return Check(id, "fail", expected, actual, words)
+    out = broken(score, limits)
+    return Check(
+        id, "fail" if out else "pass", expected, actual, f"{fault}: {', '.join(out)} out of bounds" if out else ""
+    )
+
+
+def non_finite(score: WindowScore) -> str:
+    """In words, that logits or measures are not finite; empty where all are."""
+    if score.non_finite:
+        return score.non_finite
+    return "" if all(math.isfinite(_value(score, name)) for name in _ALWAYS) else "a measure is non-finite"
+
+
+def broken(score: WindowScore, limits: Mapping[str, float]) -> list[str]:
+    """The statistics whose interval lies beyond their limit."""
+    return [name for name, limit in limits.items() if _is_beyond(score, name, limit)]
+
+
+def _is_beyond(score: WindowScore, name: str, limit: float) -> bool:
+    if name == AT_LEAST:
+        return wilson(score.decided_agreements, score.tokens - score.tied)[1] < limit
+    return not _least(score, name) <= limit
+
+
+def _least(score: WindowScore, name: str) -> float:
+    """The end of a statistic's interval that is nearer to none; the value itself of those that have no interval."""
+    if name == "ppl_delta_percent":
+        low, high = score.ppl_delta_low, score.ppl_delta_high
+        if math.isnan(low) or math.isnan(high) or low <= 0.0 <= high:  # unbounded ends are null in a file
+            return 0.0
+        return min(abs(low), abs(high))
+    low = getattr(score, f"{name}_low", getattr(score, name))
+    return -math.inf if math.isnan(low) else low
+
+
+def _value(score: WindowScore, name: str) -> float:
+    if name == AT_LEAST and score.tokens > score.tied:
+        return score.decided_agreements / (score.tokens - score.tied)
+    value: float = getattr(score, name)
+    return value

@@ -1,0 +1,171 @@
+"""`Validation`: what was found and measured of one artifact, and what a policy made of it; to JSON and back, without torch.
+
+runs ──► findings, scores ──judge(validation, policy)──► checks ──► validation.json ──measured_of──► judge again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from converters.base import Check
+from converters.own_weights import WeightKind
+from longrope.errors import InputError
+from longrope.factors import FactorSets
+from longrope.measures import TextScore, WindowScore
+from longrope.provenance import published_name
+from longrope.reading import TEXT, check, kind_of, list_of, record
+
+SCHEMA_VERSION = 1
+# Lists of scores in validation.json beside `windows`, which compares the artifact with the original.
+SCORES = ("windows", "runtime", "rounding", "stale")
+# Begins the message of a check that did not run and which the policy wants to.
+NOT_RUN = "the policy asks for this check, and it did not run: "
+
+
+@dataclass
+class Validation:
+    """The contract's validation.json of one artifact (schema_version 1).
+
+    Args:
+        artifact, format, reference: names.
+        policy: the name of the one that judged.
+        checks: what it says.
+        findings: checks before any policy, without those that limits decide.
+        windows: the artifact in its runtime against the reference.
+        runtime: the artifact in its runtime against the reference that holds its own weights; empty where its weights are
+            the reference's, or where they cannot be had.
+        rounding: the reference that holds the artifact's weights against the reference.
+        stale: a crossing against the one whose cache keeps keys of the short set.
+        batch: two texts in one pass against each alone; empty where the runtime takes one at a time.
+        weights: what its weight type does; None where that cannot be read.
+        factor_sets: which it must have.
+        provenance: versions, machine, hashes.
+    """
+
+    artifact: str
+    format: str
+    reference: str
+    policy: str = ""
+    checks: list[Check] = field(default_factory=list)
+    findings: list[Check] = field(default_factory=list)
+    windows: list[WindowScore] = field(default_factory=list)
+    runtime: list[WindowScore] = field(default_factory=list)
+    rounding: list[WindowScore] = field(default_factory=list)
+    stale: list[WindowScore] = field(default_factory=list)
+    batch: list[WindowScore] = field(default_factory=list)
+    weights: WeightKind | None = None
+    factor_sets: FactorSets = "single"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.status == "fail"]
+
+    def verdict(self, score: WindowScore) -> str:
+        """`pass`, `warn` or `fail` of one window."""
+        wanted = {window_id(self.format, about, score) for about in ("parity", "rounding")}
+        statuses = {check.status for check in self.checks if check.id in wanted}
+        return next((status for status in ("fail", "warn") if status in statuses), "pass")
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of validation.json; folders of this machine are left out of names and messages."""
+        artifact, reference = published_name(self.artifact), published_name(self.reference)
+
+        def without_folders(check: Check) -> dict[str, Any]:
+            message = check.message.replace(self.artifact, artifact).replace(self.reference, reference)
+            return {**dataclasses.asdict(check), "message": message}
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "artifact": artifact,
+            "format": self.format,
+            "reference": reference,
+            "policy": self.policy,
+            "passed": self.passed,
+            "checks": [without_folders(check) for check in self.checks],
+            **{name: [score_json(score) for score in getattr(self, name)] for name in (*SCORES, "batch")},
+            "weights": None if self.weights is None else dataclasses.asdict(self.weights),
+            "factor_sets": self.factor_sets,
+            "provenance": dict(self.provenance),
+        }
+
+
+def window_id(format_name: str, about: str, score: WindowScore) -> str:
+    """The id of a window's check."""
+    return f"{format_name}.{about}.{score.regime}.{score.length}"
+
+
+def score_json(score: WindowScore) -> dict[str, Any]:
+    """A score as validation.json holds it."""
+    return {**dataclasses.asdict(score), "ppl_delta_percent": score.ppl_delta_percent}
+
+
+def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
+    """What an entry of validation.json says was found and measured, unjudged.
+
+    Args:
+        entry: the entry.
+        name: of the file, for messages.
+
+    Raises:
+        InputError: the entry is broken, or older than the measurements that are kept now.
+    """
+    if "rounding" not in entry:
+        raise InputError(
+            f"{name}: written by an earlier version, which kept too little to be judged again; validate anew"
+        )
+    if entry.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{name}: expected schema_version {SCHEMA_VERSION}, got {entry.get('schema_version')}")
+    check(entry, record({"artifact": TEXT, "format": TEXT, "reference": TEXT, "checks": list_of(kind_of(Check))}), name)
+    weights, sets = entry.get("weights"), entry.get("factor_sets")
+    found = Validation(
+        artifact=entry["artifact"],
+        format=entry["format"],
+        reference=entry["reference"],
+        findings=[
+            dataclasses.replace(found, status=found.found, message=found.message.removeprefix(NOT_RUN))
+            for found in (_of_json(Check, each) for each in entry["checks"])
+            if found.found is not None
+        ],
+        weights=None
+        if weights is None
+        else _of_json(WeightKind, check(weights, kind_of(WeightKind), f"{name}: weights")),
+        factor_sets="dual" if sets == "dual" else "single",
+        provenance=entry.get("provenance") or {},
+    )
+    for each in (*SCORES, "batch"):
+        setattr(found, each, [_score(item, f"{name}: {each}") for item in entry.get(each) or ()])
+    return found
+
+
+def text_fingerprint(validations: Iterable[Validation]) -> set[str]:
+    """The texts that were measured on."""
+    found = (validation.provenance.get("text_fingerprint") for validation in validations)
+    return {fingerprint for fingerprint in found if isinstance(fingerprint, str)}
+
+
+def _score(data: Any, name: str) -> WindowScore:
+    """A score read back; null stands for what is not finite."""
+    if isinstance(data, dict):
+        data = _with_nan(data)
+        data["texts"] = [_with_nan(text) if isinstance(text, dict) else text for text in data.get("texts") or ()]
+    score: WindowScore = _of_json(WindowScore, check(data, kind_of(WindowScore), name))
+    return dataclasses.replace(score, texts=tuple(_of_json(TextScore, each) for each in data["texts"]))
+
+
+def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in data.items()}
+
+
+def _of_json(kind: Any, data: Mapping[str, Any]) -> Any:
+    """A dataclass of the fields that it has; others are of a later version."""
+    names = {each.name for each in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in data.items() if name in names})

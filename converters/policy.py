@@ -1,0 +1,246 @@
+"""Policies: which checks count, and which limits measured values have to keep. Data only; `judging` applies them.
+
+strict | default | quantized | FILE ──read_policy──► Policy ──► judge(validation, policy)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from longrope.errors import InputError, choices
+from longrope.files import json_text
+from longrope.options import build, declared, option, read_table, schema_of
+from longrope.reading import as_object, printable, read_json, read_toml, read_yaml, shown
+
+Level = Literal["off", "warn", "error"]
+Compared = Literal["runtime", "rounding"]
+# A statistic that has to be as large as its limit; all others have to be as small.
+AT_LEAST = "top1_agreement"
+_STATISTIC = "Largest %s; null lifts a limit that a rule before it sets."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What measured values have to keep; None where nothing is asked. Of means, medians and 99th percentiles, of top-1 and
+    of the change of perplexity, a limit is broken where the whole interval of 95 % lies beyond it.
+    """
+
+    kl_mean: float | None = option(None, minimum=0, help=_STATISTIC % "mean KL(reference || artifact), nats per token")
+    kl_median: float | None = option(None, minimum=0, help=_STATISTIC % "median KL over positions, nats")
+    kl_p99: float | None = option(None, minimum=0, help=_STATISTIC % "99th percentile of KL over positions, nats")
+    kl_max: float | None = option(None, minimum=0, help=_STATISTIC % "KL of any position, nats")
+    ppl_delta_percent: float | None = option(
+        None, minimum=0, help=_STATISTIC % "change of perplexity either way, percent"
+    )
+    top1_agreement: float | None = option(
+        None,
+        minimum=0,
+        maximum=1,
+        help="Smallest share of positions with the same likeliest token, of those that are not tied in the reference.",
+    )
+    max_logit_diff: float | None = option(None, minimum=0, help=_STATISTIC % "difference of any logit")
+    logit_diff_median: float | None = option(
+        None, minimum=0, help=_STATISTIC % "median over positions of the largest logit difference"
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Limits, and what they are for. Patterns may hold `*` and `?`; of several rules, later ones win by statistic."""
+
+    compare: Compared = option(
+        help="`runtime`: artifact against the reference with its weights; `rounding`: that against the original."
+    )
+    weights: str = option("*", help="Pattern of weight types, such as q4_*: what `weights.name` of the result says.")
+    arithmetic: str = option("*", help="Pattern of what the runtime multiplies in: same, f32, f16, bf16, int8.")
+    regime: str = option("*", help="Pattern of regimes: short, long, crossing.")
+
+    def fits(self, compare: str, weights: str, arithmetic: str, regime: str) -> bool:
+        """Whether the limits are for this."""
+        pairs = ((weights, self.weights), (arithmetic, self.arithmetic), (regime, self.regime))
+        return compare == self.compare and all(fnmatchcase(name, pattern) for name, pattern in pairs)
+
+
+STATISTICS = tuple(each.name for each in dataclasses.fields(Limits))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a validation has to keep.
+
+    Args:
+        name: for reports.
+        levels: pattern of check ids → what a failure or a warning counts; later ones win. `error` fails for both, `warn`
+            warns of both, `off` leaves the check out. What no pattern fits counts as it was found.
+        limits: rule → values by statistic; None lifts one.
+        fail_if_not_run: patterns of check ids: one that was skipped fails, and so does a pattern that no check fits.
+    """
+
+    name: str = "default"
+    levels: Mapping[str, Level] = dataclasses.field(default_factory=dict)
+    limits: tuple[tuple[Rule, Mapping[str, float | None]], ...] = ()
+    fail_if_not_run: tuple[str, ...] = ()
+
+    def level(self, id: str) -> Level | None:
+        """What a check's failure counts; None for what was found."""
+        fitting = [level for pattern, level in self.levels.items() if fnmatchcase(id, pattern)]
+        return fitting[-1] if fitting else None
+
+    def limits_for(self, compare: Compared, weights: str, arithmetic: str, regime: str) -> dict[str, float]:
+        """Limits by statistic."""
+        found: dict[str, float | None] = {}
+        for rule, values in self.limits:
+            if rule.fits(compare, weights, arithmetic, regime):
+                found |= values
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _rule(compare: Compared, limits: Mapping[str, float | None], **patterns: str) -> tuple[Rule, dict[str, Any]]:
+    return Rule(compare=compare, **patterns), dict(limits)
+
+
+# What runtimes lose by their arithmetic alone, with the weights they have: what is beyond is a fault. docs/validation.md
+# says what was measured, benchmarks/validation.md the distributions.
+_RUNTIME = (
+    _rule(
+        "runtime",
+        {"kl_mean": 0.0, "ppl_delta_percent": 0.0, "top1_agreement": 1.0, "max_logit_diff": 0.0},
+        arithmetic="same",
+    ),
+    _rule("runtime", {"kl_mean": 1e-6, "ppl_delta_percent": 0.01, "top1_agreement": 0.999}, arithmetic="f32"),
+    _rule("runtime", {"kl_mean": 1e-4, "ppl_delta_percent": 0.1, "top1_agreement": 0.99}, arithmetic="f16"),
+    _rule("runtime", {"kl_mean": 1e-3, "ppl_delta_percent": 0.5, "top1_agreement": 0.97}, arithmetic="bf16"),
+    _rule("runtime", {"kl_mean": 1e-2, "ppl_delta_percent": 1.0, "top1_agreement": 0.95}, arithmetic="int8"),
+)
+_FOUR_BITS = ("q4*", "iq4*", "int4", "mxfp4")
+_FEWER_BITS = ("q3*", "q2*", "iq3*", "iq2*", "iq1*", "tq*")
+
+
+def _rounding(eight: float, six: float, four: float, fewer: float | None) -> Iterable[tuple[Rule, dict[str, Any]]]:
+    """Limits of rounding, from those of mean KL."""
+    yield _rule("rounding", {"kl_mean": 1e-4, "ppl_delta_percent": 0.1, "top1_agreement": 0.99}, weights="f16")
+    yield _rule("rounding", {"kl_mean": 1e-3, "ppl_delta_percent": 0.5, "top1_agreement": 0.97}, weights="bf16")
+    bits = {**dict.fromkeys(("q8*", "int8"), eight), **dict.fromkeys(("q6*", "q5*"), six)}
+    bits |= dict.fromkeys(_FOUR_BITS, four)
+    for pattern, kl in {**bits, **dict.fromkeys(_FEWER_BITS, fewer)}.items():
+        yield _rule("rounding", {"kl_mean": kl, "ppl_delta_percent": None if kl is None else 100 * kl}, weights=pattern)
+
+
+PRESETS: Mapping[str, Policy] = {
+    "default": Policy("default", limits=(*_RUNTIME, *_rounding(0.02, 0.05, 0.2, 0.8))),
+    "quantized": Policy("quantized", limits=(*_RUNTIME, *_rounding(0.02, 0.1, 0.4, None))),
+    "strict": Policy(
+        "strict",
+        levels={"*": "error"},
+        limits=(*_RUNTIME, *_rounding(0.01, 0.02, 0.1, 0.1)),
+        fail_if_not_run=("*.readable", "*.loads", "*.parity.*", "*.own_weights", "*.weights"),
+    ),
+}
+
+
+def read_policy(given: str) -> Policy:
+    """A preset by its name, or a policy of a YAML, TOML or JSON file.
+
+    Raises:
+        InputError: no such file or preset, an unknown key, with the nearest known one, or a value of another kind.
+    """
+    if given in PRESETS:
+        return PRESETS[given]
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(f"policy {given}: no such file; {choices(given, PRESETS)}, or a YAML, TOML or JSON file")
+    return policy_of(_READERS.get(path.suffix.lower(), read_yaml)(path), given)
+
+
+_READERS: Mapping[str, Any] = {".json": read_json, ".toml": read_toml}
+KEYS = {
+    "extends": "Preset that it starts from.",
+    "checks": "Pattern of check ids: what a failure or a warning counts. Later ones win.",
+    "fail_if_not_run": "Patterns of check ids. One that was skipped fails, and so does a pattern that no check fits.",
+    "limits": "Rules; later ones win by statistic.",
+}
+
+
+def policy_of(data: Any, name: str) -> Policy:
+    """The policy that a table describes. Raises as `read_policy`."""
+    table = as_object(data, name)
+    for key in table:
+        if key not in KEYS:
+            raise InputError(f"{name}: unknown key {printable(str(key))}; {choices(key, KEYS)}")
+    base = PRESETS[_one_of(table.get("extends", "default"), PRESETS, f"{name}: extends")]
+    levels = as_object(table.get("checks", {}), f"{name}: checks")
+    required = _list(table.get("fail_if_not_run", list(base.fail_if_not_run)), f"{name}: fail_if_not_run")
+    return Policy(
+        name=Path(name).name,
+        levels={**base.levels, **{id: _level(level, f"{name}: checks: {id}") for id, level in levels.items()}},
+        limits=(*base.limits, *_rules(_list(table.get("limits", []), f"{name}: limits"), name)),
+        fail_if_not_run=tuple(_text(pattern, f"{name}: fail_if_not_run") for pattern in required),
+    )
+
+
+def _rules(items: list[Any], name: str) -> Iterable[tuple[Rule, dict[str, float | None]]]:
+    patterns, statistics = declared(Rule), declared(Limits)
+    for number, item in enumerate(items):
+        where = f"{name}: limits[{number}]"
+        table = as_object(item, where)
+        lifted = {key for key, value in table.items() if value is None and key in STATISTICS}
+        given = {key: value for key, value in table.items() if key not in lifted}
+        values = read_table((*patterns, *statistics), given, where, Path())
+        if "compare" not in values:
+            raise InputError(f"{where}: compare: expected {' or '.join(get_args(Compared))}, found none")
+        rule = build(Rule, {key: values[key] for key in values if key in {each.key for each in patterns}})
+        found = {each.name: values[each.key] for each in statistics if each.key in values}
+        yield rule, {**dict.fromkeys(lifted), **found}
+
+
+def _level(value: Any, where: str) -> Level:
+    # YAML 1.1 reads the word off as false.
+    return _one_of("off" if value is False else value, get_args(Level), where)  # type: ignore[return-value]
+
+
+def _one_of(value: Any, known: Iterable[str], where: str) -> str:
+    if not isinstance(value, str) or value not in set(known):
+        raise InputError(f"{where}: got {shown(value)}; {choices(value, known)}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list, got {shown(value)}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: expected patterns of check ids, got {shown(value)}")
+    return value
+
+
+def schema_text() -> str:
+    """docs/policy.schema.json; `make schema` writes it."""
+    return json_text(policy_schema())
+
+
+def policy_schema() -> dict[str, Any]:
+    """JSON Schema of policy files, for editors."""
+    limits = schema_of((*declared(Rule), *declared(Limits)), required=("compare",), underscores=True)
+    for name in STATISTICS:
+        limits["properties"][name]["type"] = ["number", "null"]
+    kinds: Mapping[str, dict[str, Any]] = {
+        "extends": {"enum": list(PRESETS), "default": "default"},
+        "checks": {"type": "object", "additionalProperties": {"enum": list(get_args(Level))}},
+        "fail_if_not_run": {"type": "array", "items": {"type": "string"}},
+        "limits": {"type": "array", "items": limits},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Policy of longrope-export validate",
+        "type": "object",
+        "properties": {key: {"description": KEYS[key], **kind} for key, kind in kinds.items()},
+        "additionalProperties": False,
+    }

@@ -1,0 +1,325 @@
+"""Measured values under policies: levels, limits, intervals, what is not finite; earlier releases; to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from converters import policy as policies
+from converters.base import Check
+from converters.baseline import baseline_of
+from converters.judging import judge, judged
+from converters.measurements import Validation, measured_of
+from converters.own_weights import WeightKind
+from converters.policy import PRESETS, Policy, policy_of, read_policy
+from longrope.errors import InputError
+from longrope.files import json_text
+from longrope.intervals import mean_interval, quantile_low, wilson
+from longrope.measures import TextScore, WindowScore
+from tests.common import REPOSITORY
+
+DEFAULT = PRESETS["default"]
+Q4 = WeightKind("q4_0", rounded=True, arithmetic="int8")
+F32 = WeightKind("f32", rounded=False, arithmetic="f32")
+
+
+def score(kl: float = 0.0, **changes: Any) -> WindowScore:
+    """Windows of 255 predictions that are sure of what they say."""
+    text = TextScore(tokens=255, nll_reference=2.0, nll=2.0, kl_mean=kl, top1_agreement=1.0)
+    values: dict[str, Any] = {
+        "length": 256,
+        "regime": "long",
+        "tokens": 255,
+        "ppl_reference": math.exp(2),
+        "ppl": math.exp(2),
+        "ppl_delta_low": 0.0,
+        "ppl_delta_high": 0.0,
+        **dict.fromkeys(("kl_mean", "kl_mean_low", "kl_median", "kl_median_low", "kl_p99", "kl_p99_low", "kl_max"), kl),
+        "top1_agreement": 1.0,
+        "tied": 0,
+        "decided_agreements": 255,
+        **dict.fromkeys(("max_logit_diff", "logit_diff_mean", "logit_diff_median", "logit_diff_p99"), 0.0),
+        "non_finite": "",
+        "non_finite_positions": 0,
+        "texts": (text,),
+    }
+    return WindowScore(**{**values, **changes})
+
+
+def validation(kind: WeightKind | None = F32, *findings: Check, **scores: list[WindowScore]) -> Validation:
+    return Validation("a.gguf", "gguf", "model", findings=list(findings), weights=kind, **scores)  # type: ignore[arg-type]
+
+
+def statuses(result: Validation, policy: Policy = DEFAULT) -> dict[str, str]:
+    return {check.id: check.status for check in judge(result, policy)}
+
+
+# -- limits
+
+
+def test_the_runtime_is_held_to_its_arithmetic_and_rounding_to_its_type() -> None:
+    """KL of 0.03: far beyond what int8 products lose, well within what four bits cost."""
+    small, large = score(1e-4), score(0.03)
+    sound = validation(Q4, windows=[large], runtime=[small], rounding=[large])
+    assert statuses(sound) == {"gguf.parity.long.256": "pass", "gguf.rounding.long.256": "pass"}
+    faulty = validation(Q4, windows=[large], runtime=[large], rounding=[small])
+    assert statuses(faulty) == {"gguf.parity.long.256": "fail", "gguf.rounding.long.256": "pass"}
+    coarse = validation(Q4, windows=[large], runtime=[small], rounding=[score(2.0)])
+    assert statuses(coarse)["gguf.rounding.long.256"] == "fail"
+
+
+def test_without_its_own_weights_an_artifact_is_held_to_both_limits_together() -> None:
+    kl = DEFAULT.limits_for("runtime", "q4_0", "int8", "long")["kl_mean"]
+    kl += DEFAULT.limits_for("rounding", "q4_0", "int8", "long")["kl_mean"]
+    for value, status in ((0.99 * kl, "pass"), (1.01 * kl, "fail")):
+        assert statuses(validation(Q4, windows=[score(value)])) == {"gguf.parity.long.256": status}
+
+
+def test_the_same_runtime_has_to_give_the_same_numbers_but_through_a_cache() -> None:
+    same = WeightKind("bf16", rounded=False, arithmetic="same")
+    found = [score(), dataclasses.replace(score(1e-9, length=72), regime="crossing"), score(1e-9, length=64)]
+    assert list(statuses(validation(same, windows=found)).values()) == ["pass", "pass", "fail"]
+
+
+def test_ties_do_not_count() -> None:
+    """Of 100 disagreements all are ties; of three, none is."""
+    tied = score(top1_agreement=155 / 255, tied=100, decided_agreements=155)
+    decided = score(top1_agreement=252 / 255, decided_agreements=252)
+    assert statuses(validation(windows=[tied])) == {"gguf.parity.long.256": "pass"}
+    assert statuses(validation(windows=[decided])) == {"gguf.parity.long.256": "fail"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"ppl": 8.0, "ppl_delta_low": -3.0, "ppl_delta_high": 20.0}, "pass"),
+        ({"ppl": 8.0, "ppl_delta_low": 7.0, "ppl_delta_high": 9.0}, "fail"),
+        ({"kl_mean": 1e-3, "kl_mean_low": 0.0}, "pass"),
+        ({"kl_mean": 1e-3, "kl_mean_low": 0.9e-3}, "fail"),
+        ({"tokens": 16, "decided_agreements": 16}, "pass"),
+        ({"tokens": 255, "decided_agreements": 254}, "pass"),
+        ({"tokens": 255, "decided_agreements": 250}, "fail"),
+    ],
+)
+def test_a_failure_needs_the_whole_interval_beyond_its_limit(changes: dict[str, Any], status: str) -> None:
+    assert statuses(validation(windows=[score(**changes)])) == {"gguf.parity.long.256": status}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kl_mean": math.nan}, {"ppl": math.inf}, {"max_logit_diff": math.nan}, {"non_finite": "the artifact's"}],
+)
+def test_what_is_not_finite_fails_whatever_the_policy_says(changes: dict[str, Any]) -> None:
+    lax = Policy(levels={"*": "off"})
+    for scores in ({"windows": [score(**changes)]}, {"batch": [score(**changes)]}):
+        assert set(statuses(validation(F32, **scores), lax).values()) == {"fail"}  # type: ignore[arg-type]
+        again = json.loads(json_text(judged(validation(F32, **scores), lax).to_json()))  # type: ignore[arg-type]
+        assert set(statuses(measured_of(again, "a"), lax).values()) == {"fail"}
+
+
+def test_a_crossing_that_a_stale_cache_explains_warns() -> None:
+    crossing = score(0.5, regime="crossing", length=72)
+    explained = validation(F32, windows=[crossing], stale=[score(1e-8, regime="crossing", length=72)])
+    assert statuses(explained) == {"gguf.parity.crossing.72": "warn"}
+    unexplained = validation(F32, windows=[crossing], stale=[score(0.5, regime="crossing", length=72)])
+    assert statuses(unexplained) == {"gguf.parity.crossing.72": "fail"}
+
+
+# -- levels
+
+
+FOUND = (
+    Check("hf.weights", "fail", message="others"),
+    Check("hf.tokenizer.texts", "warn", message="odd"),
+    Check("hf.files", "pass"),
+    Check("hf.generation_config", "skip", message="it has none"),
+)
+
+
+def test_levels_are_by_pattern_and_the_last_one_wins() -> None:
+    policy = policy_of({"checks": {"hf.*": "warn", "hf.tokenizer*": "error", "hf.fi*": "error"}}, "mine.yaml")
+    assert list(statuses(validation(F32, *FOUND), policy).values()) == ["warn", "fail", "pass", "skip"]
+    off = policy_of({"checks": {"*": "off"}}, "mine.yaml")
+    assert list(statuses(validation(F32, *FOUND), off).values()) == ["skip", "skip", "pass", "skip"]
+    assert list(statuses(validation(F32, *FOUND)).values()) == ["fail", "warn", "pass", "skip"]
+
+
+def test_a_check_that_did_not_run_has_not_passed() -> None:
+    policy = policy_of({"fail_if_not_run": ["hf.generation*", "*.parity.long.*", "hf.files"]}, "mine.yaml")
+    failed = [check for check in judge(validation(F32, *FOUND), policy) if check.status == "fail"]
+    assert [check.id for check in failed] == ["hf.weights", "hf.generation_config", "*.parity.long.*"]
+    assert "did not run: it has none" in failed[1].message
+
+
+# -- policy files
+
+
+def test_policies_are_read_from_yaml_toml_and_json(tmp_path: Path) -> None:
+    table = {
+        "extends": "quantized",
+        "checks": {"*.rounding.*": "warn"},
+        "limits": [{"compare": "rounding", "kl_max": 3}],
+    }
+    (tmp_path / "p.json").write_text(json.dumps(table))
+    (tmp_path / "p.yaml").write_text(
+        "extends: quantized\nchecks: {'*.rounding.*': warn}\nlimits:\n- {compare: rounding, kl_max: 3}\n"
+    )
+    (tmp_path / "p.toml").write_text(
+        'extends = "quantized"\nchecks = {"*.rounding.*" = "warn"}\nlimits = [{compare = "rounding", kl_max = 3}]\n'
+    )
+    read = [dataclasses.replace(read_policy(str(file)), name="") for file in sorted(tmp_path.iterdir())]
+    assert read[0] == read[1] == read[2]
+    limits = read[0].limits_for("rounding", "q4_0", "int8", "long")
+    assert limits == {**PRESETS["quantized"].limits_for("rounding", "q4_0", "int8", "long"), "kl_max": 3.0}
+
+
+def test_later_limits_win_by_statistic_and_null_lifts_one() -> None:
+    rules = [
+        {"compare": "rounding", "weights": "q4*", "regime": "long", "kl_mean": 0.01},
+        {"compare": "rounding", "weights": "q4*", "ppl_delta_percent": None},
+    ]
+    policy = policy_of({"limits": rules}, "mine")
+    assert policy.limits_for("rounding", "q4_0", "int8", "long") == {"kl_mean": 0.01}
+    assert policy.limits_for("rounding", "q8_0", "int8", "long") == DEFAULT.limits_for(
+        "rounding", "q8_0", "int8", "long"
+    )
+    assert policy.limits_for("rounding", "q4_0", "int8", "short")["kl_mean"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"check": {}}, "p: unknown key check; did you mean checks"),
+        ({"checks": {"x": "fatal"}}, "p: checks: x: got 'fatal'"),
+        ({"extends": "strickt"}, "did you mean strict"),
+        (
+            {"limits": [{"compare": "rounding", "kl_men": 1}]},
+            r"p: limits\[0\]: unknown key kl_men; did you mean kl-mean",
+        ),
+        ({"limits": [{"kl_mean": 1}]}, "compare: expected runtime or rounding, found none"),
+        ({"limits": [{"compare": "runtime", "kl_mean": "low"}]}, "expected a number"),
+        ({"limits": [{"compare": "runtime", "top1_agreement": 2}]}, "expected a number from 0 to 1"),
+        ({"limits": {"kl_mean": 1}}, "limits: expected a list"),
+        ({"fail_if_not_run": [3]}, "expected patterns of check ids"),
+        ([], "expected"),
+    ],
+)
+def test_what_is_no_policy_is_refused_by_name(table: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        policy_of(table, "p")
+
+
+def test_a_policy_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no such file; did you mean default"):
+        read_policy("defaults")
+
+
+def test_the_published_schema_takes_what_the_reader_takes() -> None:
+    published = json.loads((REPOSITORY / "docs" / "policy.schema.json").read_text(encoding="utf-8"))
+    assert published == policies.policy_schema(), "stale: run `make schema`"
+    jsonschema.Draft202012Validator.check_schema(published)
+    rule = {"compare": "rounding", "weights": "q4*", "kl_mean": 0.1, "ppl_delta_percent": None}
+    whole = {"extends": "strict", "checks": {"*": "off"}, "fail_if_not_run": ["*"], "limits": [rule]}
+    jsonschema.validate(whole, published)
+    policy_of(whole, "p")
+    for wrong in ({"more": 1}, {"limits": [{**rule, "kl": 1}]}, {"checks": {"*": "fatal"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, published)
+
+
+# -- kept, and judged again
+
+
+def test_a_result_is_judged_again_as_it_was_the_first_time() -> None:
+    """Through JSON, under another policy, and back under the first one."""
+    own = Check("gguf.own_weights", "skip", "q4_0", None, "no room")
+    first = validation(Q4, *FOUND, own, windows=[score(0.3)], runtime=[score(1e-3)], rounding=[score(2.0)])
+    default = judged(first, DEFAULT)
+    strict = judged(measured_of(json.loads(json_text(default.to_json())), "a"), PRESETS["strict"])
+    again = judged(measured_of(json.loads(json_text(strict.to_json())), "a"), DEFAULT)
+    assert again.checks == default.checks
+    assert strict.checks != default.checks
+    assert {each.id for each in strict.failures} > {"gguf.own_weights", "hf.tokenizer.texts", "*.readable"}
+
+
+def test_a_result_of_an_earlier_version_is_refused() -> None:
+    with pytest.raises(InputError, match="kept too little"):
+        measured_of({"schema_version": 1, "artifact": "a", "checks": []}, "old.json")
+
+
+# -- an earlier release
+
+
+def release(*nll: float, kl: float = 1e-3, texts: str = "x") -> Validation:
+    each = tuple(
+        TextScore(tokens=255, nll_reference=2.0 + i, nll=value + i, kl_mean=kl, top1_agreement=1.0)
+        for i, value in enumerate(nll)
+    )
+    made = validation(Q4, windows=[score(texts=each)])
+    return dataclasses.replace(made, provenance={"text_fingerprint": texts})
+
+
+@pytest.mark.parametrize(
+    ("now", "status", "said"),
+    [
+        ((2.02, 2.021, 2.019, 2.02), "warn", "perplexity +2.02 % (+1.89 to +2.15), worse"),
+        ((1.98, 1.981, 1.979, 1.98), "pass", "better"),
+        ((2.2, 1.9, 2.05, 1.95), "pass", "within noise"),
+        ((2.5,), "skip", "not measured on these windows"),
+    ],
+)
+def test_a_release_is_paired_with_the_earlier_one(now: tuple[float, ...], status: str, said: str) -> None:
+    """Texts differ by far more than releases do: only pairing sees two percent."""
+    before, after = release(2.0, 2.0, 2.0, 2.0), release(*now)
+    (check,) = [each for each in judge(after, DEFAULT, before) if ".baseline." in each.id]
+    assert (check.id, check.status) == ("gguf.baseline.long.256", status)
+    assert said in check.message
+    strict = [each.status for each in judge(after, PRESETS["strict"], before) if ".baseline." in each.id]
+    assert strict == ["fail" if status == "warn" else status]
+
+
+def test_one_window_does_not_tell_change_from_noise() -> None:
+    (check,) = [each for each in judge(release(2.5), DEFAULT, release(2.0)) if ".baseline." in each.id]
+    assert check.status == "pass"
+    assert "one window does not tell" in check.message
+
+
+def test_a_release_on_other_texts_or_of_another_format_is_refused() -> None:
+    with pytest.raises(InputError, match="measured on other texts"):
+        baseline_of([release(2.0)], [release(2.0, texts="y")], "old.json")
+    other = dataclasses.replace(release(2.0), format="hf")
+    with pytest.raises(InputError, match="expected one gguf artifact"):
+        baseline_of([release(2.0)], [other], "old.json")
+    twice = [dataclasses.replace(release(2.0), artifact=name) for name in ("b.gguf", "a.gguf")]
+    assert baseline_of([release(2.0)], twice, "old.json") == [twice[1]]
+
+
+# -- intervals
+
+
+def test_intervals_hold_what_they_are_intervals_of() -> None:
+    """In 95 % of draws: of a mean of five, of a share of 40, of a median of 30 from below."""
+    rng = np.random.default_rng(0)
+    means = [mean_interval(rng.normal(1.0, 2.0, 5)) for _ in range(2000)]
+    assert np.mean([low <= 1.0 <= high for low, high in means]) == pytest.approx(0.95, abs=0.015)
+    shares = [wilson(int(rng.binomial(40, 0.9)), 40) for _ in range(2000)]
+    assert np.mean([low <= 0.9 <= high for low, high in shares]) == pytest.approx(0.95, abs=0.03)
+    medians = [quantile_low(np.sort(rng.normal(0.0, 1.0, 30)), 0.5) for _ in range(2000)]
+    assert np.mean([low <= 0.0 for low in medians]) > 0.96
+
+
+def test_intervals_at_their_ends() -> None:
+    assert wilson(16, 16)[1] == 1.0
+    assert wilson(0, 16)[0] == 0.0
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert mean_interval([3.0]) == (-math.inf, math.inf)
+    assert mean_interval([3.0, 3.0]) == (3.0, 3.0)
+    assert math.isnan(quantile_low(np.array([1.0, math.nan]), 0.5))
+    assert quantile_low(np.array([1.0, 2.0]), 0.99) == 1.0
