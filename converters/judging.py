@@ -44,7 +44,7 @@ def judge(validation: Validation, policy: Policy, before: Validation | None = No
         *(_levelled(check, policy) for check in found),
         *(_levelled(check, policy) if is_finite else check for check, is_finite in _decided(validation, policy)),
     ]
-    return [*checks, *_missing(checks, policy)]
+    return [*checks, *_missing(validation.format, checks, policy)]
 
 
 def judged(validation: Validation, policy: Policy, before: Validation | None = None) -> Validation:
@@ -67,9 +67,11 @@ def _levelled(check: Check, policy: Policy) -> Check:
     return dataclasses.replace(check, status=status[level])
 
 
-def _missing(checks: list[Check], policy: Policy) -> Iterator[Check]:
+def _missing(format_name: str, checks: list[Check], policy: Policy) -> Iterator[Check]:
+    """Required checks that no check is; those of other formats are not asked of this one."""
     for pattern in policy.fail_if_not_run:
-        if not any(fnmatchcase(check.id, pattern) for check in checks):
+        mine = fnmatchcase(format_name, pattern.partition(".")[0])
+        if mine and not any(fnmatchcase(check.id, pattern) for check in checks):
             yield Check(pattern, "fail", "a check of this name", None, f"{NOT_RUN}there is none")
 
 
@@ -85,11 +87,11 @@ def _decided(validation: Validation, policy: Policy) -> Iterator[tuple[Check, bo
 def _by_limits(validation: Validation, kind: WeightKind, policy: Policy) -> Iterator[tuple[Check, WindowScore]]:
     for score in validation.batch:
         yield _batch(validation, score, kind, policy), score
-    own = {(score.regime, score.length): score for score in validation.runtime}
+    own = {(each.regime, each.length): each for each in validation.runtime}
     for window in validation.windows:
-        score = own.get((window.regime, window.length))
-        if score is not None:
-            yield _parity(validation, score, runtime_limits(kind, score, policy)), score
+        mine = own.get((window.regime, window.length))
+        if mine is not None:
+            yield _parity(validation, mine, runtime_limits(kind, mine, policy)), mine
             continue
         limits = runtime_limits(kind, window, policy)
         if kind.rounded:

@@ -117,27 +117,35 @@ _RUNTIME = (
     _rule("runtime", {"kl_mean": 1e-3, "ppl_delta_percent": 0.5, "top1_agreement": 0.97}, arithmetic="bf16"),
     _rule("runtime", {"kl_mean": 1e-2, "ppl_delta_percent": 1.0, "top1_agreement": 0.95}, arithmetic="int8"),
 )
-_FOUR_BITS = ("q4*", "iq4*", "int4", "mxfp4")
+# Weight types by pattern → largest mean KL and change of perplexity in percent that rounding to them may cost.
+_EIGHT_BITS, _SIX_BITS = ("q8*", "int8"), ("q6*", "q5*")
+_FOUR_BITS, _INTEGERS = ("q4*", "iq4*", "mxfp4"), ("int4",)
 _FEWER_BITS = ("q3*", "q2*", "iq3*", "iq2*", "iq1*", "tq*")
+Cost = tuple[float | None, float | None]
 
 
-def _rounding(eight: float, six: float, four: float, fewer: float | None) -> Iterable[tuple[Rule, dict[str, Any]]]:
-    """Limits of rounding, from those of mean KL."""
+def _rounding(eight: Cost, six: Cost, four: Cost, integers: Cost, fewer: Cost) -> Iterable[tuple[Rule, dict[str, Any]]]:
     yield _rule("rounding", {"kl_mean": 1e-4, "ppl_delta_percent": 0.1, "top1_agreement": 0.99}, weights="f16")
-    yield _rule("rounding", {"kl_mean": 1e-3, "ppl_delta_percent": 0.5, "top1_agreement": 0.97}, weights="bf16")
-    bits = {**dict.fromkeys(("q8*", "int8"), eight), **dict.fromkeys(("q6*", "q5*"), six)}
-    bits |= dict.fromkeys(_FOUR_BITS, four)
-    for pattern, kl in {**bits, **dict.fromkeys(_FEWER_BITS, fewer)}.items():
-        yield _rule("rounding", {"kl_mean": kl, "ppl_delta_percent": None if kl is None else 100 * kl}, weights=pattern)
+    yield _rule("rounding", {"kl_mean": 5e-3, "ppl_delta_percent": 0.5, "top1_agreement": 0.97}, weights="bf16")
+    costs = zip(
+        (_EIGHT_BITS, _SIX_BITS, _FOUR_BITS, _INTEGERS, _FEWER_BITS), (eight, six, four, integers, fewer), strict=True
+    )
+    for patterns, (kl, percent) in costs:
+        for pattern in patterns:
+            yield _rule("rounding", {"kl_mean": kl, "ppl_delta_percent": percent}, weights=pattern)
 
 
 PRESETS: Mapping[str, Policy] = {
-    "default": Policy("default", limits=(*_RUNTIME, *_rounding(0.02, 0.05, 0.2, 0.8))),
-    "quantized": Policy("quantized", limits=(*_RUNTIME, *_rounding(0.02, 0.1, 0.4, None))),
+    "default": Policy(
+        "default", limits=(*_RUNTIME, *_rounding((0.02, 2.0), (0.1, 5.0), (0.25, 25.0), (0.4, 25.0), (1.0, 100.0)))
+    ),
+    "quantized": Policy(
+        "quantized", limits=(*_RUNTIME, *_rounding((0.05, 5.0), (0.25, 15.0), (0.5, 50.0), (0.5, 50.0), (None, None)))
+    ),
     "strict": Policy(
         "strict",
         levels={"*": "error"},
-        limits=(*_RUNTIME, *_rounding(0.01, 0.02, 0.1, 0.1)),
+        limits=(*_RUNTIME, *_rounding((0.01, 1.0), (0.03, 2.0), (0.1, 10.0), (0.1, 10.0), (0.1, 10.0))),
         fail_if_not_run=("*.readable", "*.loads", "*.parity.*", "*.own_weights", "*.weights"),
     ),
 }

@@ -108,6 +108,24 @@ def test_interleaving_undone_in_a_quantized_file(quantized: Good, tmp_path: Path
     assert set(failures(quantized, rewrite(quantized.path, tmp_path / "bad.gguf", fault))) == {"gguf.weights"}
 
 
+@pytest.mark.parametrize("scale", [1.05, 0.95])
+def test_one_layer_of_a_4_bit_file_whose_scale_is_off(good: Good, tmp_path: Path, scale: float) -> None:
+    """Rounding to four bits hides 5 % in each number, and not in the mean of all."""
+    path = tmp_path / "q4_0.gguf"
+    GgufConverter().convert(Export(good.model, good.factors, "q4_0"), path, Silent())
+    assert failures(good, path) == {}
+
+    def fault(values: Values, tensors: Tensors) -> None:
+        content = tensors[UP]
+        blocks = np.array(next(iter(content.blocks()))).reshape(-1, 18)  # a scale in float16, then 32 numbers
+        blocks[:, :2] = (blocks[:, :2].copy().view(np.float16) * np.float16(scale)).view(np.uint8)
+        tensors[UP] = holding(content.info, blocks.reshape(-1))
+
+    (found,) = failures(good, rewrite(path, tmp_path / "bad.gguf", fault)).values()
+    assert found.id == "gguf.weights"
+    assert f"{UP}: its numbers are {1.0 if scale > 1 else 0.9}" in str(found.actual)
+
+
 # -- broken containers
 
 

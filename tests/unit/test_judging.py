@@ -152,8 +152,11 @@ def test_levels_are_by_pattern_and_the_last_one_wins() -> None:
 
 
 def test_a_check_that_did_not_run_has_not_passed() -> None:
-    policy = policy_of({"fail_if_not_run": ["hf.generation*", "*.parity.long.*", "hf.files"]}, "mine.yaml")
-    failed = [check for check in judge(validation(F32, *FOUND), policy) if check.status == "fail"]
+    policy = policy_of(
+        {"fail_if_not_run": ["hf.generation*", "*.parity.long.*", "hf.files", "onnx.parity.*"]}, "mine.yaml"
+    )
+    result = dataclasses.replace(validation(F32, *FOUND), format="hf")
+    failed = [check for check in judge(result, policy) if check.status == "fail"]
     assert [check.id for check in failed] == ["hf.weights", "hf.generation_config", "*.parity.long.*"]
     assert "did not run: it has none" in failed[1].message
 
