@@ -25,6 +25,7 @@ PARITY_HEADER = (
     "ppl",
     "Δ %",
     "KL",
+    "KL own weights",
     "top-1",
     "max logit diff",
     "verdict",
@@ -32,7 +33,7 @@ PARITY_HEADER = (
 
 
 def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
-    """One row an artifact and window."""
+    """One row an artifact and window; "KL own weights" is that to the reference with the artifact's rounded weights."""
     return [
         [
             validation.artifact,
@@ -42,11 +43,13 @@ def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
             number(score.ppl, ".4f"),
             number(score.ppl_delta_percent, "+.4f"),
             number(score.kl_mean, ".1e"),
+            number(own.get((score.regime, score.length)), ".1e"),
             f"{number(100 * score.top1_agreement, '.2f')} %",
             number(score.max_logit_diff, ".1e"),
             validation.verdict(score),
         ]
         for validation in validations
+        for own in [{(each.regime, each.length): each.kl_mean for each in validation.runtime}]
         for score in validation.windows
     ]
 

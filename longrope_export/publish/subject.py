@@ -15,6 +15,9 @@ from typing import Any
 from converters import registry
 from converters.base import Converter, RuntimeUse
 from converters.factor_files import read_factors
+from converters.judging import judge
+from converters.measurements import measured_of
+from converters.policy import PRESETS
 from longrope.checkpoint import is_hub_id
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
@@ -65,7 +68,7 @@ class Exported:
         if self.proof is not None:
             if not self.proof["windows"]:
                 return f"{self.path}: only its static checks were made; run longrope-export validate without --static"
-            failed = [check["id"] for check in self.proof["checks"] if check["status"] == "fail"]
+            failed = _failures(self.proof, self.path)
             return (
                 "" if self.proof["passed"] and not failed else f"{self.path}: its validation failed ({_some(failed)})"
             )
@@ -81,6 +84,15 @@ class Exported:
     @property
     def uses(self) -> list[RuntimeUse]:
         return self.converter.runtime_uses(self.factors) if self.factors else []
+
+
+def _failures(proof: Mapping[str, Any], path: Path) -> list[str]:
+    """Checks that failed, and those that only the validation's own policy let pass: the widest preset decides here."""
+    failed = [check["id"] for check in proof["checks"] if check["status"] == "fail"]
+    if failed or "rounding" not in proof:  # which files of earlier versions have not
+        return failed
+    judged = judge(measured_of(proof, f"the validation of {path}"), PRESETS["quantized"])
+    return [check.id for check in judged if check.status == "fail"]
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,19 @@ def test_an_artifact_without_or_with_a_failed_validation_is_refused(hub: LocalHu
     assert "validation failed" in outcome.err
 
 
+def test_a_policy_that_lets_everything_pass_is_no_proof(hub: LocalHub, run: Path, tmp_path: Path) -> None:
+    """A fault that was found counts, whatever it was made to count."""
+    shutil.copytree(run / "hf", tmp_path / "hf")
+    validation = json.loads((run / "validation.json").read_text())
+    (entry,) = (each for each in validation["artifacts"] if each["format"] == "hf")
+    entry["policy"] = "lax.yaml"
+    next(check for check in entry["checks"] if check["id"] == "hf.weights").update(status="skip", found="fail")
+    (tmp_path / "validation.json").write_text(json.dumps(validation))
+    outcome = publish(tmp_path / "hf")
+    assert outcome.code == 1
+    assert "validation failed (hf.weights)" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
