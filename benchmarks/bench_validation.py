@@ -2,12 +2,14 @@
 
 Formats × weight types × factor sets × model types, random weights: what arithmetic and rounding do to logits, where a
 policy's limits come from, and which of these good artifacts a policy flags: none should be. The measurements go to
-runs/bench/validation.json, the table that benchmarks/validation.md quotes to the terminal.
+runs/bench/validation.json, which keeps those of other types, the table that benchmarks/validation.md quotes to the
+terminal.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from converters import registry
 from converters.api import validate_all
 from converters.base import Export
 from converters.judging import judge
-from converters.measurements import Validation
+from converters.measurements import Validation, measured_of
 from converters.policy import PRESETS
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import LongRopeError
@@ -32,7 +34,7 @@ from tests.common import FEATURES, TARGET, pico_corpus, pico_factors, pico_folde
 
 ROOM = ROOT / "runs" / "bench" / "validation"
 RESULT = ROOT / "runs" / "bench" / "validation.json"
-TYPES = ("llama", "qwen2_moe", "gemma", "phi3", "granite")
+TYPES = ("llama", "qwen2_moe", "gemma", "phi3", "granite", "qwen3", "mixtral", "qwen2")
 OUTTYPES = {
     "hf": ("auto", "f32", "bf16", "f16"),
     "gguf": ("f32", "f16", "bf16", "q8_0", "q5_1", "q4_0", "q6_k", "q4_k_m", "q2_k"),
@@ -56,7 +58,7 @@ def artifacts(checkpoint: Checkpoint, room: Path, *, dual: bool) -> Iterator[Pat
     for format_name, outtypes in OUTTYPES.items():
         converter = registry.converter(format_name)
         for outtype in outtypes:
-            name = f"{format_name}-{outtype}-{'dual' if dual else 'single'}{converter.suffix}"
+            name = f"{room.name}-{format_name}-{outtype}-{'dual' if dual else 'single'}{converter.suffix}"
             factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, dual=dual))
             try:
                 converter.convert(Export(checkpoint, factors, outtype), room / name, Silent())
@@ -82,6 +84,13 @@ def measured(model_type: str) -> list[Validation]:
         )
     shutil.rmtree(room)
     return found
+
+
+def kept(chosen: Sequence[str]) -> list[Validation]:
+    """What an earlier call measured of other model types."""
+    entries = json.loads(RESULT.read_text())["artifacts"] if RESULT.is_file() else []
+    prefixes = tuple(f"{model_type}-" for model_type in chosen)
+    return [measured_of(entry, str(RESULT)) for entry in entries if not entry["artifact"].startswith(prefixes)]
 
 
 def groups(validations: Sequence[Validation]) -> dict[tuple[str, str], list[WindowScore]]:
@@ -126,7 +135,7 @@ def print_flagged(validations: Sequence[Validation]) -> None:
         say(f"\n{name}: {len(flagged)} of {len(validations)} good artifacts are flagged")
         for artifact, failed in flagged.items():
             for check in failed[:3]:
-                say(f"  {Path(artifact).parent.name}/{Path(artifact).name}: {check.id}: {check.actual} {check.message}")
+                say(f"  {Path(artifact).name}: {check.id}: {check.actual} {check.message}")
 
 
 def main() -> None:
@@ -134,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--types", default=",".join(TYPES), help="model types, by comma")
     chosen = parser.parse_args().types.split(",")
-    validations: list[Validation] = []
+    validations = kept(chosen)
     for model_type in chosen:
         say(model_type)
         validations += measured(model_type)
