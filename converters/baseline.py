@@ -56,7 +56,7 @@ def baseline_findings(now: Validation, before: Validation) -> list[Check]:
 
 def _compared(format_name: str, now: WindowScore, before: WindowScore | None) -> Check:
     id = window_id(format_name, "baseline", now)
-    if before is None or [text.tokens for text in before.texts] != [text.tokens for text in now.texts]:
+    if before is None or not now.texts or [text.tokens for text in before.texts] != [text.tokens for text in now.texts]:
         return Check(id, "skip", message="the earlier release was not measured on these windows")
     ppl, kl = _differences(now, before, "nll"), _differences(now, before, "kl_mean")
     if not all(map(math.isfinite, (*ppl, *kl))):

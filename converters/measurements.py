@@ -17,7 +17,7 @@ from longrope.errors import InputError
 from longrope.factors import FactorSets
 from longrope.measures import TextScore, WindowScore
 from longrope.provenance import published_name
-from longrope.reading import TEXT, check, kind_of, list_of, record
+from longrope.reading import LIST, OBJECT, TEXT, check, kind_of, list_of, record
 
 SCHEMA_VERSION = 1
 # Lists of scores in validation.json beside `windows`, which compares the artifact with the original.
@@ -124,7 +124,9 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
         )
     if entry.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{name}: expected schema_version {SCHEMA_VERSION}, got {entry.get('schema_version')}")
-    check(entry, record({"artifact": TEXT, "format": TEXT, "reference": TEXT, "checks": list_of(kind_of(Check))}), name)
+    lists = dict.fromkeys((*SCORES, "batch"), LIST)
+    names = dict.fromkeys(("artifact", "format", "reference"), TEXT)
+    check(entry, record({**names, **lists, "checks": list_of(kind_of(Check))}, {"provenance": OBJECT}), name)
     weights, sets = entry.get("weights"), entry.get("factor_sets")
     found = Validation(
         artifact=entry["artifact"],
@@ -142,7 +144,7 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
         provenance=entry.get("provenance") or {},
     )
     for each in (*SCORES, "batch"):
-        setattr(found, each, [_score(item, f"{name}: {each}") for item in entry.get(each) or ()])
+        setattr(found, each, [_score(item, f"{name}: {each}") for item in entry[each]])
     return found
 
 
@@ -155,9 +157,13 @@ def text_fingerprint(validations: Iterable[Validation]) -> set[str]:
 def _score(data: Any, name: str) -> WindowScore:
     """A score read back; null stands for what is not finite."""
     if isinstance(data, dict):
+        texts = data.get("texts")
         data = _with_nan(data)
-        data["texts"] = [_with_nan(text) if isinstance(text, dict) else text for text in data.get("texts") or ()]
+        if isinstance(texts, list):
+            data["texts"] = [_with_nan(text) if isinstance(text, dict) else text for text in texts]
     score: WindowScore = _of_json(WindowScore, check(data, kind_of(WindowScore), name))
+    if not 0 <= score.decided_agreements <= score.tokens - score.tied <= score.tokens:
+        raise InputError(f"{name}: expected no more agreements and ties than tokens, got another number of one of them")
     return dataclasses.replace(score, texts=tuple(_of_json(TextScore, each) for each in data["texts"]))
 
 

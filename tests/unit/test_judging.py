@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,27 @@ def test_a_result_is_judged_again_as_it_was_the_first_time() -> None:
 def test_a_result_of_an_earlier_version_is_refused() -> None:
     with pytest.raises(InputError, match="kept too little"):
         measured_of({"schema_version": 1, "artifact": "a", "checks": []}, "old.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda entry: entry.update(runtime=3), "a: runtime: expected a list, got 3"),
+        (lambda entry: entry.update(weights="q4"), "a: weights: expected an object"),
+        (lambda entry: entry.update(provenance=[]), "a: provenance: expected an object"),
+        (lambda entry: entry["windows"][0].update(texts=3), "a: windows: texts: expected a list"),
+        (lambda entry: entry["windows"][0].update(decided_agreements=300), "expected no more agreements and ties"),
+        (lambda entry: entry["windows"][0].update(tied=-1), "expected no more agreements and ties"),
+        (lambda entry: entry["windows"].append("x"), "a: windows: expected an object"),
+        (lambda entry: entry["checks"][0].update(found="maybe"), "found: expected"),
+    ],
+)
+def test_a_result_of_a_stranger_is_read_with_care(change: Callable[[Any], object], said: str) -> None:
+    entry = json.loads(json_text(judged(validation(Q4, *FOUND, windows=[score()]), DEFAULT).to_json()))
+    measured_of(entry, "a")
+    change(entry)
+    with pytest.raises(InputError, match=said):
+        measured_of(entry, "a")
 
 
 # -- an earlier release
