@@ -114,6 +114,16 @@ def test_a_carrier_can_be_asked_for(tmp_path: Path) -> None:
     )
 
 
+def test_the_layer_of_zeros_behind_a_carried_model_is_what_it_must_be(tmp_path: Path) -> None:
+    """Quantized by llama.cpp, with rows that its types want."""
+    wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 16, "num_key_value_heads": 4}
+    model_type, changes = CASES["qwen3"]
+    model = checkpoint(tmp_path / "m", model_type, **{**changes, **wide})
+    with GgufFile(export(model, factors_for(model), "q6_k", tmp_path / "a.gguf")) as file:
+        assert file.architecture == "step35"
+        assert not file.floats("blk.2.attn_q.weight").any()
+
+
 def test_the_size_of_a_carried_model_is_its_own(tmp_path: Path) -> None:
     model_type, changes = CASES["qwen3"]
     model = checkpoint(tmp_path / "m", model_type, **changes)
