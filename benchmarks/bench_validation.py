@@ -22,7 +22,7 @@ from benchmarks.figures import ROOT, say
 from converters import registry
 from converters.api import validate_all
 from converters.base import Export
-from converters.judging import judge
+from converters.judging import judge, judged
 from converters.measurements import Validation, measured_of
 from converters.policy import PRESETS
 from longrope.checkpoint import Checkpoint, open_checkpoint
@@ -147,7 +147,9 @@ def main() -> None:
     for model_type in chosen:
         say(model_type)
         validations += measured(model_type)
-    write_json(RESULT, {"schema_version": 1, "artifacts": [each.to_json() for each in validations]})
+    write_json(
+        RESULT, {"schema_version": 1, "artifacts": [judged(each, PRESETS["default"]).to_json() for each in validations]}
+    )
     print_table(validations)
     print_flagged(validations)
 

@@ -123,10 +123,10 @@ def _together(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str,
 
 
 def _batch(validation: Validation, score: WindowScore, kind: WeightKind, policy: Policy) -> Check:
-    """Rows of a batch against each text alone, in one runtime: by the limit of KL."""
+    """Rows of a batch against each text alone, in one runtime: by the limits of KL."""
     arithmetic = "f32" if kind.arithmetic == "same" else kind.arithmetic
     limits = policy.limits_for("runtime", kind.name, arithmetic, score.regime)
-    limits = {name: value for name, value in limits.items() if name == "kl_mean"}
+    limits = {name: value for name, value in limits.items() if name.startswith("kl_")}
     fault = "rows of a batch, or padding, reach into one another"
     return _window_check(f"{validation.format}.batch", score, limits, fault)
 
