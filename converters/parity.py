@@ -24,9 +24,9 @@ from torch import Tensor
 
 from converters import isolation
 from converters.base import Check, Converter, PlannedExport
-from converters.companion_checks import text_ids
 from converters.isolation import Workplace
 from converters.sources import TensorSource
+from converters.tokenizer_checks import text_ids
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, RuntimeFailedError
 from longrope.factors import BoundFactors, FactorSet
@@ -229,9 +229,10 @@ def static_validation(artifact: Artifact, reference: Checkpoint, corpus: Corpus 
 
 def sample_texts(reference: Checkpoint, corpus: Corpus) -> list[str]:
     """The beginning of each document as text, for tokenizers to be compared on."""
-    decode = reference.tokenizer.decode
-    documents = corpus.documents[:SAMPLE_DOCUMENTS]
-    return [decode(document.ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False) for document in documents]
+    return [
+        reference.decode(document.ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False)
+        for document in corpus.documents[:SAMPLE_DOCUMENTS]
+    ]
 
 
 def windows_by_length(corpus: Corpus, factors: BoundFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:

@@ -279,8 +279,13 @@ def refuse_pointer(start: bytes, name: str) -> None:
 
 
 @contextmanager
-def said_by(library: str, name: str) -> Iterator[None]:
+def said_by(library: str, name: str, work: str = "read it") -> Iterator[None]:
     """A block in which a library reads somebody else's file: whatever it raises is one line that names the file.
+
+    Args:
+        library: who reads.
+        name: of the file.
+        work: what the library does not do, for the message.
 
     Raises:
         InputError: for every error of the block that is none of ours and no lack of memory.
@@ -292,7 +297,7 @@ def said_by(library: str, name: str) -> Iterator[None]:
     except BaseException as error:  # a panic in Rust is no Exception
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{name}: {library} does not read it: {one_line(error)}") from error
+        raise InputError(f"{name}: {library} does not {work}: {one_line(error)}") from error
 
 
 def one_line(error: object, limit: int = 300) -> str:
