@@ -56,7 +56,7 @@ def _tokenizer(id: str, folder: Path, source: Checkpoint) -> Check:
     try:
         artifact = open_folder(folder, needs_weights=False)
         texts = _samples(artifact)
-        found, wanted = ([each.encode(text) for text in texts] for each in (artifact, source))
+        found, wanted = ([_ids(each, text) for text in texts] for each in (artifact, source))
         if found != wanted:
             odd = next(number for number in range(len(texts)) if found[number] != wanted[number])
             return Check(id, "fail", wanted[odd], found[odd], "the same text gives other token ids")
@@ -76,6 +76,13 @@ def _samples(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The samples, every added token behind the first."""
     added = "".join(map(str, checkpoint.tokenizer.get_added_tokens_decoder().values()))
     return (SAMPLES[0] + added, *SAMPLES[1:])
+
+
+def _ids(checkpoint: Checkpoint, text: str) -> list[int]:
+    """Token ids, those among them that the model has no row for."""
+    tokenizer = checkpoint.tokenizer
+    with said_by("the tokenizers library", f"{checkpoint.name}: tokenizer.json", "split a text by it"):
+        return tokenizer.encode(text).ids
 
 
 def _texts_of(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> list[str]:
