@@ -43,7 +43,6 @@ _LIMITS = frozenset(
 )
 _CODE = frozenset({".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ipynb"})
 _PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz"})
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -139,13 +138,12 @@ def _content(token: Any) -> Any:
 
 
 def _files(id: str, folder: Path, config: Mapping[str, Any]) -> Check:
-    """No code and no pickle, which loaders of other tools would run; no adapter, which transformers puts on top."""
+    """No code and no pickle, which loaders of other tools would run."""
     found = ["auto_map in config.json"] if config.get("auto_map") else []
-    found += [name for name in _ADAPTER if (folder / name).exists()]
     for file in sorted(folder.rglob("*")):
         if file.is_file() and (file.suffix.lower() in _CODE | _PICKLES or _is_pickle(file)):
             found.append(file.relative_to(folder).as_posix())
-    return Check.equal(id, [], found[:5], "code, a pickle, which is code to whoever opens it, or an adapter")
+    return Check.equal(id, [], found[:5], "code, or a pickle, which is code to whoever opens it")
 
 
 def _is_pickle(file: Path) -> bool:

@@ -90,3 +90,19 @@ def test_a_clock_that_steps_backwards_changes_nothing(
     assert found("b") == undisturbed
     (tmp_path / "b.json").unlink()
     assert found("b", "--resume") == undisturbed
+
+
+WRITERS = (
+    "convert MODEL --to hf --factors FACTORS -o PLACE/out",
+    "search MODEL --target-length 256 --text TEXT --max-evals 2 -o PLACE/f.json",
+    "finetune MODEL --factors FACTORS --text TEXT --steps 1 -o PLACE/out",
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no such file system here")
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_place_where_no_file_can_be_made(command: str, pico: Checkpoint, factors_file: Path, texts: Path) -> None:
+    """To the library of locks such a place looks like one that somebody holds."""
+    given = {"MODEL": pico.path, "FACTORS": factors_file, "TEXT": texts}
+    done = run_cli(*(given.get(word, word.replace("PLACE", "/proc")) for word in command.split()))
+    assert (done.code, "not writable" in done.lines[-1]) == (3, True), done.err

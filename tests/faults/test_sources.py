@@ -263,7 +263,7 @@ CASES: dict[str, Case] = {
     "an adapter beside a model": Case(
         SEARCH,
         2,
-        "transformers does not read it",
+        "holds an adapter for 'org/b' beside the weights",
         put("model/adapter_config.json", '{"base_model_name_or_path": "org/b"}'),
     ),
     "an adapter": Case(EXTEND, 2, "holds an adapter for 'org/base', not a model; merge it first", adapter),

@@ -410,7 +410,7 @@ HF: Catalogue = {
     "shards without their format": (without_metadata, Harmless("transformers 5 takes it for pt")),
     "an adapter left lying": (
         both(edit("adapter_config.json", **PEFT), put("adapter_model.safetensors", b"\x02\0\0\0\0\0\0\0{}")),
-        "hf.files",
+        "hf.readable",
     ),
     # weights
     "weights in float16": (cast(torch.float16), Harmless("rounded, and compared as rounded")),
