@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Check, Export
 from converters.expectations import expected_factors
-from converters.isolation import Isolate, workplace_for
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
@@ -25,6 +24,7 @@ from longrope.provenance import provenance
 from longrope.text import Corpus
 
 if TYPE_CHECKING:
+    from converters.isolation import Isolate
     from converters.parity import Validation  # imports torch, which writing a file does not need
 
 
@@ -129,6 +129,8 @@ def validate(
         InputError: no such artifact, a window that no document is long enough for, other vocabularies.
         MissingRequirementError: a library of the format is missing.
     """
+    from converters.isolation import workplace_for
+
     path = Path(artifact)
     converter = registry.recognize(path)
     converter.check_requirements()

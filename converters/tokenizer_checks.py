@@ -100,10 +100,8 @@ def _other_pieces(id: str, artifact: Checkpoint, source: Checkpoint) -> Check | 
     odd = {name: value for name, value in ours.items() if value and value != given[name]}
     if not odd:
         return None
-    expected = {name: given[name] for name in odd}
-    return Check(
-        id, "fail", expected, odd, "texts are cut, padded or split otherwise by engines that obey tokenizer.json"
-    )
+    message = "texts are cut, padded or split otherwise by engines that obey tokenizer.json"
+    return Check(id, "fail", {name: given[name] for name in odd}, odd, message)
 
 
 def _pieces(checkpoint: Checkpoint) -> dict[str, Sequence[Any]]:

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import stat
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +148,8 @@ def _check_tree(data: Any, name: str, most: int | None = None) -> None:
 
 def read_toml(path: Path, name: str | None = None) -> dict[str, Any]:
     """The tables of a TOML file. Raises InputError: not readable, not TOML, too large or too deep, numbers not finite."""
+    import tomllib  # which few commands need
+
     name = name or str(path)
     try:
         data = tomllib.loads(read_utf8(path, name, MAX_WRITTEN), parse_float=_real)

@@ -104,6 +104,21 @@ def test_a_vocabulary_of_one(factors_file: Path, texts: Path, tmp_path: Path, cl
     assert (done.code, "1.000 at 64" in done.err) == (0, True), done.err
 
 
+def test_token_ids_beyond_the_vocabulary(factors_file: Path, texts: Path, tmp_path: Path, cli: Cli) -> None:
+    """A word of the texts is a token that the model has no row for, as where a padding token was added by hand."""
+    model = pico_folder(tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_tokens(["captain"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    search = ("search", model, "--target-length", TARGET, "-o", tmp_path / "f.json")
+    for command in (("eval", model, "--windows", WINDOW), search):
+        done = cli(*command, "--text", texts, "--threads", 1)
+        assert (done.code, "the text holds the token 'captain' (384)" in done.err) == (2, True), done.err
+    for to, code in (("hf", 0), ("onnx", 0), ("gguf", 2)):
+        done = cli("convert", model, "--factors", factors_file, "-o", tmp_path / to, "--to", to)
+        assert done.code == code, done.err
+
+
 @pytest.mark.parametrize(
     ("dtype", "head", "said"),
     [
