@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Check, Converter, Export
 from converters.expectations import Expectation, expected_factors
-from converters.isolation import Isolate, Workplace, workplace_for
 from converters.measurements import Validation
 from converters.policy import Policy, read_policy
 from longrope.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from longrope.provenance import provenance
 from longrope.text import Corpus
 
 if TYPE_CHECKING:
+    from converters.isolation import Isolate, Workplace
     from converters.parity import Artifact, ValidateOptions  # imports torch, which writing a file does not need
 
 
@@ -216,7 +216,11 @@ class _Job:
 
 
 def _workplace(converter: Converter, path: Path, isolate: Isolate, corpus: Corpus | None) -> Workplace | None:
-    return workplace_for(converter, path, isolate) if corpus is not None else None
+    if corpus is None:
+        return None
+    from converters.isolation import workplace_for
+
+    return workplace_for(converter, path, isolate)
 
 
 def _validated(

@@ -7,26 +7,40 @@ their place counts, not bytes: files that other tools have saved again pass.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from converters.base import Check
-from converters.folder import chat_templates, optional_object, tokenizer_config
-from longrope.checkpoint import Checkpoint, open_folder
-from longrope.errors import LongRopeError
-from longrope.reading import read_object
-
-# Fields of config.json that a network is built by, or that say where a text ends. Missing is as wrong as another value.
-FIELDS = (
-    *("model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps"),
-    *("tie_word_embeddings", "attention_bias", "mlp_bias", "sliding_window", "layer_types", "num_experts_per_tok"),
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
+from converters.folder import (
+    GENERATION_CONFIG,
+    chat_templates,
+    ends_at_the_window,
+    optional_object,
+    tokenizer_config,
 )
+from converters.network_fields import fields_check
+from converters.tokenizer_checks import tokenizer_checks
+from longrope.checkpoint import Checkpoint
+from longrope.errors import LongRopeError
+
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _ADDED_TOKENS = ("add_bos_token", "add_eos_token")
 _LENGTH, _LONG_ENOUGH = "model_max_length", "at least the target"
+_MAX_LENGTH = "max_length"
+# Of generation_config.json: what ends a text or keeps words out of it, unasked. How to sample is the user's.
+_LIMITS = frozenset(
+    {
+        *(_MAX_LENGTH, "max_new_tokens", "min_length", "min_new_tokens", "stop_strings", "bad_words_ids"),
+        *(
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "sequence_bias",
+            "forced_decoder_ids",
+            "exponential_decay_length_penalty",
+        ),
+    }
+)
 _CODE = frozenset({".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ipynb"})
 _PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz"})
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
@@ -50,91 +64,36 @@ def companion_checks(
         source: the model it was made from.
         target: L' in tokens.
     """
-    yield _fields(f"{format_name}.config.fields", planned, config)
-    yield _tokenizer(f"{format_name}.tokenizer", folder, source)
-    yield from _texts(format_name, folder, source.path, target)
+    yield fields_check(f"{format_name}.config.fields", planned, config)
+    yield from tokenizer_checks(format_name, folder, source)
+    yield from _texts(format_name, folder, source, target)
     yield _files(f"{format_name}.files", folder, config)
-
-
-def _fields(id: str, planned: Mapping[str, Any], config: Mapping[str, Any]) -> Check:
-    """Of a multimodal model, the fields of its text part, too."""
-    wanted = {name: planned[name] for name in FIELDS if planned.get(name) is not None}
-    odd = [name for name in wanted if config.get(name) != wanted[name]]
-    inner, found = planned.get("text_config"), config.get("text_config")
-    if isinstance(inner, dict) and not odd:
-        return _fields(id, inner, found if isinstance(found, dict) else {})
-    expected, actual = {name: wanted[name] for name in odd}, {name: config.get(name) for name in odd}
-    return Check.equal(id, expected, actual, "engines build another network, or stop at another token")
-
-
-# -- tokenizer
-
-
-def _tokenizer(id: str, folder: Path, source: Checkpoint) -> Check:
-    """Same ids on text with digits, white space, several scripts and every special token; same vocabulary and merges."""
-    try:
-        artifact = open_folder(folder, needs_weights=False)
-        added = "".join(map(str, artifact.tokenizer.get_added_tokens_decoder().values()))
-        text = f"In 1847,  36 houses\n\n\tstood – naïve, 日本語, 🙂; x_i != 0x1F.{added}"
-        found, wanted = artifact.encode(text), source.encode(text)
-    except LongRopeError as error:
-        return Check(id, "fail", "the source's tokenizer", "none that can be read", str(error))
-    if found != wanted:
-        return Check(id, "fail", wanted, found, "the same text gives other token ids")
-    if source.keep_alive is None:
-        mine, theirs = (_pieces(each) for each in (artifact, source))
-        for name, expected in theirs.items():
-            if mine[name] != expected:
-                message = "texts with these tokens are split otherwise, if not the sample"
-                return Check(id, "fail", f"{len(expected)} {name}", f"{len(mine[name])}, or others", message)
-    return Check(id, "pass", f"{len(wanted)} ids", f"{len(found)} equal ids")
-
-
-def _pieces(checkpoint: Checkpoint) -> dict[str, Sequence[Any]]:
-    """A tokenizer's vocabulary, merges and added tokens, however the file spells them."""
-    data = read_object(checkpoint.tokenizer_file)
-    model = data.get("model") or {}
-    vocab, merges = model.get("vocab") or {}, model.get("merges") or []
-    return {
-        "tokens": sorted(vocab.items()) if isinstance(vocab, dict) else [tuple(entry) for entry in vocab],
-        "merges": [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges],
-        "added tokens": sorted((token["id"], token["content"]) for token in data.get("added_tokens") or ()),
-    }
-
-
-def text_ids(id: str, folder: Path, source: Checkpoint, texts: Sequence[str]) -> Check:
-    """Same ids on the given texts: a sample of one sentence holds a small part of a vocabulary."""
-    try:
-        artifact = open_folder(folder, needs_weights=False)
-        pairs = [(source.encode_plain(text), artifact.encode_plain(text)) for text in texts]
-    except LongRopeError as error:
-        return Check(id, "fail", "the source's tokenizer", "none that can be read", str(error))
-    expected, actual = (sum(map(len, side)) for side in zip(*pairs, strict=True))
-    odd = next((number for number, (one, other) in enumerate(pairs) if one != other), None)
-    if odd is None:
-        return Check(id, "pass", f"{expected} ids", f"{actual} equal ids")
-    return Check(id, "fail", f"{expected} ids", f"{actual} ids, others", f"text {odd + 1} gives other token ids")
 
 
 # -- settings
 
 
-def _texts(format_name: str, folder: Path, source: Path, target: int) -> Iterator[Check]:
-    """Chat template, special tokens and length of the tokenizer, token ids of generation_config.json."""
+def _texts(format_name: str, folder: Path, source: Checkpoint, target: int) -> Iterator[Check]:
+    """Chat template, special tokens and length of the tokenizer, ends and limits of generation_config.json."""
     try:
-        wanted, found = _settings(source, target), _settings(folder, target)
+        wanted, found = _settings(source.path, target), _settings(folder, target)
     except LongRopeError as error:
         yield Check(f"{format_name}.tokenizer_config", "fail", "readable settings", "broken ones", str(error))
         return
     if _LENGTH in wanted["tokenizer_config"]:
         wanted["tokenizer_config"][_LENGTH] = _LONG_ENOUGH
+    if ends_at_the_window(wanted["generation_config"], source.window):
+        wanted["generation_config"][_MAX_LENGTH] = _LONG_ENOUGH
     messages = {
         "chat_template": "conversations are written for another model",
-        "generation_config": "generation ends at another token, or never",
+        "generation_config": "generation ends at another token or length, or never",
         "tokenizer_config": "other tokens are put around texts, or texts are cut at another length",
     }
     for name, message in messages.items():
-        expected, actual = wanted[name], {key: found[name].get(key) for key in wanted[name]}
+        limits = {key for key, value in found[name].items() if key in _LIMITS and value != _LONG_ENOUGH}
+        expected, actual = (
+            {key: each[name].get(key) for key in {**wanted[name], **dict.fromkeys(limits)}} for each in (wanted, found)
+        )
         yield Check.equal(f"{format_name}.{name}", _short(expected), _short(actual), message)
 
 
@@ -157,12 +116,18 @@ def _settings(folder: Path, target: int) -> dict[str, dict[str, Any]]:
     }
     special = {name: _content(tokenizer[name]) for name in _SPECIAL_TOKENS if tokenizer.get(name) is not None}
     special |= {name: bool(tokenizer.get(name)) for name in _ADDED_TOKENS}
-    longest = tokenizer.get(_LENGTH)
-    if isinstance(longest, int | float):
-        special[_LENGTH] = _LONG_ENOUGH if longest >= target else longest
-    generation = optional_object(folder, "generation_config.json")
-    ids = {name: value for name, value in generation.items() if name.endswith("_token_id") and value is not None}
-    return {"chat_template": dict(chat_templates(folder)), "generation_config": ids, "tokenizer_config": special}
+    if isinstance(length := tokenizer.get(_LENGTH), int | float):
+        special[_LENGTH] = _LONG_ENOUGH if length >= target else length
+    generation = optional_object(folder, GENERATION_CONFIG)
+    ends = {name: value for name, value in generation.items() if _ends_texts(name) and value is not None}
+    if isinstance(longest := ends.get(_MAX_LENGTH), int) and longest >= target:
+        ends[_MAX_LENGTH] = _LONG_ENOUGH
+    return {"chat_template": dict(chat_templates(folder)), "generation_config": ends, "tokenizer_config": special}
+
+
+def _ends_texts(name: str) -> bool:
+    """Whether a field of generation_config.json says where a text ends, or what it may not hold; how to sample is free."""
+    return name.endswith("_token_id") or name in _LIMITS
 
 
 def _content(token: Any) -> Any:

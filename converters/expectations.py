@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from converters.base import Check, Converter
 from longrope.checkpoint import Checkpoint
-from longrope.errors import FactorError
+from longrope.errors import FactorError, InputError
 from longrope.factors import BoundFactors, RescaleFactors
 
 
@@ -84,3 +87,36 @@ def _from_artifact(
     note = Check("factors.unverified", "warn", "factors from outside the artifact", taken, message)
     bound = reference.bind(known.unbound())
     return Expectation(bound, bound, (note,))
+
+
+# -- the record beside the runtime's own fields
+
+# float32's rounding: a set that was read out of an artifact is expected in its precision.
+_RECORD_TOLERANCE = 1e-6
+
+
+def record_check(id: str, read: Callable[[], RescaleFactors | None], expected: BoundFactors) -> Check:
+    """The factors that an exporter recorded in an artifact are those that runtimes read there; other tools leave none.
+
+    Args:
+        id: of the check.
+        read: gives the record; raises InputError where it is damaged.
+        expected: what the artifact must carry.
+    """
+    try:
+        record = read()
+    except InputError as error:
+        return Check(id, "fail", "the factors", "broken", str(error))
+    if record is None:
+        return Check(id, "skip", message="no record of an exporter's")
+    odd = [
+        name for name in ("short_factor", "long_factor") if not _alike(getattr(record, name), getattr(expected, name))
+    ]
+    for name in ("n_hat", "original_max_position_embeddings", "target_length"):
+        if getattr(record, name) not in (None, getattr(expected, name)):
+            odd.append(name)
+    return Check.equal(id, [], odd, "inspect, importers and a validation without other factors would be misled")
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and bool(np.allclose(one, other, rtol=_RECORD_TOLERANCE, atol=0))

@@ -20,6 +20,7 @@ from longrope.rope import attention_factor_formula
 from longrope.tokenizer_files import TOKENIZER
 
 # Rotary parameters with a check of their own, or without a meaning.
+_PARTIAL = "partial_rotary_factor"
 _CHECKED = ("type", "rope_type", "rope_theta", "factor", "attention_factor")
 TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -43,7 +44,8 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "SYSTEM_PROMPT.txt",
 )
-COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+GENERATION_CONFIG = "generation_config.json"
+COMPANIONS = (*TOKENIZER_FILES, GENERATION_CONFIG)
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TEMPLATE, _NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 # Types of what is read of tokenizer_config.json.
@@ -123,11 +125,27 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def limit_tokenizer(folder: Path, target: int) -> None:
-    """Raise the tokenizer's own length limit to the new window, where tokenizer_config.json has one."""
+def raise_limits(folder: Path, window: int, target: int) -> None:
+    """Raise the tokenizer's own length limit to the new window, and that of generation where it was the old one.
+
+    Args:
+        folder: of the artifact.
+        window: L in tokens, of the source.
+        target: L' in tokens.
+    """
     data = tokenizer_config(folder)
     if "model_max_length" in data:
         write_json(folder / _TOKENIZER_CONFIG, {**data, "model_max_length": target}, keep_non_finite=True)
+    generation = optional_object(folder, GENERATION_CONFIG)
+    if ends_at_the_window(generation, window):
+        raised = {**generation, "max_length": max(target, generation["max_length"])}
+        write_json(folder / GENERATION_CONFIG, raised, keep_non_finite=True)
+
+
+def ends_at_the_window(generation: Mapping[str, Any], window: int) -> bool:
+    """Whether a generation_config.json lets a text grow to the whole window and no further; a shorter one is a choice."""
+    longest = generation.get("max_length")
+    return isinstance(longest, int) and longest >= window
 
 
 def config_checks(
@@ -169,9 +187,7 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
         message = "layers that slide rotate by their own parameters, which no extension changes"
         yield Check.equal(f"{id}.{SLIDING}", wanted[SLIDING], rope.get(SLIDING), message)
         rope, wanted = rope.get(FULL) or {}, wanted[FULL]
-    lost = [name for name in wanted if name not in rope and name not in _CHECKED]
-    if lost:
-        yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
+    yield from _kept(id, rope, wanted)
     yield from _names(id, rope, wanted)
     if wanted["rope_type"] != "longrope":
         yield from _parameter_checks(id, rope, wanted)
@@ -194,6 +210,17 @@ def _spelling_checks(id: str, spelling: str, rope: Mapping[str, Any], wanted: Ma
         yield Check.equal_factors(f"{id}.{name}", wanted[name], rope.get(name))
     if any(key in rope and key not in wanted for key in ("short_mscale", "long_mscale", "mscale")):
         yield Check(f"{id}.mscale", "fail", None, "present", "some engines would apply mscale on top")
+
+
+def _kept(id: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:
+    """The other rotary parameters of the model are still there, and none has come that rotates another part of a head."""
+    lost = [name for name in wanted if name not in rope and name not in _CHECKED]
+    if lost:
+        yield Check(f"{id}.kept", "fail", lost, None, "the model computes with these rotary parameters, too")
+    planned, found = (each.get(_PARTIAL) for each in (wanted, rope))
+    if found != planned and found not in (None, 1):
+        message = "another part of each head is rotated"
+        yield Check(f"{id}.{_PARTIAL}", "fail", planned, found, message)
 
 
 def _names(id: str, rope: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Check]:

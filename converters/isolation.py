@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import psutil
 
 from converters.base import Converter
 from converters.sources import TensorSource
@@ -80,6 +79,8 @@ class Limits:
         scores of 512 queries over the longest window (16 bytes a key for each of 32 heads), and room; no more than the
         machine has.
         """
+        import psutil  # which writing an artifact does not need
+
         window = self.max_length * ((64 << 10) + self.artifact_bytes // 2048)
         return min(1024 * MEBIBYTE + 12 * self.artifact_bytes + window, int(psutil.virtual_memory().total))
 

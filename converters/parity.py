@@ -26,13 +26,13 @@ from torch import Tensor
 
 from converters import isolation
 from converters.base import Check, Converter, PlannedExport
-from converters.companion_checks import text_ids
 from converters.isolation import Workplace
 from converters.judging import judged
 from converters.measurements import Validation
 from converters.own_weights import WeightKind
 from converters.policy import PRESETS, Policy
 from converters.sources import TensorSource
+from converters.tokenizer_checks import text_ids
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
 from longrope.factors import BoundFactors, FactorSet
@@ -191,9 +191,10 @@ def _weight_kind(artifact: Artifact, reference: Checkpoint) -> WeightKind | None
 
 def sample_texts(reference: Checkpoint, corpus: Corpus) -> list[str]:
     """The beginning of each document as text, for tokenizers to be compared on."""
-    decode = reference.tokenizer.decode
-    documents = corpus.documents[:SAMPLE_DOCUMENTS]
-    return [decode(document.ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False) for document in documents]
+    return [
+        reference.decode(document.ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False)
+        for document in corpus.documents[:SAMPLE_DOCUMENTS]
+    ]
 
 
 def windows_by_length(corpus: Corpus, factors: BoundFactors, options: ValidateOptions) -> dict[int, list[TokenIds]]:

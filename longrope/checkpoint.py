@@ -432,13 +432,24 @@ class Checkpoint:
         """Token ids of `text`, with whatever the tokenizer adds by itself (BOS).
 
         Raises:
-            InputError: a token that the model has no row for.
+            InputError: a token that the model has no row for, or the tokenizers library cannot split the text.
         """
-        return self._with_rows(self.tokenizer.encode(text).ids)
+        return self._with_rows(self._split(text, special=True))
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text` alone, as a part of a longer one. Raises as `encode`."""
-        return self._with_rows(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._with_rows(self._split(text, special=False))
+
+    def _split(self, text: str, *, special: bool) -> list[int]:
+        tokenizer = self.tokenizer
+        with said_by("the tokenizers library", f"{self.name}: tokenizer.json", "split a text by it"):
+            return tokenizer.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. Raises InputError where the tokenizers library cannot put it together."""
+        tokenizer = self.tokenizer
+        with said_by("the tokenizers library", f"{self.name}: tokenizer.json", "put a text together by it"):
+            return tokenizer.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)
 
     def _with_rows(self, ids: list[int]) -> list[int]:
         """Token ids that all have a row in the embedding."""

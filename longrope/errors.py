@@ -62,8 +62,16 @@ def choices(name: object, known: Iterable[str]) -> str:
     return f"{hint}expected one of {', '.join(names)}"
 
 
+# What Python, torch, onnxruntime and the system's loader of libraries say where memory, or room for a thread, ran out.
+_OUT_OF_MEMORY = (
+    *("allocate memory", "out of memory", "alloc_failed", "bad_alloc", "memory allocation", "start new thread"),
+    *("failed to map segment", "os error 12", "resource temporarily unavailable"),
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, or torch's: a RuntimeError that on most devices only its text tells from others."""
+    """Python's own error, or a library's, which on most devices only its text tells from others."""
     said = str(error).lower()
-    words = ("allocate memory", "out of memory", "alloc_failed")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in words))
+    return isinstance(error, MemoryError) or (
+        not isinstance(error, LongRopeError | OSError) and any(words in said for words in _OUT_OF_MEMORY)
+    )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrope.errors import InputError
+from longrope.errors import InputError, MissingRequirementError
 from longrope.unfinished import shortened
 
 if TYPE_CHECKING:
@@ -142,7 +142,20 @@ def _acquire(place: Path) -> BaseFileLock:
     try:
         return _taken(file)
     except Timeout:
+        _refuse_unwritable(file, place)
         raise InputError(f"{place}: another run is at work here ({_holder(file)}); wait for it or stop it") from None
+
+
+def _refuse_unwritable(file: Path, place: Path) -> None:
+    """Raise MissingRequirementError where no file can be made, which filelock takes for a lock of somebody else."""
+    try:
+        file.open("xb").close()
+        file.unlink()
+    except FileExistsError:
+        return
+    except OSError as error:
+        if not _soft(file).exists():
+            raise MissingRequirementError(f"{place}: not writable ({error.strerror}); nothing was written") from None
 
 
 def _taken(file: Path) -> BaseFileLock:

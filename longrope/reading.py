@@ -13,7 +13,6 @@ import math
 import os
 import re
 import stat
-import tomllib
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +148,8 @@ def _check_tree(data: Any, name: str, most: int | None = None) -> None:
 
 def read_toml(path: Path, name: str | None = None) -> dict[str, Any]:
     """The tables of a TOML file. Raises InputError: not readable, not TOML, too large or too deep, numbers not finite."""
+    import tomllib  # which few commands need
+
     name = name or str(path)
     try:
         data = tomllib.loads(read_utf8(path, name, MAX_WRITTEN), parse_float=_real)
@@ -279,8 +280,13 @@ def refuse_pointer(start: bytes, name: str) -> None:
 
 
 @contextmanager
-def said_by(library: str, name: str) -> Iterator[None]:
+def said_by(library: str, name: str, work: str = "read it") -> Iterator[None]:
     """A block in which a library reads somebody else's file: whatever it raises is one line that names the file.
+
+    Args:
+        library: who reads.
+        name: of the file.
+        work: what the library does not do, for the message.
 
     Raises:
         InputError: for every error of the block that is none of ours and no lack of memory.
@@ -292,7 +298,7 @@ def said_by(library: str, name: str) -> Iterator[None]:
     except BaseException as error:  # a panic in Rust is no Exception
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{name}: {library} does not read it: {one_line(error)}") from error
+        raise InputError(f"{name}: {library} does not {work}: {one_line(error)}") from error
 
 
 def one_line(error: object, limit: int = 300) -> str:

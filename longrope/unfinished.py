@@ -104,8 +104,9 @@ def discard_mine() -> None:
     for pid, path in list(_mine):
         if pid == os.getpid():
             remove(path)
-    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*-{Owner.current().text}-*"):
-        remove(folder)
+    with suppress(OSError, MemoryError):  # a process that ends because it has no memory says so itself
+        for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*-{Owner.current().text}-*"):
+            remove(folder)
 
 
 def sweep(path: Path) -> None:

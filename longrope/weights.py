@@ -209,12 +209,20 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
-    """Raise InputError for a folder that holds a LoRA adapter instead of a model."""
+    """Raise InputError for a folder that holds a LoRA adapter instead of a model, or beside one.
+
+    transformers puts an adapter that lies there on top of the weights, or on those of the base that it names.
+    """
     file = folder / "adapter_config.json"
-    if not file.is_file() or has_weights(folder):
+    if not file.is_file():
         return
     base = read_object(file, f"{name}: adapter_config.json").get("base_model_name_or_path")
     of = f" for {shown(base)}" if isinstance(base, str) and base else ""
+    if has_weights(folder):
+        raise InputError(
+            f"{name}: holds an adapter{of} beside the weights: transformers would put it on top of them, other programs "
+            "would not. Remove adapter_config.json if it is not meant, else merge the adapter and take the merged folder"
+        )
     raise InputError(
         f"{name}: holds an adapter{of}, not a model; merge it first (peft: AutoPeftModelForCausalLM.from_pretrained("
         "FOLDER).merge_and_unload().save_pretrained(MERGED), with the base model's tokenizer), and take the merged folder"

@@ -18,7 +18,7 @@ from longrope import __version__
 from longrope.errors import LongRopeError, is_out_of_memory
 from longrope.files import lack
 from longrope.reading import visible
-from longrope_export.signals import ended_by_signals
+from longrope_export.signals import Received, ended_by_signals
 
 COMMANDS = {
     "extend": "Search factors, export every format, prove each against the original.",
@@ -77,16 +77,23 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not debug:
         warnings.filterwarnings("ignore", module=r"torch|transformers|onnx")
-    with ended_by_signals(for_good=for_good) as received:
-        code: object
-        try:
-            code = cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
-        except SystemExit:
-            raise
-        except BaseException as error:  # noqa: BLE001  the outermost frame: every error becomes a line, a panic in Rust, too
-            received.over = True
-            code = _explain(error, interrupted=received.exit_code, debug=debug)
+    try:
+        with ended_by_signals(for_good=for_good) as received:
+            code = _run(arguments, received, debug=debug)
+    except (MemoryError, RuntimeError) as error:  # no room for the thread that hears signals
+        code = _explain(error, interrupted=FAULT, debug=debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(arguments: list[str], received: Received, *, debug: bool) -> object:
+    """What a command returns; of an error its exit code."""
+    try:
+        return cli.main(arguments, prog_name="longrope-export", standalone_mode=False)
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001  the outermost frame: every error becomes a line, a panic in Rust, too
+        received.over = True
+        return _explain(error, interrupted=received.exit_code, debug=debug)
 
 
 def _explain(error: BaseException, *, interrupted: int, debug: bool) -> int:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.base import Check
+from converters.expectations import record_check
 from converters.gguf.blueprint import Blueprint
 from converters.gguf.container import Bytes, GgufFile, TensorInfo, Value, dequantize, type_name
-from converters.gguf.factors import FREQS, LONG, MEANINGS, OWN_PREFIX, SHORT, factor_tensors
+from converters.gguf.factors import FREQS, LONG, MEANINGS, OWN_PREFIX, SHORT, factor_tensors, record_of
 from converters.gguf.native import gguf
 from converters.gguf.vocabulary import PREFIX
 from converters.gguf.weights import Planned, encode
@@ -71,6 +72,7 @@ def static_checks(file: GgufFile, blueprint: Blueprint, *, whole: bool = True) -
         *_key_checks(file, blueprint),
         *_factor_checks(file, blueprint),
         precision_check("gguf", blueprint.factors, ggml_angles),
+        record_check("gguf.record", lambda: record_of(file), blueprint.factors),
         *_vocabulary_checks(file, blueprint),
         *_tensor_checks(file, blueprint, whole=whole),
     ]
@@ -105,7 +107,17 @@ def _key_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
 def _key_check(id: str, expected: Value, actual: Value | None, name: str, message: str) -> Check:
     if actual is None and name in _OPTIONAL:
         return Check(id, "skip", expected.data, None, "left out; llama.cpp derives it")
-    return Check.equal(id, expected.data, actual.data if actual else None, message)
+    return _of_its_kind(id, expected, actual) or Check.equal(
+        id, expected.data, actual.data if actual else None, message
+    )
+
+
+def _of_its_kind(id: str, expected: Value, actual: Value | None) -> Check | None:
+    """A failed check where a value is stored as another type: llama.cpp converts none."""
+    if actual is None or expected.kind == actual.kind:
+        return None
+    message = "llama.cpp refuses a file that stores this as another type"
+    return Check(id, "fail", expected.kind.name.lower(), actual.kind.name.lower(), message)
 
 
 # -- factors
@@ -141,7 +153,9 @@ def _vocabulary_checks(file: GgufFile, blueprint: Blueprint) -> Iterator[Check]:
         return
     for key, value in expected.items():
         if key.startswith(PREFIX):
-            yield _vocabulary_check(key.removeprefix(PREFIX), value.data, file.get(key))
+            name = key.removeprefix(PREFIX)
+            odd = _of_its_kind(f"gguf.vocab.{name}", value, file.values.get(key))
+            yield odd or _vocabulary_check(name, value.data, file.get(key))
     yield from _template_checks(file, expected)
     yield _token_ids(file, expected)
 

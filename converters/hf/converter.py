@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.base import Check, Converter, Export, PlannedExport
 from converters.companion_checks import companion_checks
-from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, limit_tokenizer
+from converters.expectations import record_check
+from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, raise_limits
 from converters.hf import weights
 from converters.own_weights import WeightKind, tensors_of
 from converters.precision import precision_check, transformers_angles
@@ -61,7 +62,7 @@ class HuggingFaceExport(PlannedExport):
         copy_files(source, path, (*COMPANIONS, *PROCESSOR_FILES))
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / PROVENANCE_FILE, factors.to_json())
-        limit_tokenizer(path, factors.target)
+        raise_limits(path, source.window, factors.target)
 
     def own_weights(self, path: Path) -> Mapping[str, Any]:
         return tensors_of(open_folder(path))
@@ -77,6 +78,8 @@ class HuggingFaceExport(PlannedExport):
             *config_checks(artifact.config, self.export.factors, keys="hf.config", rope="hf", source=source.config),
             precision_check("hf", self.export.factors, transformers_angles),
             *_rest_checks(artifact, self.config),
+            _dtype_check(artifact.config, self.config.get("text_config") or self.config),
+            record_check("hf.record", lambda: _record(path), self.export.factors),
             weights.check(artifact, source, sampled=sampled),
             *companion_checks("hf", path, self.config, artifact.whole_config, source, self.export.factors.target),
         ]
@@ -121,8 +124,7 @@ class HuggingFaceConverter(Converter):
         return open_folder(path).factors
 
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
-        record = path / PROVENANCE_FILE
-        return RescaleFactors.load(record) if record.is_file() else None
+        return _record(path)
 
     def base_rope(self, path: Path) -> BaseRope | None:
         artifact = open_folder(path)
@@ -177,6 +179,20 @@ class HuggingFaceConverter(Converter):
             "files": [file.name for file in artifact.weight_files],
             "max_position_embeddings": artifact.max_position_embeddings,
         }
+
+
+def _dtype_check(config: Mapping[str, Any], planned: Mapping[str, Any]) -> Check:
+    """The type that engines compute in; one that is not said is the weights' own."""
+    wanted, found = (each.get("dtype") or each.get("torch_dtype") for each in (planned, config))
+    if wanted == found or None in (wanted, found):
+        return Check("hf.config.dtype", "pass", wanted, found)
+    message = "engines compute in it, and float16 ends at 65504; pass the weights' own type to them"
+    return Check("hf.config.dtype", "warn", wanted, found, message)
+
+
+def _record(folder: Path) -> RescaleFactors | None:
+    file = folder / PROVENANCE_FILE
+    return RescaleFactors.load(file) if file.is_file() else None
 
 
 def _rest_checks(artifact: Checkpoint, planned: Mapping[str, Any]) -> Iterator[Check]:

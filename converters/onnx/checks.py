@@ -28,6 +28,21 @@ from longrope.reading import read_object
 OPSETS = (23, 24)
 # Largest error of a cos or sin, relative to the attention factor: an angle's error in rad is no smaller.
 ANGLE_TOLERANCE = 1e-6
+# Of genai_config.json: the name of the graph, which has a check of its own, where it runs, and how it samples.
+_GENAI_FREE = frozenset(
+    {
+        *(
+            GENAI_MODEL,
+            "session_options",
+            "run_options",
+            "do_sample",
+            "num_beams",
+            "num_return_sequences",
+            "min_length",
+        ),
+        *("temperature", "top_k", "top_p", "repetition_penalty", "random_seed", "early_stopping", "length_penalty"),
+    }
+)
 
 
 def static_checks(path: Path, planned: OnnxExport) -> list[Check]:
@@ -306,14 +321,18 @@ def _genai(file: OnnxFile, planned: OnnxExport) -> Iterator[Check]:
 
 
 def _different(wanted: Mapping[str, Any], found: Any, place: str = "") -> dict[str, Any]:
-    """What a nested object has otherwise than wanted, by place; the graph's name changes with the folder's layout."""
+    """What genai_config.json says otherwise of the model, by place, or beside what is wanted; where and how to run is free.
+
+    The graph's name changes with the folder's layout.
+    """
     odd: dict[str, Any] = {}
-    for key, value in wanted.items():
-        actual = found.get(key) if isinstance(found, dict) else None
-        if isinstance(value, dict):
-            odd |= _different(value, actual, f"{place}{key}.")
-        elif actual != value and key != GENAI_MODEL:
-            odd[f"{place}{key}"] = actual
+    given = found if isinstance(found, dict) else {}
+    extra = dict.fromkeys(given) if place.startswith("model.") else {}
+    for key, value in {**extra, **wanted}.items():
+        if isinstance(value, dict) and key not in _GENAI_FREE:
+            odd |= _different(value, given.get(key), f"{place}{key}.")
+        elif given.get(key) != value and key not in _GENAI_FREE:
+            odd[f"{place}{key}"] = given.get(key)
     return odd
 
 

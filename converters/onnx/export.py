@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from converters.base import Check, Export, PlannedExport
-from converters.folder import copy_files, limit_tokenizer
+from converters.folder import copy_files, raise_limits
 from converters.onnx.decoder import Decoder
 from converters.onnx.decoder_graph import DecoderGraph
 from converters.onnx.genai import GENAI_FILE, genai_config
@@ -82,7 +82,7 @@ class OnnxExport(PlannedExport):
                 callback=lambda tensor, _: task.advance(tensor.nbytes),
             )
         copy_files(self.export.checkpoint, path)
-        limit_tokenizer(path, self.export.factors.target)
+        raise_limits(path, self.export.checkpoint.window, self.export.factors.target)
         write_json(path / "config.json", self.config, keep_non_finite=True)
         write_json(path / GENAI_FILE, self.genai_config)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
 from longrope.progress import Silent
 from tests.common import pico_factors, pico_folder, pico_text, run_cli
+from tests.folder_faults import Fault, config, copied, edit, half, lose, put, tokenizer
 from tests.gguf_files import rewrite, set_key
 
 ORIGINAL, TARGET = 256, 512
 TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
-Fault = Callable[[Path], object]
 Json = dict[str, Any]
 
 
@@ -57,56 +56,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     return Studio(model, factors, artifacts, plans, room / "text.txt")
 
 
-def copied(source: Path, room: Path) -> Path:
-    target = room / source.name
-    if source.is_dir():
-        return Path(shutil.copytree(source, target))
-    return Path(shutil.copyfile(source, target))
-
-
-# -- faults
-
-
-def edit(name: str, **changes: Any) -> Fault:
-    """Fields of a JSON file; None takes one away. `a__b` is b within a."""
-
-    def fault(folder: Path) -> None:
-        data = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
-        for place, value in changes.items():
-            *outer, key = place.split("__")
-            inner = data
-            for step in outer:
-                inner = inner[step]
-            inner.pop(key, None)
-            if value is not None:
-                inner[key] = value
-        (folder / name).write_text(json.dumps(data))
-
-    return fault
-
-
-def config(**changes: Any) -> Fault:
-    return edit("config.json", **changes)
-
-
-def lose(name: str) -> Fault:
-    return lambda folder: (folder / name).unlink()
-
-
-def put(name: str, content: str | bytes) -> Fault:
-    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def tokenizer(change: Callable[[Tokenizer], None]) -> Fault:
-    def fault(folder: Path) -> None:
-        file = folder / "tokenizer.json"
-        loaded = Tokenizer.from_file(str(file))
-        change(loaded)
-        loaded.save(str(file))
-
-    return fault
-
-
 def lower_case(loaded: Tokenizer) -> None:
     loaded.normalizer = normalizers.Lowercase()
 
@@ -118,12 +67,6 @@ def lose_merges(count: int) -> Fault:
         loaded.model = models.BPE(vocab=model["vocab"], merges=merges[:-count])
 
     return tokenizer(change)
-
-
-def half(name: str) -> Fault:
-    return lambda folder: (folder / name).write_bytes(
-        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
-    )
 
 
 FOLDERS: dict[str, tuple[Fault, str]] = {

@@ -263,7 +263,7 @@ CASES: dict[str, Case] = {
     "an adapter beside a model": Case(
         SEARCH,
         2,
-        "transformers does not read it",
+        "holds an adapter for 'org/b' beside the weights",
         put("model/adapter_config.json", '{"base_model_name_or_path": "org/b"}'),
     ),
     "an adapter": Case(EXTEND, 2, "holds an adapter for 'org/base', not a model; merge it first", adapter),
@@ -482,11 +482,12 @@ def test_attention_factors_of_each_set_do_not_vanish_in_silence(room: Path) -> N
     [
         ("---\ntags: [a, b\nlicense: }\n---\n# Pico\n", "README.md: while parsing"),
         ("---\ntags: [llama, 3]\n---\n# Pico\n", "README.md: expected tags and languages to be words, got 3"),
+        ("# Modèle", "README.md: 'utf-8' codec can't decode byte 0xe8"),
     ],
-    ids=["broken", "a number among its tags"],
+    ids=["broken", "a number among its tags", "in Latin-1"],
 )
 def test_a_broken_model_card_is_left_out_with_a_word(room: Path, card: str, said: str) -> None:
-    (room / "model" / "README.md").write_text(card)
+    (room / "model" / "README.md").write_text(card, encoding="latin-1")
     lines = converted(room, "gguf")
     assert any("the model card cannot be read" in line and said in line for line in lines), lines
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
@@ -78,6 +79,70 @@ def test_lengths_beyond_a_format(pico: Checkpoint, tmp_path: Path, cli: Cli) -> 
             codes_found.append(done.code)
         assert tuple(codes_found) == codes, done.err
     assert "GGUF holds whole numbers from 0 to 4294967295" in done.err
+
+
+def test_a_target_of_one_token_more(pico: Checkpoint, texts: Path, tmp_path: Path, cli: Cli) -> None:
+    options = ("--text", texts, "--max-evals", 2, "--threads", 1, "-o", tmp_path / "f.json")
+    assert cli("search", pico.path, "--target-length", WINDOW + 1, *options).code == 0
+    done = cli("search", pico.path, "--target-length", 1 << 40, *options, "--overwrite")
+    assert (done.code, "not enough memory" in done.err) == (3, True), done.err
+
+
+def test_a_vocabulary_of_one(factors_file: Path, texts: Path, tmp_path: Path, cli: Cli) -> None:
+    model = pico_folder(tmp_path / "model", vocab_size=1, tie_word_embeddings=True)
+    one = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    one.pre_tokenizer = pre_tokenizers.Whitespace()
+    one.save(str(model / "tokenizer.json"))
+    (model / "tokenizer_config.json").write_text("{}")
+    measure = ("--text", texts, "--windows", WINDOW, "--windows-per-length", 1, "--threads", 1)
+    for to, code in (("hf", 0), ("onnx", 0), ("gguf", 4)):
+        done = cli("convert", model, "--factors", factors_file, "-o", tmp_path / to, "--to", to)
+        assert done.code == code, done.err
+        if not code:
+            assert cli("validate", tmp_path / to, "--reference", model, *measure).code == 0
+    done = cli("eval", model, *measure)
+    assert (done.code, "1.000 at 64" in done.err) == (0, True), done.err
+
+
+def test_token_ids_beyond_the_vocabulary(factors_file: Path, texts: Path, tmp_path: Path, cli: Cli) -> None:
+    """A word of the texts is a token that the model has no row for, as where a padding token was added by hand."""
+    model = pico_folder(tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_tokens(["captain"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    search = ("search", model, "--target-length", TARGET, "-o", tmp_path / "f.json")
+    for command in (("eval", model, "--windows", WINDOW), search):
+        done = cli(*command, "--text", texts, "--threads", 1)
+        assert (done.code, "the text holds the token 'captain' (384)" in done.err) == (2, True), done.err
+    for to, code in (("hf", 0), ("onnx", 0), ("gguf", 2)):
+        done = cli("convert", model, "--factors", factors_file, "-o", tmp_path / to, "--to", to)
+        assert done.code == code, done.err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head", "said"),
+    [
+        (torch.bfloat16, 3e38, "the logits are NaN or infinite from position 0 of window 1 on"),
+        (torch.float16, 6e4, "every logit is finite, and the text is as good as impossible"),
+    ],
+)
+def test_logits_that_overflow_are_named_and_pass_no_threshold(
+    dtype: torch.dtype, head: float, said: str, factors_file: Path, texts: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """The weights are finite in their own type, and what they multiply to is not."""
+    model = pico_folder(tmp_path / "model", dtype=str(dtype).removeprefix("torch."))
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(model / "model.safetensors").items()}
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].sign() * head
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 100
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    measure = ("--text", texts, "--windows", WINDOW, "--windows-per-length", 1, "--threads", 1)
+    done = cli("eval", model, *measure)
+    assert (done.code, said in done.err) == (0, True), done.err
+    assert cli("convert", model, "--factors", factors_file, "-o", tmp_path / "hf", "--to", "hf").code == 0
+    done = cli("validate", tmp_path / "hf", "--reference", model, *measure)
+    assert done.code == 1, done.err
+    assert "fail: hf.parity.short.64" in done.out
+    assert "non-finite" in done.out
 
 
 @pytest.mark.parametrize("target", ["²", "0", "-1", "1e999", "9" * 5000, str(1 << 60), "12½"])

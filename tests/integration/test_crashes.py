@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="needs Linux and a C 
 SHORT = {
     Disturbance.KILL: (0.01, 0.4, 0.7, 0.95),
     Disturbance.KILL_HALF_WRITTEN: (0.2, 0.6),
-    Disturbance.SIGNAL: (0.1, 0.8),
+    Disturbance.SIGNAL: (0.02, 0.1, 0.8),
     Disturbance.FAIL: (0.4,),
     Disturbance.FAIL_FROM_THEN_ON: (0.6,),
 }

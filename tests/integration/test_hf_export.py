@@ -384,4 +384,4 @@ def test_a_model_whose_layers_all_slide_attends_to_everything(tmp_path: Path) ->
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "sliding_window": WINDOW // 4}))
     failed = [check.id for check in CONVERTER.static_checks(path, factors, checkpoint) if check.status == "fail"]
-    assert failed == ["hf.config.sliding_window"]
+    assert failed == ["hf.config.sliding_window", "hf.config.fields"]

@@ -236,6 +236,17 @@ RAISED: dict[str, tuple[BaseException, int, str]] = {
         3,
         "Error: out of memory; use",
     ),
+    "no room for a thread": (RuntimeError("can't start new thread"), 3, "Error: out of memory; use"),
+    "no room for a library": (
+        ImportError("libtorch.so: failed to map segment from shared object"),
+        3,
+        "Error: out of m",
+    ),
+    "a runtime's memory": (
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
+        3,
+        "Error: out of",
+    ),
     "disk": (
         OSError(errno.ENOSPC, "No space left on device", "a.gguf"),
         3,

@@ -12,12 +12,14 @@ from safetensors.numpy import load_file, save_file
 from converters.base import Export
 from converters.onnx import OnnxConverter
 from converters.onnx.decoder_graph import DecoderGraph
+from converters.onnx.export import OnnxExport
 from converters.onnx.graph import GraphBuilder
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
-from longrope.factors import BoundFactors
+from longrope.factors import N_HAT_CHOICES, BoundFactors
 from longrope.progress import Silent
 from tests.common import WINDOW, pico_checkpoint, pico_factors, said
+from tests.onnx_faults import FAULTS
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,24 @@ def test_the_folder_holds_what_tools_look_for(artifact: Path) -> None:
     names = {file.name for file in artifact.iterdir()}
     assert {"model.onnx", "model.onnx_data", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert OnnxConverter().recognizes(artifact)
+
+
+@pytest.fixture(scope="module")
+def planned(checkpoint: Checkpoint) -> OnnxExport:
+    return OnnxConverter().plan(Export(checkpoint, checkpoint.bind(pico_factors(checkpoint.rotary_dim, target=512))))
+
+
+@pytest.mark.parametrize("n_hat", N_HAT_CHOICES)
+def test_two_sets_are_written_with_every_number_of_start_tokens(
+    checkpoint: Checkpoint, planned: OnnxExport, tmp_path: Path, n_hat: int
+) -> None:
+    """All of the paper's, up to beyond the original window; and a graph that never changes sets is still told apart."""
+    factors = checkpoint.bind(pico_factors(checkpoint.rotary_dim, target=512, n_hat=n_hat))
+    again = planned.with_factors(factors)
+    again.save(tmp_path / "onnx", Silent())
+    baked, id = FAULTS["short set baked"]
+    baked(tmp_path / "onnx")
+    assert id in {check.id for check in again.check(tmp_path / "onnx") if check.status == "fail"}
 
 
 def test_initializers_are_named_and_hold_every_digit(artifact: Path, factors: BoundFactors) -> None:
