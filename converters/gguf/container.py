@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from converters.gguf.key_types import check_values
 from converters.gguf.native import gguf
 from longrope.errors import InputError, UnsupportedError
-from longrope.reading import COUNT, shown
+from longrope.reading import COUNT, refuse_pointer, shown
 
 if TYPE_CHECKING:
     from gguf import GGUFValueType
@@ -213,6 +213,7 @@ class GgufPart:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._map = _map_file(path)
+        refuse_pointer(self._map[:128], str(path))
         try:
             self._parse()
         except (struct.error, UnicodeDecodeError, IndexError, ValueError, OverflowError):
