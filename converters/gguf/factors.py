@@ -40,7 +40,7 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, RopeFamily
-from longrope.reading import parsed_json
+from longrope.reading import POSITIVE, check, parsed_json
 from longrope.rope import pair_with_rotations
 
 LONG = "rope_factors_long.weight"
@@ -261,7 +261,9 @@ def factors_of(file: GgufFile) -> RescaleFactors | None:
     short, long = (SHORT, LONG) if present else (FREQS, FREQS)
     original, attention = file.model_key("rope.scaling.original_context_length"), None
     if original == NO_RAMP:  # see `_attention_of_full_layers`
-        original, attention = None, 1 + 0.1 * math.log(file.required_key("rope.scaling.factor"))
+        name = f"{file.path}: {file.architecture}.rope.scaling.factor"
+        scale = check(file.model_key("rope.scaling.factor", 1.0), POSITIVE, name)
+        original, attention = None, 1 + 0.1 * math.log(scale)
     return RescaleFactors(
         short_factor=tuple(file.floats(short).ravel().tolist()),
         long_factor=tuple(file.floats(long).ravel().tolist()),
