@@ -29,7 +29,7 @@ FORMATS = ("hf", "gguf", "gguf-yarn", "onnx")
 TYPES = {"hf": "auto", "gguf": "f32", "onnx": "f32"}
 YARN = "-yarn"
 SECONDS = 300
-OK, REFUSED = "ok", "refused"
+OK, REFUSED, WRONG, DIED = "ok", "refused", "validate failed", "died"
 HEAD = """# Models
 
 What becomes of the models people publish, measured on small models of their structure and configuration, with four times
@@ -132,7 +132,7 @@ def measured(families: Sequence[Any], options: argparse.Namespace) -> Iterator[C
                 yield cell
         left -= {each + YARN for each in held}
         for name in sorted(left):
-            yield Cell(family.name, name, "died", ending)
+            yield Cell(family.name, name, DIED, ending)
 
 
 def measure(model: Path, name: str, formats: Sequence[str], texts: Path) -> Iterator[Cell]:
@@ -195,7 +195,7 @@ def convert_and_validate(model: Path, format: str, factors: Path, texts: Path, r
     data = json.loads(result.read_text(encoding="utf-8"))
     failed = [check for check in data["checks"] if check["status"] == "fail"]
     if code or failed:
-        return "validate failed", f"{failed[0]['id']}: {failed[0]['message']}" if failed else said
+        return WRONG, f"{failed[0]['id']}: {failed[0]['message']}" if failed else said
     worst = max(window["max_logit_diff"] for window in data["windows"])
     return OK, f"{worst:.1e}"
 
@@ -233,6 +233,7 @@ def report(families: Sequence[Any], cells: Sequence[Cell]) -> None:
         say(f"{name:20s} {weights[name]:5.1f}  {shown}")
     for each in (each for each in FORMATS if any(cell.format == each for cell in cells)):
         say(f"{each}: {share(each, by_family, weights):.1f} % of downloads")
+    say(faults(cells))
 
 
 def page(families: Sequence[Any], cells: Sequence[Cell]) -> str:
@@ -242,7 +243,7 @@ def page(families: Sequence[Any], cells: Sequence[Cell]) -> str:
     for family in families:
         columns = [markdown(found.get((family.name, each))) for each in FORMATS]
         rows.append(f"| {family.name} | {family.hub} | {family.model_type} | {family.rope} | {' | '.join(columns)} |")
-    return HEAD + "\n".join(rows) + "\n"
+    return HEAD + "\n".join(rows) + f"\n\n{faults(cells)}.\n"
 
 
 def markdown(cell: Cell | None) -> str:
@@ -253,6 +254,19 @@ def markdown(cell: Cell | None) -> str:
     reason = cell.detail.removeprefix("Error: ").rpartition("models/" + cell.family + ": ")[2]
     reason = reason.partition(";")[0].partition(". ")[0].partition(": expected one of")[0].partition(": export")[0]
     return f"{'no' if cell.state == REFUSED else cell.state}: {reason.replace('|', '/')}"
+
+
+def faults(cells: Sequence[Cell]) -> str:
+    """How many cells are neither right nor refused: what `convert` wrote and `validate` does not pass, and faults of ours."""
+    wrong = sum(cell.state == WRONG for cell in cells)
+    crashed = sum(
+        cell.state == DIED or cell.state.startswith("traceback") or cell.state.endswith("70") for cell in cells
+    )
+    others = sum(cell.state not in (OK, REFUSED, WRONG) for cell in cells) - crashed
+    return (
+        f"{len(cells)} cells: {wrong} wrong results that `convert` wrote with exit 0, {crashed} tracebacks or processes "
+        f"that died, {others} other errors"
+    )
 
 
 def share(format: str, cells: Mapping[str, Mapping[str, Cell]], weights: Mapping[str, float]) -> float:

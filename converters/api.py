@@ -84,7 +84,7 @@ def convert(
     chosen = converter.choose_sets(known, factor_sets, checkpoint)
     converter.check_requirements()
     planned = converter.plan(Export(checkpoint, chosen, outtype, options or {}))
-    for oddity in (*checkpoint.oddities(), *chosen.oddities()):
+    for oddity in (*checkpoint.oddities(), *planned.oddities, *chosen.oddities()):
         progress.warn(oddity)
     path = output / planned.file_name if converter.suffix and output.is_dir() else output
     checks = planned.save(path, progress, overwrite=overwrite)

@@ -131,6 +131,11 @@ class PlannedExport(ABC):
         """What a single-file artifact is called in a folder; empty for formats that are folders themselves."""
         return ""
 
+    @property
+    def oddities(self) -> Sequence[str]:
+        """What of the source is not in the artifact, in words, to be said before it is written."""
+        return ()
+
     @abstractmethod
     def with_factors(self, factors: BoundFactors) -> Self:
         """The same export with other factors of the same model; what does not depend on them is not built again.

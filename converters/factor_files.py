@@ -40,7 +40,7 @@ def read_factors(file: str | Path) -> RescaleFactors:
         return _read_json(path)
     found = registry.recognize(path).read_factors(path)
     if found is None:
-        raise InputError(f"{path}: holds no rescale factors (plain RoPE)")
+        raise InputError(f"{path}: holds no rescale factors; `inspect` says which RoPE it has")
     return found
 
 

@@ -80,6 +80,7 @@ def copy_files(checkpoint: Checkpoint, folder: Path, patterns: Sequence[str] = C
     Raises:
         InputError: a file is a link that leads out of the checkpoint, or is not what its name says.
     """
+    _ = tokenizer_config(checkpoint.path)  # faults are said of the source, not of its copy
     shutil.copyfile(checkpoint.tokenizer_file, folder / TOKENIZER)
     for name in companions(checkpoint.path, patterns):
         file = checked_companion(checkpoint.path, name)

@@ -46,7 +46,7 @@ def hub_factors(hub_id: str) -> RescaleFactors:
     else:
         found = _of_gguf(hub_id, [name for name in names if name.endswith(".gguf") and "-of-0" not in name])
     if found is None:
-        raise InputError(f"{hub_id}: holds no rescale factors (plain RoPE)")
+        raise InputError(f"{hub_id}: holds no rescale factors; `inspect` says which RoPE it has")
     return found
 
 

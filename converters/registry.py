@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from converters.base import Converter
+from longrope.checkpoint import hint_for
 from longrope.errors import InputError, LongRopeError, choices
 
 GROUP = "longrope_export.formats"
@@ -60,7 +61,7 @@ def wrote(folder: Path) -> bool:
 def recognize(path: Path) -> Converter:
     """The converter of an existing artifact. Raises InputError when there is no such path or no format knows it."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{path}: no such file or folder{hint_for(str(path))}")
     candidates = [entry.load() for entry in formats().values()]
     for candidate in candidates:
         if candidate.recognizes(path):

@@ -203,7 +203,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
 
 
 def _near_miss(written: str) -> str | None:
-    """A type of the same version whose name differs in a letter or two; another generation's is none."""
+    """A type of the same version whose name differs in a letter or two; another generation's is none, nor a family's
+    name (falcon) of one of its branches' (falcon_h1)."""
 
     def letters(name: str) -> str:
         return "".join(filter(str.isalpha, name.lower()))
@@ -211,7 +212,11 @@ def _near_miss(written: str) -> str | None:
     def digits(name: str) -> str:
         return "".join(filter(str.isdigit, name))
 
-    same = [name for name in ARCHITECTURES if digits(written) in ("", digits(name))]
+    def is_branch(name: str) -> bool:
+        stem, _, rest = name.partition("_")
+        return bool(rest) and letters(stem) == letters(written)
+
+    same = [name for name in ARCHITECTURES if digits(written) in ("", digits(name)) and not is_branch(name)]
     near = difflib.get_close_matches(letters(written), [letters(name) for name in same], n=1, cutoff=0.85)
     return next((name for name in same if near and letters(name) == near[0]), None)
 

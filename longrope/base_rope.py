@@ -91,6 +91,8 @@ class BaseRope:
     def __str__(self) -> str:
         """For a person: `llama3, factors 1 … 8 (trained at 8192, released with 131072 tokens), attention factor 1`."""
         if self.is_plain:
+            if self.rope_type != "default":
+                return f"{self.rope_type}, which is plain RoPE up to its window of {self.window} tokens"
             return f"plain RoPE, window {self.window} tokens"
         rotated = [factor for factor in self.long_factor if factor < NOT_ROTATED]
         trained = f"trained at {self.pretraining_window}, " if self.pretraining_window != self.window else ""

@@ -60,8 +60,10 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 HUB_PAGE = re.compile(
-    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(?P<id>[\w.-]+/[\w.-]+?)(?:/tree/(?P<revision>[\w./-]+?)|/blob/.*)?/?"
+    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(?P<id>[\w.-]+/[\w.-]+?)(?:/tree/(?P<revision>[\w./-]+?)|/blob/.*)?/?"
 )
+URL = re.compile(r"\w+:/|git@")  # a path has lost the second slash
+HUB_FILE, OLLAMA = re.compile(r"[\w.-]+/[\w.-]+/.+\.(gguf|safetensors)"), re.compile(r"[\w./-]+:[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 SUFFIXES = {b"GGUF": ".gguf"}  # first bytes of files that come without a suffix, such as Ollama's blobs
@@ -481,19 +483,26 @@ class Checkpoint:
     @cached_property
     def weight_names(self) -> Mapping[str, str]:
         """Name of each tensor in the files → its name in transformers' model. Raises InputError."""
+        tied = self.config.get("tie_word_embeddings") is True
         try:
-            return names_of(name for header in self.weight_headers.values() for name in header)
+            return names_of((name for header in self.weight_headers.values() for name in header), tied=tied)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 
     @property
     def quantization(self) -> str | None:
         """The method by which the weights are quantized (gptq, fp8, …); None for plain floats, whatever config.json says."""
-        dtypes = {entry["dtype"] for header in self.weight_headers.values() for entry in header.values()}
-        method = quantization_method(self.whole_config)
-        if method and any(map(is_packed, dtypes)):
+        tensors = [each for header in self.weight_headers.values() for each in header.items()]
+        packed = [(name, entry["dtype"]) for name, entry in tensors if is_packed(entry["dtype"])]
+        if packed and (method := self.announced_quantization):
             return method
-        return next((dtype for dtype in sorted(dtypes) if dtype.startswith(("F8", "F4"))), None)
+        return min((dtype for name, dtype in packed if dtype.startswith("F") or name.endswith("weight")), default=None)
+
+    @property
+    def announced_quantization(self) -> str | None:
+        """What config.json says of quantized weights, to transformers or to MLX; None when it says nothing."""
+        mlx = "mlx" if self.whole_config.get("quantization") else None
+        return quantization_method(self.whole_config) or mlx
 
     def require_float_weights(self) -> None:
         """Refuse weights that nothing here computes with.
@@ -633,7 +642,7 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         return open_folder(path, str(name))
     if is_hub_id(str(name)):
         return open_folder(hub_snapshot(str(name)), str(name))
-    raise InputError(f"{name}: no such file or folder")
+    raise InputError(f"{name}: no such file or folder{hint_for(str(name))}")
 
 
 def open_folder(
@@ -650,7 +659,11 @@ def open_folder(
     name = name or str(path)
     refuse_adapter(path, name)
     if not (path / "config.json").is_file():
-        raise InputError(f"{name}: expected a Hugging Face folder, found no config.json in it")
+        deeper = next((found.parent.name for found in sorted(path.glob("*/config.json"))), None)
+        raise InputError(
+            f"{name}: expected a Hugging Face folder, found no config.json in it"
+            f"{f', but in its folder {deeper}; give that one' if deeper else ''}"
+        )
     config = read_object(own_file(path, "config.json"), f"{name}: config.json", non_finite=True)
     check_config(config, name)
     config = with_one_set(config)
@@ -678,7 +691,10 @@ def _opener(path: Path) -> Callable[[Path], Checkpoint]:
         with path.open("rb") as file:
             found = list(entry_points(group=OPENERS, name=SUFFIXES.get(file.read(4), "")))
     if not found:
-        raise InputError(f"{path}: expected a Hugging Face folder or a .gguf file, got a {path.suffix or 'plain'} file")
+        whole = f"; give its folder, {path.parent}" if (path.parent / "config.json").is_file() else ""
+        raise InputError(
+            f"{path}: expected a Hugging Face folder or a .gguf file, got a {path.suffix or 'plain'} file{whole}"
+        )
     opener: Callable[[Path], Checkpoint] = found[0].load()
     return opener
 
@@ -694,6 +710,19 @@ def hub_name(name: str) -> str:
     if found is None:
         return name
     return f"{found['id']}@{found['revision']}" if found["revision"] else found["id"]
+
+
+def hint_for(name: str) -> str:
+    """What to do about a name that is no path here, where it reads like one of another program's."""
+    if URL.match(name):
+        return (
+            "; nothing is downloaded but repositories of the Hub, by the name ORG/NAME. Download it, and give its path"
+        )
+    if HUB_FILE.fullmatch(name):
+        return "; download the file from its repository (hf download ORG/NAME FILE), and give its path"
+    if OLLAMA.fullmatch(name):
+        return "; if Ollama has a model of this name, `ollama show NAME --modelfile` says where its file lies"
+    return ""
 
 
 def is_hub_id(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,10 @@ from longrope.reading import (
 
 # Ten times what the deepest model has; every layer costs time before its weights are looked for.
 LAYERS = Kind("a whole number from 1 to 10000", lambda value: COUNT.fits(value) and value <= 10_000)
+TORCH_TYPE = Kind(
+    "a type of torch (float32, float16, bfloat16, …)",
+    lambda value: isinstance(value, str) and bool(re.fullmatch(r"(torch\.)?(b?float\d\w*)", value)),
+)
 # Field → type. Null stands for "not said" in every one of them.
 _TYPES: Mapping[Kind, tuple[str, ...]] = {
     COUNT: (
@@ -50,7 +55,17 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
     WIDTH: ("hidden_size", "num_attention_heads"),
     HEAD_WIDTH: ("head_dim", "qk_rope_head_dim", "global_head_dim", "rotary_dim"),
     LAYERS: ("num_hidden_layers",),
-    NUMBER: ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar"),
+    NUMBER: (
+        "sliding_window",
+        "final_logit_softcapping",
+        "attn_logit_softcapping",
+        "query_pre_attn_scalar",
+        "initializer_range",
+        "attention_dropout",
+        "hidden_dropout",
+        "embd_pdrop",
+        "resid_pdrop",
+    ),
     POSITIVE: (
         "rope_theta",
         "rms_norm_eps",
@@ -59,10 +74,11 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         "rotary_pct",
         "rotary_emb_base",
     ),
-    BOOLEAN: ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias"),
-    TEXT: ("model_type", "hidden_act", "torch_dtype"),
+    BOOLEAN: ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias", "use_cache"),
+    TEXT: ("model_type", "hidden_act"),
+    TORCH_TYPE: ("torch_dtype", "dtype"),
     list_of(TEXT): ("layer_types", "architectures"),
-    OBJECT: ("rope_scaling", "rope_parameters", "text_config", "quantization_config"),
+    OBJECT: ("rope_scaling", "rope_parameters", "text_config", "quantization_config", "quantization"),
     table_of(record({}, {"head_dim": HEAD_WIDTH})): ("per_layer_config",),
     TOKEN_IDS: ("bos_token_id", "eos_token_id", "pad_token_id"),
 }

@@ -100,9 +100,16 @@ def _numbers(value: Any) -> Any:
 
 
 def with_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config.json whose RoPE type is called as transformers calls it today: `su` was longrope's first name."""
+    """A copy of a config.json whose RoPE type is called as transformers calls it today: `su` was longrope's first name.
+
+    What is null in the RoPE's parameters is not said there.
+    """
     renamed = {
-        spelling: {**rope, **{key: "longrope" for key in ("rope_type", "type") if rope.get(key) == "su"}}
+        spelling: {
+            key: "longrope" if key in ("rope_type", "type") and value == "su" else value
+            for key, value in rope.items()
+            if value is not None
+        }
         for spelling in ("rope_scaling", "rope_parameters")
         if (rope := config.get(spelling))
     }

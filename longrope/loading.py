@@ -13,8 +13,8 @@ from typing import Any
 
 from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import InputError
-from longrope.reading import said_by
-from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, WRAPPERS, require_finite
+from longrope.reading import printable, said_by
+from longrope.weights import BASE_EMBEDDING, BASE_PREFIX, HEAD, WRAPPERS, require_finite
 
 _LAYER = re.compile(r"(?P<layers>.*\blayers)\.(?P<number>\d+)\.(?P<module>.+)\.\w+")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -25,7 +25,12 @@ _LIKE_LLAMA: Mapping[str, Sequence[str]] = {
     "qwen3": ("self_attn.q_norm", "self_attn.k_norm"),
 }
 _ALWAYS_BIASED: Mapping[str, Sequence[str]] = {"qwen2": _ATTENTION[:3]}
-_HEAD = "lm_head.weight"
+# Words in the fields of config.json that give a module biases, by how the module's name begins.
+_SWITCHES: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("self_attn.", "attention.", "attn."), ("attention", "attn", "qkv")),
+    **dict.fromkeys(("mlp.", "feed_forward."), ("mlp", "ffn")),
+    "lm_head.": ("head",),
+}
 _BIAS = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.bias")
 Shape = tuple[int, ...]
 
@@ -33,29 +38,33 @@ Shape = tuple[int, ...]
 # -- without transformers
 
 
-def require_announced(checkpoint: Checkpoint, *, names_are_known: bool = False) -> None:
+def require_announced(checkpoint: Checkpoint, *, names_are_known: bool = False) -> Sequence[str]:
     """Refuse a checkpoint whose weights are not those that its config.json announces; torch is imported only in doubt.
 
     Args:
         checkpoint: what is to be exported.
         names_are_known: the format's own plan refuses weights that are missing or have no place; only biases, which no
-            plan can judge, for config.json says whether they are applied, leave a doubt then.
+            plan can judge, for config.json says whether they are applied, and names that are not the model's leave a doubt
+            then.
+
+    Returns:
+        What transformers leaves out, in words.
 
     Raises:
         InputError: names the first weight, and the field where it is one of config.json; or one that is not finite.
-        UnsupportedError: the weights are quantized, and `names_are_known`.
+        UnsupportedError: the weights are quantized, and `names_are_known` or config.json does not say it.
     """
     for file, header in checkpoint.weight_headers.items():
         require_finite(file, header)
-    packed = checkpoint.quantization is not None
-    if names_are_known or not packed:
+    copied = checkpoint.quantization is not None and checkpoint.announced_quantization is not None
+    if names_are_known or not copied:
         checkpoint.require_float_weights()
     if names_are_known:
-        in_doubt = _biases(checkpoint) != set(_announced_biases(checkpoint))
+        odd_biases = _biases(checkpoint) != set(_announced_biases(checkpoint))
+        in_doubt = odd_biases or _has_other_names(checkpoint)
     else:
-        in_doubt = packed or not _is_as_announced(checkpoint)
-    if in_doubt:
-        require_loadable(checkpoint)
+        in_doubt = copied or not _is_as_announced(checkpoint)
+    return require_loadable(checkpoint) if in_doubt else ()
 
 
 def _biases(checkpoint: Checkpoint) -> set[str]:
@@ -72,20 +81,31 @@ def _announced_biases(checkpoint: Checkpoint) -> Sequence[str]:
     return (*always, *(attention if config.get("attention_bias") else ()), *(_MLP if config.get("mlp_bias") else ()))
 
 
-def _is_as_announced(checkpoint: Checkpoint) -> bool:
-    """Whether names and shapes are those of transformers' model, of a type whose model is known here."""
+def _has_other_names(checkpoint: Checkpoint) -> bool:
+    """Whether some weight is none of transformers' model, of a type whose model is known here."""
     expected = announced_weights(checkpoint)
-    if expected is None:
-        return False
+    return expected is not None and not set(_shapes(checkpoint)) <= set(expected)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, Shape]:
+    """Name in the model → shape, of every weight in the files."""
     names = checkpoint.weight_names
-    shapes = {
+    return {
         names[name]: tuple(entry["shape"])
         for header in checkpoint.weight_headers.values()
         for name, entry in header.items()
         if not DERIVED.fullmatch(names[name])
     }
+
+
+def _is_as_announced(checkpoint: Checkpoint) -> bool:
+    """Whether names and shapes are those of transformers' model, of a type whose model is known here."""
+    expected = announced_weights(checkpoint)
+    if expected is None:
+        return False
+    shapes = _shapes(checkpoint)
     if checkpoint.config.get("tie_word_embeddings"):
-        shapes.setdefault(_HEAD, expected[_HEAD])
+        shapes.setdefault(HEAD, expected[HEAD])
     return shapes == expected
 
 
@@ -113,7 +133,7 @@ def announced_weights(checkpoint: Checkpoint) -> dict[str, Shape] | None:
     ends: dict[str, Shape] = {
         f"{BASE_PREFIX}{BASE_EMBEDDING}": (checkpoint.vocab_size, hidden),
         f"{BASE_PREFIX}norm.weight": (hidden,),
-        _HEAD: (checkpoint.vocab_size, hidden),
+        HEAD: (checkpoint.vocab_size, hidden),
     }
     return ends | {f"model.layers.{n}.{name}": shape for n in range(layers) for name, shape in within.items()}
 
@@ -121,31 +141,57 @@ def announced_weights(checkpoint: Checkpoint) -> dict[str, Shape] | None:
 # -- with transformers
 
 
-def require_loadable(checkpoint: Checkpoint) -> None:
+def require_loadable(checkpoint: Checkpoint) -> Sequence[str]:
     """`require_announced` by transformers' own loading report, for every model; weights may be quantized.
 
+    Returns:
+        What transformers leaves out, in words.
+
     Raises:
-        InputError: transformers does not load it, or would start some weights at random, or ignore some.
+        InputError: transformers does not load it, or would start some weights at random, or ignore some of the model's.
+        UnsupportedError: a rope_type without a closed form.
     """
     from longrope.modeling import build_config
 
+    _ = checkpoint.base  # whose words are plainer than transformers'
     packed = checkpoint.quantization is not None
     config = build_config(checkpoint, None)
     if packed:
         config.quantization_config = None
         del config.quantization_config
-    load_pretrained(checkpoint, config, device_map="meta", packed=packed)
+    _, left_out = _loaded(checkpoint, config, device_map="meta", packed=packed)
+    if not left_out:
+        return ()
+    return (
+        f"{len(left_out)} weights have no place in the model that config.json describes, the first is "
+        f"{printable(left_out[0])}; transformers leaves them out, and so does everything here",
+    )
 
 
-def load_pretrained(
+def load_pretrained(checkpoint: Checkpoint, config: Any, **options: Any) -> Any:
+    """transformers' causal model of a checkpoint, every weight of which is in its files.
+
+    Args:
+        checkpoint: the folder.
+        config: transformers' configuration.
+        options: `weights`, tensors by their name in the checkpoint's files, to be taken in place of those; and options of
+            `from_pretrained`.
+
+    Raises:
+        InputError: transformers does not load it, or the weights are not those of the configuration.
+    """
+    return _loaded(checkpoint, config, **options)[0]
+
+
+def _loaded(
     checkpoint: Checkpoint,
     config: Any,
     *,
     packed: bool = False,
     weights: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Any:
-    """transformers' causal model of a checkpoint, every weight of which is in its files and has its place.
+) -> tuple[Any, Sequence[str]]:
+    """transformers' causal model of a checkpoint, and the names of weights that it leaves out.
 
     Args:
         checkpoint: the folder.
@@ -178,19 +224,33 @@ def load_pretrained(
             key_mapping=dict.fromkeys(WRAPPERS, "") if renamed else None,
             **options,
         )
+    if renamed:
+        _forget_renaming(model)
     missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     mismatched = sorted(loading["mismatched_keys"])
+    extra = [name for name in extra if not DERIVED.fullmatch(name)]
     if packed:
         modules = tuple({_module(name) for name in extra})
         missing = [name for name in missing if not any(module.startswith(_module(name)) for module in modules)]
         extra, mismatched = [], []
-    for odd, fault in ((missing, "are missing"), (mismatched, "have another shape than config.json says")):
-        if odd:
-            raise InputError(
-                f"{checkpoint.name}: {len(odd)} weights {fault}, the first is {odd[0]}{_head_hint(odd[0])}"
-            )
+    if missing:
+        raise InputError(
+            f"{checkpoint.name}: {len(missing)} weights are missing, the first is {missing[0]}{_hint(missing, extra)}"
+        )
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise InputError(
+            f"{checkpoint.name}: {len(mismatched)} weights have another shape than config.json says, the first is {name}: "
+            f"expected {list(expected)}, got {list(found)}"
+        )
     _refuse_ignored(checkpoint, config, extra, model.state_dict())
-    return model
+    return model, extra
+
+
+def _forget_renaming(model: Any) -> None:
+    """transformers would give weights their odd names back when it saves the model; the names of its parameters are right."""
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    model._weight_conversions = [each for each in conversions if each.source_patterns[0] not in WRAPPERS]
 
 
 def _class_of(auto: Any, config: Any) -> Any:
@@ -205,24 +265,31 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _head_hint(missing: Any) -> str:
-    if missing != _HEAD:
+def _hint(missing: Sequence[str], extra: Sequence[str]) -> str:
+    """What may be the cause where weights are missing."""
+    if missing == [HEAD]:
+        return (
+            "; transformers would start the output head at random. Set tie_word_embeddings to true in config.json if the "
+            "head is the embedding, or save the model with its head"
+        )
+    if not extra:
         return ""
     return (
-        "; transformers would start the output head at random. Set tie_word_embeddings to true in config.json if the head "
-        "is the embedding, or save the model with its head"
+        f"; {len(extra)} weights in the files have other names than the model's, the first is {printable(extra[0])}. Take a "
+        "repository of this model with the names of transformers, or rename them"
     )
 
 
 def _refuse_ignored(checkpoint: Checkpoint, config: Any, extra: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse weights of layers that the model has, which transformers would leave out."""
+    """Refuse weights of layers and modules that the model has, which transformers would leave out."""
+    known = list(known)
     layers = {(found["layers"], found["number"]) for name in known if (found := _LAYER.fullmatch(name))}
+    modules = {_module(name) for name in known}
     ignored = [
         name
         for name in extra
-        if not DERIVED.fullmatch(name)
-        and (found := _LAYER.fullmatch(name))
-        and (found["layers"], found["number"]) in layers
+        if _module(name) in modules
+        or ((found := _LAYER.fullmatch(name)) and (found["layers"], found["number"]) in layers)
     ]
     if not ignored:
         return
@@ -237,6 +304,8 @@ def _switch_for(name: str, config: Any) -> str:
     if not name.endswith(".bias"):
         return ""
     switches = [key for key, value in config.to_dict().items() if "bias" in key and value is False]
-    words = ("attention", "attn", "qkv") if "attn" in name or "attention" in name else ("mlp", "ffn")
-    fitting = [key for key in switches if any(word in key for word in words)] or switches
+    module = found["module"] if (found := _LAYER.fullmatch(name)) else name
+    words = next((words for part, words in _SWITCHES.items() if module.startswith(part)), ())
+    fitting = [key for key in switches if any(word in key for word in words)]
+    fitting = fitting or [key for key in switches if key in ("bias", "use_bias")]
     return f". Set {' or '.join(fitting)} to true in config.json if the model was trained with it" if fitting else ""

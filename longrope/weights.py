@@ -37,10 +37,19 @@ from longrope.reading import (
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-# What torch.compile, DistributedDataParallel, FSDP and activation checkpointing put into names.
-WRAPPERS = (r"^module\.", r"_orig_mod\.", r"_fsdp_wrapped_module\.", r"_checkpoint_wrapped_module\.")
-BASE_PREFIX, BASE_EMBEDDING = "model.", "embed_tokens.weight"
-_HEAD = ("lm_head.", BASE_PREFIX)
+# What DistributedDataParallel, Lightning and PEFT put before names, and torch.compile, FSDP and activation checkpointing
+# into them; a causal model that is a part of another one has `model.` twice.
+WRAPPERS = (
+    r"^module\.",
+    r"^_forward_module\.",
+    r"^base_model\.model\.",
+    r"^model\.(?=model\.|lm_head\.)",
+    r"_orig_mod\.",
+    r"_fsdp_wrapped_module\.",
+    r"_checkpoint_wrapped_module\.",
+)
+BASE_PREFIX, BASE_EMBEDDING, HEAD = "model.", "embed_tokens.weight", "lm_head.weight"
+_PLACED = ("lm_head.", BASE_PREFIX)
 _MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
 # Bytes of a tensor that are compared where the same tensor lies in two files.
 _COMPARED = 1 << 14
@@ -205,7 +214,14 @@ def _why_no_weights(folder: Path) -> str:
         return f"only an ONNX graph ({file}), which is no source of weights; take the model that it was exported from"
     if file := first("*.bin", "*.pt", "*.pth", "*.ckpt"):
         return f"only pickle weights ({file}), which can run code when loaded; convert them to safetensors first"
-    return f"expected {SINGLE} or {INDEX}, found neither"
+    neither = f"expected {SINGLE} or {INDEX}, found neither"
+    if file := first("*.safetensors"):
+        return f"{neither}, but {file}; if that is the whole model, call it {SINGLE}"
+    if file := first("*.gguf"):
+        return f"{neither}, but {file}; give the path of the GGUF file itself"
+    if file := first("*.npz"):
+        return f"{neither}, but {file}, which MLX wrote; take the model in the layout of transformers"
+    return neither
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
@@ -296,8 +312,13 @@ def refuse_non_finite(numbers: NDArray[Any], dtype: str, name: str, first: int =
 # -- names
 
 
-def names_of(stored: Iterable[str]) -> dict[str, str]:
+def names_of(stored: Iterable[str], *, tied: bool = False) -> dict[str, str]:
     """Name in the files → name in the model.
+
+    Args:
+        stored: names in the files.
+        tied: whether the output head is the embedding, so that the only one of both is the embedding: of two names of one
+            tensor, safetensors' `save_model` keeps the first, which is the head's.
 
     Raises:
         InputError: two tensors would get one name.
@@ -305,7 +326,9 @@ def names_of(stored: Iterable[str]) -> dict[str, str]:
     wrapped = re.compile("|".join(WRAPPERS))
     plain = {name: wrapped.sub("", name) for name in stored}
     if BASE_EMBEDDING in plain.values():  # the model without its head
-        plain = {name: new if new.startswith(_HEAD) else BASE_PREFIX + new for name, new in plain.items()}
+        plain = {name: new if new.startswith(_PLACED) else BASE_PREFIX + new for name, new in plain.items()}
+    if tied and not any("embed" in new or "wte" in new for new in plain.values()):
+        plain = {name: BASE_PREFIX + BASE_EMBEDDING if new == HEAD else new for name, new in plain.items()}
     owners: dict[str, str] = {}
     for name, new in plain.items():
         if (other := owners.setdefault(new, name)) != name:
@@ -324,9 +347,9 @@ _DEQUANTIZE: Mapping[str, str] = {
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
-    """What config.json says of quantized weights; None when it says nothing."""
+    """What config.json tells transformers of quantized weights; None when it says nothing."""
     settings = config.get("quantization_config")
-    if not settings:
+    if settings is None:
         return None
     by_bits = next((name for name in ("load_in_4bit", "load_in_8bit") if settings.get(name)), None)
     return str(settings.get("quant_method") or ("bitsandbytes" if by_bits else "an unknown method"))

@@ -132,16 +132,19 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
 def check_weights(checkpoint: Checkpoint, progress: Progress) -> None:
     """Refuse weights that transformers would not load as they are; say what was mended in reading them."""
     checkpoint.require_float_weights()
-    require_loadable(checkpoint)
-    for oddity in checkpoint.oddities():
+    left_out = require_loadable(checkpoint)
+    for oddity in (*checkpoint.oddities(), *left_out):
         progress.warn(oddity)
 
 
 def check_target(checkpoint: Checkpoint, target: int) -> None:
     """Refuse a target that the model reaches already."""
     if target <= checkpoint.base.window:
+        again = (
+            f"; --original {checkpoint.window} begins where it was extended from" if checkpoint.base.is_longrope else ""
+        )
         raise InputError(
-            f"--target-length {target}: expected more than the model's window of {checkpoint.base.window} tokens"
+            f"--target-length {target}: expected more than the model's window of {checkpoint.base.window} tokens{again}"
         )
 
 
@@ -297,7 +300,7 @@ def check_training(options: ExtendOptions, checkpoint: Checkpoint, corpus: Corpu
                 f"share, got {stage.batch} rows of {stage.row_length}"
             )
     require_extras(options.training)
-    require_trainable(checkpoint.config, options.training)
+    require_trainable(checkpoint, options.training)
     check_stages(checkpoint, options.stages, factors, corpus, lambda paths: load_corpus(paths, checkpoint.encode))
 
 

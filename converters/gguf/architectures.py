@@ -45,6 +45,7 @@ from longrope.checkpoint import DERIVED, Checkpoint
 from longrope.errors import UnsupportedError
 from longrope.factors import BoundFactors
 from longrope.hf_config import switch_length
+from longrope.reading import printable
 
 
 @dataclass(frozen=True)
@@ -669,7 +670,8 @@ class TensorPlanner:
         target = self.layout.layer.get(inner) if layer else self.layout.outer.get(module)
         if target is None or suffix not in ("weight", "bias"):
             raise UnsupportedError(
-                f"llama.cpp's {self.architecture} has no place for the weight {name}; export to HF or ONNX instead"
+                f"llama.cpp's {self.architecture} has no place for the weight {printable(name)}, which is no part of the "
+                "network that it computes. Remove it if the model works without it, or export to HF"
             )
         prefix = f"blk.{layer[1]}." if layer else ""
         if isinstance(target, Halves):

@@ -47,7 +47,7 @@ from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
 from longrope.progress import Progress
 from longrope.provenance import cached_hub_id, usable_cpus
-from longrope.reading import one_line, own_file, read_json, said_by
+from longrope.reading import NUMBER, TEXT, WHOLE, Kind, check_fields, one_line, own_file, read_object, said_by
 from longrope.unfinished import temporary_folder
 
 EMBEDDING = "token_embd.weight"
@@ -57,7 +57,19 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 MAX_WRITERS = 8
 
 # The model card, and what else `gguf` reads in a folder for a name, an author and a licence.
-_CARD, _SETTINGS = "README.md", ("config.json", "generation_config.json")
+_CARD, _GENERATION = "README.md", "generation_config.json"
+_SETTINGS = ("config.json", _GENERATION)
+# What it may find several of in the card; of everything else there is one.
+_LISTS = ("base_models", "datasets", "tags", "languages")
+# What it takes of generation_config.json, which a GGUF file holds in 32 bits.
+_NUMBER = Kind("a number of 32 bits", lambda value: NUMBER.fits(value) and abs(value) < 3e38).or_null()
+_WHOLE = Kind("a whole number of 31 bits", lambda value: WHOLE.fits(value) and abs(value) < 1 << 31).or_null()
+_SAMPLING = {
+    "sequence": TEXT.or_null(),
+    **dict.fromkeys(("top_k", "penalty_last_n", "mirostat"), _WHOLE),
+    **dict.fromkeys(("top_p", "min_p", "xtc_probability", "xtc_threshold", "temperature", "penalty_repeat"), _NUMBER),
+    **dict.fromkeys(("mirostat_tau", "mirostat_eta"), _NUMBER),
+}
 
 
 @dataclass(frozen=True)
@@ -438,6 +450,15 @@ def _with_tags(given: Value | None) -> Value:
 # -- the model card
 
 
+def _words_of(value: Any) -> Sequence[Any]:
+    """The words that a field of the metadata holds: itself, those of a list, or those of the objects in one."""
+    if isinstance(value, Mapping):
+        return [word for each in value.values() for word in _words_of(each)]
+    if isinstance(value, list | tuple):
+        return [word for each in value for word in _words_of(each)]
+    return (value,)
+
+
 def _metadata_of(folder: Path, name: str | None, count: int) -> tuple[Any, str]:
     """A model's metadata, and what is wrong with its card; with a broken card, what is known without it.
 
@@ -452,7 +473,8 @@ def _metadata_of(folder: Path, name: str | None, count: int) -> tuple[Any, str]:
     own_file(folder, _CARD)
     for file in _SETTINGS:
         if (folder / file).is_file():
-            read_json(own_file(folder, file), non_finite=True)
+            settings = read_object(own_file(folder, file), non_finite=True)
+            check_fields(settings, _SAMPLING if file == _GENERATION else {}, str(folder / file))
     try:
         return _usable(gguf.Metadata.load(None, folder, name, count)), ""
     except Exception as error:  # noqa: BLE001  whatever yaml, and the library on odd values, raise
@@ -469,8 +491,10 @@ def _metadata_of(folder: Path, name: str | None, count: int) -> tuple[Any, str]:
 
 def _usable(found: Any) -> Any:
     """Metadata that can be written. Raises TypeError, or what the library raises, for others."""
-    for tag in (*(found.tags or ()), *(found.languages or ())):
-        if not isinstance(tag, str):
-            raise TypeError(f"expected tags and languages to be words, got {tag!r}")
+    for field in (field for field in dataclasses.fields(found) if not field.name.startswith("sampling_")):
+        value = getattr(found, field.name)
+        for word in _words_of(value) if field.name in _LISTS else (value,):
+            if word is not None and not isinstance(word, str):
+                raise TypeError(f"{field.name}: expected words, got {word!r}")
     found.set_gguf_meta_model(gguf.GGUFWriter(None, "llama"))
     return found

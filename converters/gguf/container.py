@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from converters.gguf.key_types import check_values
 from converters.gguf.native import gguf
 from longrope.errors import InputError, UnsupportedError
-from longrope.reading import COUNT, POSITIVE, shown
+from longrope.reading import COUNT, POSITIVE, refuse_pointer, shown
 
 if TYPE_CHECKING:
     from gguf import GGUFValueType
@@ -213,6 +213,7 @@ class GgufPart:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._map = _map_file(path)
+        refuse_pointer(self._map[:128], str(path))
         try:
             self._parse()
         except (struct.error, UnicodeDecodeError, IndexError, ValueError, OverflowError):
@@ -336,9 +337,9 @@ class GgufFile:
             raise InputError(f"{self.path}: {self.architecture}.{suffix}: expected {COUNT.words}, {found}")
         return int(value)
 
-    def positive_key(self, suffix: str) -> float:
-        """The number above 0 of `{architecture}.{suffix}`. Raises InputError without."""
-        value = self.model_key(suffix)
+    def positive_key(self, suffix: str, default: float | None = None) -> float:
+        """The number above 0 of `{architecture}.{suffix}`. Raises InputError for another value, and without any."""
+        value = self.model_key(suffix, default)
         if not POSITIVE.fits(value):
             raise InputError(
                 f"{self.path}: {self.architecture}.{suffix}: expected {POSITIVE.words}, got {shown(value)}"

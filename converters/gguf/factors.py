@@ -261,7 +261,7 @@ def factors_of(file: GgufFile) -> RescaleFactors | None:
     short, long = (SHORT, LONG) if present else (FREQS, FREQS)
     original, attention = file.model_key("rope.scaling.original_context_length"), None
     if original == NO_RAMP:  # see `_attention_of_full_layers`
-        original, attention = None, 1 + 0.1 * math.log(file.positive_key("rope.scaling.factor"))
+        original, attention = None, 1 + 0.1 * math.log(file.positive_key("rope.scaling.factor", 1.0))
     return RescaleFactors(
         short_factor=tuple(file.floats(short).ravel().tolist()),
         long_factor=tuple(file.floats(long).ravel().tolist()),

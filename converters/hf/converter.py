@@ -37,18 +37,25 @@ PROVENANCE_FILE = "longrope.json"
 class HuggingFaceExport(PlannedExport):
     """A folder that is planned: config.json with the factors in it, weights and companions to copy.
 
+    Args:
+        export: what is written.
+        oddities: what transformers leaves out of the source, in words.
+
     Raises:
         UnsupportedError: config.json cannot hold the factors.
     """
 
-    def __init__(self, export: Export) -> None:
+    oddities: Sequence[str] = ()
+
+    def __init__(self, export: Export, oddities: Sequence[str] = ()) -> None:
         super().__init__(export)
+        self.oddities = oddities
         self.config = export.checkpoint.extended_config(export.factors)
         if export.outtype not in (None, "auto"):
             self.config["dtype"] = self.config["torch_dtype"] = weights.DTYPE_NAMES[str(export.outtype)]
 
     def with_factors(self, factors: BoundFactors) -> HuggingFaceExport:
-        return HuggingFaceExport(replace(self.export, factors=factors))
+        return HuggingFaceExport(replace(self.export, factors=factors), self.oddities)
 
     def write(self, path: Path, progress: Progress) -> None:
         path.mkdir()
@@ -114,8 +121,7 @@ class HuggingFaceConverter(Converter):
         _ = export.checkpoint.tokenizer
         if export.outtype not in (None, "auto"):
             export.checkpoint.require_float_weights()  # packed ones would be cast as if they were weights
-        require_announced(export.checkpoint)
-        return HuggingFaceExport(export)
+        return HuggingFaceExport(export, require_announced(export.checkpoint))
 
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> HuggingFaceExport:
         return HuggingFaceExport(Export(reference, expected))

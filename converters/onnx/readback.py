@@ -22,7 +22,7 @@ from converters.onnx.names import MODEL_FILE, locate
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
-from longrope.reading import one_line, parsed_json
+from longrope.reading import one_line, parsed_json, refuse_pointer
 
 Array = NDArray[Any]
 
@@ -50,6 +50,8 @@ class OnnxFile:
         if found is None:
             raise InputError(f"{path}: expected an ONNX model or a folder with {MODEL_FILE}, found none")
         self.path = found
+        with found.open("rb") as file:
+            refuse_pointer(file.read(128), str(found))
         try:
             self.proto = onnx.load(found, load_external_data=False)
         except Exception as error:  # noqa: BLE001  protobuf's DecodeError, or ValueError from its accelerated decoder

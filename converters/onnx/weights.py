@@ -218,7 +218,7 @@ class Weights:
         if unknown:
             raise UnsupportedError(
                 f"{self.name}: {len(unknown)} weights have no place in the ONNX graph of this model type, the first is "
-                f"{unknown[0]}; the model is not what its config.json says"
+                f"{unknown[0]}. Remove them if the model works without them, or export to HF"
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from longrope.finetune.options import TrainOptions
 from longrope.finetune.parallel import Parallel, full_weights
 from longrope.finetune.rotary import SequenceRotary
 from longrope.finetune.ulysses import use_ulysses
+from longrope.loading import require_loadable
 from longrope.modeling import DTYPES, build_model, decoder, detect_layout, replace_rotary, require_device
 from longrope.weights import safetensors_header
 
@@ -57,7 +58,7 @@ class TrainedModel:
     ) -> None:
         options = options.on(checkpoint)
         require_extras(options)
-        require_trainable(checkpoint.config, options)
+        require_trainable(checkpoint, options)
         self.checkpoint, self.parallel = checkpoint, parallel
         self.model: Any = build_model(checkpoint.attending_to(factors.target))
         rotary = SequenceRotary(factors, detect_layout(self.model, checkpoint.base))
@@ -97,9 +98,9 @@ class TrainedModel:
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by name, each in its type in the checkpoint; only the first process keeps them."""
-        stored = {
-            name: entry["dtype"] for header in self.checkpoint.weight_headers.values() for name, entry in header.items()
-        }
+        names = self.checkpoint.weight_names
+        headers = self.checkpoint.weight_headers.values()
+        stored = {names[name]: entry["dtype"] for header in headers for name, entry in header.items()}
         usual = max(set(stored.values()), key=list(stored.values()).count)
         once = {name for name, _ in self.model.named_parameters()} | {name for name, _ in self.model.named_buffers()}
         for name, tensor in full_weights(self.model):
@@ -112,8 +113,7 @@ class TrainedModel:
             if file.suffix in (".json", ".model", ".txt", ".jinja") and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
         written = {name for file in folder.glob("*.safetensors") for name in safetensors_header(file)}
-        stored = {name for header in self.checkpoint.weight_headers.values() for name in header}
-        expected = {name for name in stored if not DERIVED.fullmatch(name)}
+        expected = {name for name in self.checkpoint.weight_names.values() if not DERIVED.fullmatch(name)}
         if written != expected:
             odd = sorted(written ^ expected)[0]
             raise LongRopeError(f"{folder}: the trained model's weights are not those of {self.checkpoint.name}: {odd}")
@@ -138,19 +138,22 @@ def require_extras(options: TrainOptions) -> None:
             raise MissingRequirementError(message)
 
 
-def require_trainable(config: Mapping[str, Any], options: TrainOptions) -> None:
-    """What config.json says of a training that would fail only once the weights are loaded, hours into a plan of stages.
+def require_trainable(checkpoint: Checkpoint, options: TrainOptions) -> None:
+    """What the files say of a training that would fail only once the weights are loaded, hours into a plan of stages.
 
     Raises:
         UnsupportedError: the model caps attention scores or logits, which packed attention and the fused loss cannot.
-        InputError: LoRA is asked for in more layers than there are.
+        InputError: LoRA is asked for in more layers than there are, or weights would be missing from the trained model.
     """
+    config = checkpoint.config
     caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if config.get(name) is not None]
     if caps:
         raise UnsupportedError(f"training: this model caps its attention scores or logits ({', '.join(caps)})")
     layers, count = options.lora_layers, config["num_hidden_layers"]
     if layers is not None and layers > count:
         raise InputError(f"lora_layers: expected at most the model's {count} layers, got {layers}")
+    for left_out in require_loadable(checkpoint):
+        raise InputError(f"{checkpoint.name}: {left_out}. Remove them before training, which would lose them")
 
 
 def _with_lora(model: Any, options: TrainOptions) -> Any:

@@ -190,7 +190,7 @@ def _prepare(request: FinetuneRequest) -> _Prepared:
     chosen = _sets(converter, trained, stage, request.factor_sets)
     converter.plan(Export(checkpoint, chosen))
     require_extras(training)
-    require_trainable(checkpoint.config, training)
+    require_trainable(checkpoint, training)
     training_rows(checkpoint, corpus, mixture_of(stage, trained, training))
     refuse_occupied(training_folder(request.output))
     refuse_existing(request.output, overwrite=request.overwrite)

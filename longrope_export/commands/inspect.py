@@ -88,8 +88,9 @@ def print_inspection(result: dict[str, Any]) -> None:
         say(f"  {name}: {said(value)}")
     base = result["base"] and BaseRope.from_json(result["base"], "base")
     if result["factors"] is None:
-        plain = "this is plain RoPE, not an extended model"
-        say(f"  no rescale factors: {plain if base is None or base.is_plain else f'its own RoPE is {base}'}")
+        plain = base is None or base.rope_type == "default"
+        own = "this is plain RoPE, not an extended model" if plain else f"its own RoPE is {base}"
+        say(f"  no rescale factors: {own}")
         return
     if base:
         say(f"  put on: {base}")

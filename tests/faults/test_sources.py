@@ -37,6 +37,7 @@ from tests.rooms import (
 
 Tensors = dict[str, torch.Tensor]
 FORMATS = ("hf", "gguf", "onnx")
+FINETUNE = "finetune MODEL --factors FACTORS --text TEXT -o OUT --steps 1 --threads 1"
 EVAL = "eval HF --text TEXT --windows 64 --threads 1"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -63,6 +64,20 @@ def without(*names: str) -> Breaking:
     return weights(lambda tensors: {name: value for name, value in tensors.items() if name not in names})
 
 
+def added(name: str, tensor: torch.Tensor) -> Breaking:
+    return weights(lambda tensors: {**tensors, name: tensor})
+
+
+def wrapped(prefix: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {prefix + name: value for name, value in tensors.items()}
+
+
+def norms_of_keys(room: Path) -> None:
+    """What Qwen 3 has, and Llama has not."""
+    names = (f"model.layers.{layer}.self_attn.{part}_norm.weight" for layer in range(2) for part in "qk")
+    weights(lambda tensors: {**tensors, **{name: torch.ones(16) for name in names}})(room)
+
+
 def with_biases(module: str) -> Breaking:
     """A bias in every layer that config.json does not announce."""
     width = {"self_attn.q_proj": 64, "mlp.up_proj": 128}[module]
@@ -83,6 +98,38 @@ def packed(tensors: Tensors) -> Tensors:
         else:
             found[name] = value.half()
     return found
+
+
+def as_integers(tensors: Tensors) -> Tensors:
+    """As bitsandbytes packs them in 8 bits."""
+    found = {name: value.to(torch.int8) if "_proj" in name else value.half() for name, value in tensors.items()}
+    return found | {name.replace("weight", "SCB"): torch.ones(1) for name in tensors if "_proj" in name}
+
+
+def as_fp8(tensors: Tensors) -> Tensors:
+    found = {name: value.to(torch.float8_e4m3fn) if "_proj" in name else value for name, value in tensors.items()}
+    return found | {f"{name}_scale_inv": torch.ones(1, 1) for name in tensors if "_proj" in name}
+
+
+def as_mlx(tensors: Tensors) -> Tensors:
+    found: Tensors = {}
+    for name, value in tensors.items():
+        if value.ndim == 1:
+            found[name] = value.half()
+            continue
+        found[name] = torch.ones(value.shape[0], value.shape[1] // 8, dtype=torch.uint32)
+        found |= {name.replace("weight", part): torch.ones(value.shape[0], 1).half() for part in ("scales", "biases")}
+    return found
+
+
+QUANTIZATIONS: dict[str, Breaking] = {
+    "awq": both(weights(packed), config(quantization_config={"quant_method": "awq", "bits": 4})),
+    "bitsandbytes": both(weights(as_integers), config(quantization_config={"load_in_8bit": True})),
+    "compressed-tensors": both(weights(as_fp8), config(quantization_config={"quant_method": "compressed-tensors"})),
+    "fp8": both(weights(as_fp8), config(quantization_config={"quant_method": "fp8"})),
+    "F8_E4M3": weights(as_fp8),
+    "mlx": both(weights(as_mlx), config(quantization={"group_size": 64, "bits": 4})),
+}
 
 
 def quantized(method: str = "gptq") -> Breaking:
@@ -127,6 +174,23 @@ def adapter(room: Path) -> None:
     shutil.rmtree(room / "model")
     (room / "model").mkdir()
     (room / "model/adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+
+
+def deeper(room: Path) -> None:
+    """Checkpoints of a training, one folder each."""
+    (room / "model").rename(room / "checkpoint-10")
+    (room / "model").mkdir()
+    (room / "checkpoint-10").rename(room / "model" / "checkpoint-10")
+
+
+def settings(**changes: object) -> Breaking:
+    """Other fields in tokenizer_config.json."""
+
+    def write(room: Path) -> None:
+        file = room / "model" / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return write
 
 
 def link(name: str) -> Breaking:
@@ -228,8 +292,49 @@ CASES: dict[str, Case] = {
         EXTEND, 2, "pad_token_id: expected a token id below vocab_size = 384, got 384", config(pad_token_id=384)
     ),
     "a value transformers does not take": Case(
-        SEARCH, 2, "config.json: transformers does not read it", config(attention_dropout="a lot")
+        SEARCH, 2, "config.json: transformers does not read it", config(pretraining_tp="a lot")
     ),
+    **{
+        f"a setting of training that transformers does not take: {name}": Case(
+            CONVERT, 2, f"config.json: {name}: expected", config(**{name: value})
+        )
+        for name, value in (
+            ("attention_dropout", "0"),
+            ("initializer_range", "x"),
+            ("use_cache", "yes"),
+            ("dtype", "x"),
+        )
+    },
+    "a rope_type that is none, to search": Case(
+        SEARCH,
+        4,
+        "rope_type 'ntk': expected one of default, linear",
+        config(rope_parameters=None, rope_scaling={"rope_type": "ntk", "factor": 4.0}),
+    ),
+    "a rope_type without its factor, to eval": Case(
+        EVAL.replace("HF", "MODEL"),
+        2,
+        "the rotary parameters have no factor",
+        config(rope_parameters=None, rope_scaling={"rope_type": "linear"}),
+    ),
+    "a chat template that is none": Case(
+        CONVERT, 2, "model/tokenizer_config.json: chat_template: expected a string", settings(chat_template=3)
+    ),
+    "a token that is none, to onnx": Case(
+        CONVERT.replace("--to hf", "--to onnx"),
+        2,
+        "model/tokenizer_config.json: bos_token: expected a string",
+        settings(bos_token=3),
+    ),
+    **{
+        f"sampling with {name} = {value!r}, to gguf": Case(
+            to("gguf"),
+            2,
+            f"generation_config.json: {name}: expected a",
+            put("model/generation_config.json", json.dumps({name: value})),
+        )
+        for name, value in (("temperature", "0.7"), ("top_k", 1 << 40), ("top_p", 1e300))
+    },
     "factors nested too deep": Case(CONVERT, 2, "factors.json is nested too deep", put("factors.json", DEEP)),
     "factors with a number of 5,000 digits": Case(
         CONVERT, 2, "factors.json is not valid JSON", put("factors.json", '{"n_hat": ' + "1" * 5000 + "}")
@@ -258,6 +363,15 @@ CASES: dict[str, Case] = {
         "only consolidated.safetensors, in the layout of the model's maker",
         renamed("consolidated.safetensors"),
     ),
+    "weights under another name": Case(
+        CONVERT, 2, "but model.fp16.safetensors; if that is the whole model, call it", renamed("model.fp16.safetensors")
+    ),
+    "a GGUF file in the folder": Case(CONVERT, 2, "give the path of the GGUF file itself", renamed("model.gguf")),
+    "weights of MLX": Case(CONVERT, 2, "but weights.npz, which MLX wrote", renamed("weights.npz")),
+    "a folder of checkpoints": Case(CONVERT, 2, "but in its folder checkpoint-10; give that one", deeper),
+    "a file of the folder": Case(
+        CONVERT.replace("MODEL", "MODEL/config.json"), 2, "got a .json file; give its folder, "
+    ),
     "an ONNX graph only": Case(CONVERT, 2, "only an ONNX graph (model.onnx)", renamed("model.onnx")),
     "an adapter to inspect": Case("inspect MODEL", 2, "holds an adapter for 'org/base', not a model", adapter),
     "an adapter beside a model": Case(
@@ -267,6 +381,10 @@ CASES: dict[str, Case] = {
         put("model/adapter_config.json", '{"base_model_name_or_path": "org/b"}'),
     ),
     "an adapter": Case(EXTEND, 2, "holds an adapter for 'org/base', not a model; merge it first", adapter),
+    **{
+        f"a {name} that git left behind": Case(f"inspect ROOM/{name}", 2, "is a Git LFS pointer", put(name, POINTER))
+        for name in ("model.gguf", "model.onnx")
+    },
     "weights that git left behind": Case(CONVERT, 2, "is a Git LFS pointer", put(f"model/{WEIGHTS}", POINTER * 2)),
     # that they are the model's
     "a head missing, to hf": Case(CONVERT, 2, "start the output head at random", without("lm_head.weight")),
@@ -287,6 +405,37 @@ CASES: dict[str, Case] = {
     "biases that nobody announced, to search": Case(SEARCH, 2, BIASES, with_biases("self_attn.q_proj")),
     "biases that nobody announced, to extend": Case(EXTEND, 2, BIASES, with_biases("self_attn.q_proj")),
     "biases that nobody announced, to validate": Case(VALIDATE, 2, BIASES, with_biases("self_attn.q_proj")),
+    **{
+        f"a bias of {name}, to {format_name}": Case(
+            to(format_name), 2, "would ignore them", added(name, torch.ones(64 if "norm" in name else 384))
+        )
+        for name in ("lm_head.bias", "model.norm.bias", "model.layers.0.input_layernorm.bias")
+        for format_name in FORMATS
+    },
+    **{
+        f"norms that nobody announced, to {name}": Case(
+            to(name), 2, "the first is model.layers.0.self_attn.k_norm.weight", norms_of_keys
+        )
+        for name in FORMATS
+    },
+    **{
+        f"names of another program, to {name}": Case(
+            to(name), 2, "have other names than the model's, the first is llm.lm_head.weight", weights(wrapped("llm."))
+        )
+        for name in FORMATS
+    },
+    "a head of another shape": Case(
+        CONVERT,
+        2,
+        "the first is lm_head.weight: expected [384, 64], got [380, 64]",
+        weights(lambda tensors: {**tensors, "lm_head.weight": tensors["lm_head.weight"][:380]}),
+    ),
+    "a value head, to finetune": Case(
+        FINETUNE, 2, "Remove them before training, which would lose them", added("v_head.weight", torch.ones(1, 64))
+    ),
+    "a value head, to gguf": Case(
+        to("gguf"), 4, "Remove it if the model works without it", added("v_head.weight", torch.ones(1, 64))
+    ),
     "biases of the MLP": Case(CONVERT, 2, "Set mlp_bias to true in config.json", with_biases("mlp.up_proj")),
     "biases announced and not there": Case(
         to("gguf"), 2, "the first is model.layers.0.self_attn.k_proj.bias", config(attention_bias=True)
@@ -303,13 +452,34 @@ CASES: dict[str, Case] = {
             (" to bf16", f"{CONVERT} --outtype bf16"),
         )
     },
+    **{
+        f"quantized, {command.split()[0]}": Case(command, 4, QUANTIZED, quantized())
+        for command in (FINETUNE, EVAL.replace("HF", "MODEL"))
+    },
+    **{
+        f"quantized by {method}, {command.split()[0]}": Case(command, 4, f"quantized ({method})", breaking)
+        for command in (CONVERT + " --outtype bf16", FINETUNE, SEARCH)
+        for method, breaking in QUANTIZATIONS.items()
+    },
+    **{
+        f"integers that nobody announced, to {name}": Case(
+            to(name), 4, "its weights are quantized (I8)", weights(as_integers)
+        )
+        for name in FORMATS
+    },
+    "quantization_config that says nothing": Case(CONVERT, 2, REMOVE, config(quantization_config={})),
+    "quantization_config that is none": Case(
+        CONVERT, 2, "quantization_config: expected an object, got 'fp8'", config(quantization_config="fp8")
+    ),
     "quantized by a method that can be undone": Case(
         SEARCH, 4, "quantized (fp8); dequantize it first (transformers: from_pretrained(FOLDER, quant", quantized("fp8")
     ),
-    "a quantized artifact to eval": Case(EVAL.replace("HF", "MODEL"), 4, QUANTIZED, quantized()),
     **{
         f"a leftover of quantization, {command.split()[0]} {name}": Case(command, 2, REMOVE, LEFTOVER)
-        for name, command in (("", EXTEND), ("", SEARCH), ("", VALIDATE), *((name, to(name)) for name in FORMATS))
+        for name, command in (
+            *(("", command) for command in (EXTEND, SEARCH, VALIDATE, FINETUNE, EVAL.replace("HF", "MODEL"))),
+            *((name, to(name)) for name in FORMATS),
+        )
     },
     # texts
     "a token without a row, to extend": Case(EXTEND, 2, BEYOND, beyond_the_rows),
@@ -336,6 +506,14 @@ CASES: dict[str, Case] = {
         CONVERT.replace("MODEL", "https://huggingface.co/some/model"), 3, "some/model: not a folder here, and the Hub"
     ),
     "a Hub id with a slash": Case(CONVERT.replace("MODEL", "some/model/"), 3, "some/model: not a folder here"),
+    "a model of Ollama's": Case(
+        CONVERT.replace("MODEL", "llama3.2:3b"), 2, "`ollama show NAME --modelfile` says where"
+    ),
+    "a file of a repository": Case(CONVERT.replace("MODEL", "org/name/x.gguf"), 2, "hf download ORG/NAME FILE"),
+    "a page of somewhere else": Case("inspect https://example.com/model.gguf", 2, "Download it, and give its path"),
+    "the length that a model reaches already": Case(
+        EXTEND.replace("MODEL", "HF"), 2, "--original 64 begins where it was extended from"
+    ),
     "no tokenizer of any kind": Case(
         CONVERT,
         4,
@@ -371,10 +549,6 @@ def contents(path: Path, format_name: str) -> Mapping[str, bytes]:
         return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
 
 
-def wrapped(prefix: str) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {prefix + name: value for name, value in tensors.items()}
-
-
 def in_layers(tensors: Tensors) -> Tensors:
     """As torch.compile of each layer leaves them."""
     return {name.replace("self_attn.", "_orig_mod.self_attn."): value for name, value in tensors.items()}
@@ -384,12 +558,48 @@ def in_layers(tensors: Tensors) -> Tensors:
 def test_names_that_training_tools_leave_are_mended(room: Path, format_name: str) -> None:
     converted(room, format_name, "plain")
     expected = contents(room / "plain", format_name)
-    for kind, change in enumerate((wrapped("_orig_mod."), wrapped("module._orig_mod."), in_layers)):
+    prefixes = ("_orig_mod.", "module._orig_mod.", "base_model.model.", "_forward_module.", "model.")
+    for kind, change in enumerate((*map(wrapped, prefixes), in_layers)):
         again = shutil.copytree(room, room.parent / f"again-{kind}")
         weights(change)(again)
         lines = converted(again, format_name)
         assert any(line.startswith("Warning: ") and "weights have other names" in line for line in lines), lines
         assert contents(again / "out", format_name) == expected
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_of_two_names_of_one_tensor_the_files_may_have_either(room: Path, format_name: str) -> None:
+    """Of tied embeddings, safetensors' `save_model` keeps the head's name."""
+    config(tie_word_embeddings=True)(room)
+    without("lm_head.weight")(room)
+    converted(room, format_name, "plain")
+    weights(lambda tensors: {name.replace("model.embed_tokens", "lm_head"): tensors[name] for name in tensors})(room)
+    converted(room, format_name)
+    assert contents(room / "out", format_name) == contents(room / "plain", format_name)
+
+
+def test_what_transformers_leaves_out_is_said(room: Path) -> None:
+    """A value head, layers beyond those that config.json counts, a head that is called otherwise."""
+    layer = {"model.layers.2.mlp.up_proj.weight": torch.ones(128, 64)}
+    heads = {"v_head.weight": torch.ones(1, 64)}, {"output.weight": torch.ones(384, 64)}
+    for number, extra in enumerate((layer, *heads)):
+        again = shutil.copytree(room, room.parent / f"again-{number}")
+        weights(lambda tensors, extra=extra: {**tensors, **extra})(again)
+        said = f"the first is {next(iter(extra))}; transformers leaves them out"
+        assert any(said in line for line in converted(again, "hf"))
+        done = run_cli(*arguments(again, SEARCH.replace("OUT", "ROOM/found.json")))
+        assert (done.code, said in done.err) == (0, True), done.err
+
+
+def test_a_mended_model_is_trained_as_itself(room: Path) -> None:
+    """The trained folder has the names of transformers' model, whatever the source's files called them."""
+    names = set(load_file(room / "model" / WEIGHTS))
+    for change in (wrapped("module."), in_layers):
+        again = shutil.copytree(room, room.parent / change.__qualname__.replace("<", "").replace(">", ""))
+        weights(change)(again)
+        done = run_cli(*arguments(again, FINETUNE))
+        assert done.code == 0, done.err
+        assert set(load_file(again / "out" / WEIGHTS)) == names
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -480,11 +690,14 @@ def test_attention_factors_of_each_set_do_not_vanish_in_silence(room: Path) -> N
 @pytest.mark.parametrize(
     ("card", "said"),
     [
+        ("---\nlicense: 3\n---\n", "README.md: license: expected words, got 3"),
+        ("---\nmodel_name: [x]\n---\n", "README.md: name: expected words, got ['x']"),
+        ("---\nmodel_creator: 7\n---\n", "README.md: author: expected words, got 7"),
         ("---\ntags: [a, b\nlicense: }\n---\n# Pico\n", "README.md: while parsing"),
-        ("---\ntags: [llama, 3]\n---\n# Pico\n", "README.md: expected tags and languages to be words, got 3"),
+        ("---\ntags: [llama, 3]\n---\n# Pico\n", "README.md: tags: expected words, got 3"),
         ("# Modèle", "README.md: 'utf-8' codec can't decode byte 0xe8"),
     ],
-    ids=["broken", "a number among its tags", "in Latin-1"],
+    ids=["a licence", "names", "an author", "broken", "a number among its tags", "in Latin-1"],
 )
 def test_a_broken_model_card_is_left_out_with_a_word(room: Path, card: str, said: str) -> None:
     (room / "model" / "README.md").write_text(card, encoding="latin-1")

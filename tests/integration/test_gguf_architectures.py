@@ -62,6 +62,20 @@ def test_gemma_3_in_gemma4_computes_alike_with_the_cache_that_users_have(tmp_pat
     assert worst["carried"] <= 2 * worst["native"]
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma3_text", "gemma4_text"])
+def test_factors_come_back_from_gemma4(tmp_path: Path, name: str) -> None:
+    """It has no key for an attention factor: YaRN's scale, which need not be whole, stands for that."""
+    model_type, changes = CASES[name]
+    model = checkpoint(tmp_path / "m", model_type, **changes)
+    factors = dataclasses.replace(factors_for(model).as_single(), attention_factor=1.1234)
+    path = export(model, factors, "f16", tmp_path / "a.gguf")
+    found = GgufConverter().read_factors(path)
+    assert found is not None
+    assert found.attention_factor == pytest.approx(1.1234, rel=1e-6)
+    assert found.long_factor == pytest.approx(factors.long_factor, rel=1e-6)
+    assert (done := common.run_cli("inspect", path)).code == 0, done.err
+
+
 def test_every_supported_row_is_tested() -> None:
     assert set(TARGETS) - {"llama"} == {model_type for model_type, _ in CASES.values()}
 

@@ -22,6 +22,7 @@ from longrope.architectures import ARCHITECTURES
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.family import RopeFamily
 from longrope.modeling import TorchSource, build_model, frequency_sets, rotary_module
 from longrope.progress import Silent
 from tests.common import PICO_CHANGES, TARGET, WINDOW, pico_checkpoint, pico_config, pico_factors, pico_folder, said
@@ -369,6 +370,78 @@ def test_wrappers_with_the_configuration_and_the_names_that_are_published(
     found = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
     assert torch.equal(logits(found, TARGET), logits(build_model(checkpoint, factors.as_single()), TARGET))
     assert torch.equal(logits(build_model(checkpoint), WINDOW), logits(model.eval(), WINDOW))
+    before = checkpoint.from_original(
+        WINDOW
+    )  # Gemma's linear interpolation is taken out, Mistral's window is shortened
+    given = pico_factors(checkpoint.rotary_dim, dual=False, original_max_position_embeddings=None)
+    assert (before.base.is_plain, before.bind(given).long_factor) == (True, given.long_factor)
+    path = convert(checkpoint, before.bind(given), tmp_path / "before")
+    found = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True).eval()
+    assert torch.equal(logits(found, TARGET), logits(build_model(before, before.bind(given)), TARGET))
+
+
+BY_TYPE = {
+    "gemma3_text": {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0},
+    "olmo3": {**YARN, "attention_factor": 1.1},
+}
+
+
+@pytest.mark.parametrize("model_type", BY_TYPE)
+def test_the_window_before_a_rescaling_of_full_layers_alone(tmp_path: Path, model_type: str) -> None:
+    local = {"rope_type": "default", "rope_theta": 1e4}
+    both = {"full_attention": BY_TYPE[model_type], "sliding_attention": local}
+    parameters = both if model_type == "gemma3_text" else BY_TYPE[model_type]
+    released = pico_checkpoint(tmp_path / "m", model_type, **PICO_CHANGES[model_type], rope_parameters=parameters)
+    before = released.from_original(WINDOW // 4)
+    given = pico_factors(released.rotary_dim, dual=False, original_max_position_embeddings=None)
+    bound = before.bind(given)
+    assert (before.base.is_plain, bound.base, bound.long_factor) == (True, before.base, given.long_factor)
+    plain = {"rope_type": "default", "rope_theta": BY_TYPE[model_type]["rope_theta"]}
+    expected = {"full_attention": plain, "sliding_attention": local} if model_type == "gemma3_text" else plain
+    (twin := _copy(released, tmp_path / "plain") / "config.json").write_text(
+        json.dumps({**released.config, "rope_scaling": None, "rope_parameters": expected})
+    )
+    assert torch.equal(logits(build_model(before), WINDOW // 4), logits(reloaded(twin.parent), WINDOW // 4))
+    found = reloaded(convert(released, bound, tmp_path / "hf"))
+    assert torch.equal(logits(found, TARGET), logits(build_model(before, bound), TARGET))
+    ours, theirs = (dict(rotary_module(model).named_buffers()) for model in (found, build_model(released)))
+    sliding = [name for name in ours if name.startswith("sliding")]
+    assert sliding
+    assert all(torch.equal(ours[name], theirs[name]) for name in sliding)
+
+
+# -- a model that was extended here is extended again
+
+EXTENDED = {
+    "llama": ("llama", {}),
+    "phi3, both sets": ("phi3", {"pad_token_id": 0}),
+    "yarn": ("llama", {}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3}),
+}
+
+
+@pytest.mark.parametrize("kind", EXTENDED)
+def test_an_extended_model_is_extended_again(tmp_path: Path, kind: str) -> None:
+    model_type, changes = EXTENDED[kind]
+    checkpoint = pico_checkpoint(tmp_path / "m", model_type, **changes)
+    given = pico_factors(checkpoint.rotary_dim, dual="both" in kind, original_max_position_embeddings=None)
+    if kind == "yarn":
+        family = RopeFamily.yarn(4.0, checkpoint.rope_theta)
+        values = family.factors(16, original=WINDOW, rope_theta=checkpoint.rope_theta)
+        given = RescaleFactors(
+            values, values, attention_factor=family.attention_factor, target_length=TARGET, family=family
+        )
+    first = checkpoint.bind(given)
+    again = open_checkpoint(convert(checkpoint, first, tmp_path / "first"))
+    longer = pico_factors(16, dual="both" in kind, target=4 * TARGET, original_max_position_embeddings=None)
+    second = again.bind(longer)
+    assert second.long_factor == pytest.approx(np.multiply(first.long_factor, longer.long_factor), rel=1e-9)
+    assert second.short_factor == pytest.approx(np.multiply(first.short_factor, longer.short_factor), rel=1e-9)
+    assert (second.target, second.base) == (4 * TARGET, again.base)
+    found = reloaded(convert(again, second, tmp_path / "second"))
+    for length in (WINDOW, 2 * TARGET):
+        assert torch.equal(logits(found, length), logits(build_model(again, second), length)), length
+    assert open_checkpoint(tmp_path / "second").bind(second) == second
 
 
 def test_a_model_whose_layers_all_slide_attends_to_everything(tmp_path: Path) -> None:

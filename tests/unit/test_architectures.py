@@ -92,8 +92,8 @@ def test_a_misspelt_type_gets_a_hint(written: str, meant: str) -> None:
         architecture_of({"model_type": written})
 
 
-@pytest.mark.parametrize("written", ["mistral4", "internlm4", "qwen7", "bert"])
-def test_another_generation_s_type_is_no_near_miss(written: str) -> None:
+@pytest.mark.parametrize("written", ["mistral4", "internlm4", "qwen7", "bert", "falcon", "ernie"])
+def test_another_family_s_or_generation_s_type_is_no_near_miss(written: str) -> None:
     with pytest.raises(UnsupportedError, match="is not supported; expected one of "):
         architecture_of({"model_type": written})
 
