@@ -145,7 +145,9 @@ def _require(options: Any, values: Mapping[str, Any], context: click.Context) ->
 def _parameter(each: Option) -> click.Parameter:
     about = each.about
     if about.argument:
-        return SectionedArgument(each, required=True, nargs=-1 if each.many else 1, type=Value(each.kind))
+        return SectionedArgument(
+            each, required=each.default is MISSING, nargs=-1 if each.many else 1, type=Value(each.kind)
+        )
     names = [f"--{each.key}", *([f"-{about.short}"] if about.short else []), each.name]
     if each.is_switch and each.default is False:
         return SectionedOption(each, names, help=about.help, is_flag=True)
