@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Where `make axe` puts it.
+# Where `make report-check` puts it.
 AXE = Path(__file__).resolve().parents[1] / "build" / "axe.min.js"
 
 

@@ -216,7 +216,7 @@ def draw(chart: Chart, frame: Frame) -> Markup:
     series = chart.drawn
     if not series:
         return Markup("<p>There is no finite value to draw.</p>")
-    xs = [x for each in series for x, _ in each.points]
+    xs = [x for each in series for x, _ in each.points] + [x for x, _ in chart.marks if _fits(x, chart.x)]
     ys = [y for each in series for _, y in each.points]
     across = _scale(xs, chart.x, frame.left, frame.end, pad=0.0)
     up = _scale(ys, chart.y, frame.floor, frame.top, pad=0.06)

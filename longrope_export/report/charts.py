@@ -140,7 +140,11 @@ def search_chart(facts: Facts) -> Chart | None:
         f"{_millions(last)} ({gained}) in {count(facts.search['evaluations'], 'evaluation')}.{from_seed}",
         Axis("tokens forwarded", _millions),
         Axis("best perplexity so far", lambda value: number(value, ".5g")),
-        (Series("best so far", tuple((float(x), y) for x, y in steps), strong=True, steps=True),),
+        (
+            Series(
+                "best so far", tuple((float(x), y) for x, y in thinned(steps, CURVE_POINTS)), strong=True, steps=True
+            ),
+        ),
         Table(
             "Each improvement of the best perplexity",
             ("tokens forwarded", "best perplexity", "to the start"),
@@ -200,6 +204,13 @@ def training_charts(facts: Facts) -> Iterator[Chart]:
         )
 
 
+def _chosen(points: Sequence[Point]) -> str:
+    if not points:
+        return ""
+    short, target = points[0]
+    return f"; the chosen one has {perplexity(short)} at the original window and {perplexity(target)} at the target"
+
+
 def front_chart(facts: Facts) -> Chart | None:
     """What none beats on both sides of a two-sided search; None of another."""
     front = [p for p in facts.search.get("front") or [] if p["short"] is not None and p["target"] is not None]
@@ -210,17 +221,12 @@ def front_chart(facts: Facts) -> Chart | None:
     return Chart(
         "front",
         "Original window against target",
-        f"{count(len(front), 'set')} that none beats on both sides; the chosen one has "
-        + (
-            f"{perplexity(chosen[0][0])} at the original window and {perplexity(chosen[0][1])} at the target."
-            if chosen
-            else "not been marked."
-        ),
+        f"{count(len(front), 'set')} that no other beats on both sides{_chosen(chosen)}.",
         Axis("perplexity at the original window", lambda value: number(value, ".4g")),
         Axis("perplexity at the target length", lambda value: number(value, ".4g")),
         (
-            Series("not beaten on both sides", tuple((p["short"], p["target"]) for p in front)),
             Series("chosen", chosen, strong=True, look=1),
+            Series("not beaten on both sides", tuple((p["short"], p["target"]) for p in front)),
         ),
         Table(
             "Sets that none beats on both sides",

@@ -121,7 +121,7 @@ def _values(facts: Facts) -> dict[str, Any]:
         "comparison": _short_sets(facts),
         "parity": parity_table(facts.suites),
         "exports": [{**each, "groups": _groups(each)} for each in facts.run["exports"]],
-        "recipe": recipes.to_yaml(facts.run["recipe"]) if facts.run["recipe"] else "",
+        "recipe": recipes.to_yaml(facts.run["recipe"]).removeprefix(recipes.HOW_TO_RUN).strip(),
         "settings": settings_table(facts),
         "versions": _versions(facts),
         "machine": facts.run["provenance"].get("machine") or {},
@@ -211,8 +211,8 @@ def _short_sets(facts: Facts) -> Table | None:
     best = recovery.get("winner")
     return Table(
         "Short window: what wins",
-        ("short set", "perplexity", ""),
-        tuple((row["name"], perplexity(row["perplexity"]), "best" if row["name"] == best else "") for row in rows),
+        ("short set", "perplexity", "best"),
+        tuple((row["name"], perplexity(row["perplexity"]), "yes" if row["name"] == best else "") for row in rows),
         frozenset({2}),
     )
 

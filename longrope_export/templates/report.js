@@ -17,3 +17,11 @@ for (const block of document.querySelectorAll("pre")) {
   });
   block.before(button);
 }
+
+// Only what scrolls is a stop for the keyboard.
+function stops() {
+  for (const box of document.querySelectorAll(".scroll, pre")) box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+}
+stops();
+addEventListener("resize", stops);
+document.addEventListener("toggle", stops, true);
