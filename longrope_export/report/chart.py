@@ -266,7 +266,7 @@ def ticks(low: float, high: float, base: int | None, places: int) -> list[float]
             if len(found) <= places + 1:
                 return found
         return found[:: math.ceil(len(found) / places)]
-    rough = (high - low) / max(places - 2, 2)
+    rough = (high - low) / (places - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

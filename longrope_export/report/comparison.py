@@ -17,7 +17,7 @@ from longrope_export.words import change, count, perplexity, share, signed, tiny
 
 COMPARISON = "comparison.html"
 # A check that gets from one of these to a later one has got better.
-ORDER = ("fail", "warn", "skip", "pass")
+ORDER = tuple(STATUSES)
 # Settings that say which texts and model were used: where they differ, perplexities are of different things.
 SAME_MODEL, SAME_TEXT = "model_fingerprint", "test_fingerprint"
 

@@ -97,7 +97,7 @@ class Facts:
 
     @property
     def passed(self) -> bool:
-        return all(suite.passed for suite in self.suites)
+        return all(map(has_passed, self.suites))
 
     @property
     def search(self) -> Mapping[str, Any]:
@@ -127,6 +127,11 @@ class Facts:
         if self.is_dual and row == LONG:
             return "this run, long set"
         return names.get(row, row)
+
+
+def has_passed(suite: Suite) -> bool:
+    """Whether an artifact's entry says so, and none of its checks says otherwise."""
+    return suite.passed and not suite.with_status("fail")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from longrope_export.words import PERCENT, change, count, listed, perplexity, sh
 
 REPORT = "report.html"
 TASKS = ("passkey", "needle")
+# Worst first.
 STATUSES = {"fail": "✗ failed", "warn": "! warning", "skip": "– not run", "pass": "✓ passed"}
 # A bar of this many percent is a full one, unless this run's own sets cost more.
 FULL_BAR = 10.0
@@ -244,10 +245,10 @@ def parity_table(suites: Sequence[Suite]) -> Table:
 
 
 def _window_verdict(suite: Suite, window: Mapping[str, Any]) -> str:
-    """What the check of a window says."""
-    wanted = f".parity.{window['regime']}.{window['length']}"
-    status = next((finding.status for finding in suite.findings if finding.name.endswith(wanted)), None)
-    return STATUSES.get(status, str(status)) if status is not None else "–"
+    """The worst that a check of this window says, such as `gguf.parity.long.2048`."""
+    about = f".{window['regime']}.{window['length']}"
+    found = {finding.status for finding in suite.findings if finding.name.endswith(about)}
+    return next((words for status, words in STATUSES.items() if status in found), "–")
 
 
 def _groups(export: Mapping[str, Any]) -> list[dict[str, Any]]:

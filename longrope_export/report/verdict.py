@@ -11,7 +11,7 @@ from longrope.reading import cut
 from longrope_export.ci.suites import Suite
 from longrope_export.console import number
 from longrope_export.methods import LONG, ORIGINAL, SETS
-from longrope_export.report.facts import Facts, largest_difference
+from longrope_export.report.facts import Facts, has_passed, largest_difference
 from longrope_export.words import PERCENT, change, count, listed, perplexity, share, signed, tokens
 
 # A perplexity that is off by less than this percentage is that of the same weights in another arithmetic.
@@ -51,9 +51,8 @@ def same_model(suites: Sequence[Suite]) -> str:
     """Whether the artifacts are the model that they were made from."""
     if not suites:
         return "no format was checked"
-    if failed := [suite for suite in suites if not suite.passed]:
-        which = listed([f"{count(len(suite.with_status('fail')), 'check')} of {suite.name}" for suite in failed])
-        return f"{which} failed"
+    if failed := [suite for suite in suites if not has_passed(suite)]:
+        return f"{listed([_failures(suite) for suite in failed])} failed"
     unmeasured = [suite.name for suite in suites if not suite.windows]
     if unmeasured:
         return f"{listed(unmeasured)} {'was' if len(unmeasured) == 1 else 'were'} checked without being run"
@@ -62,6 +61,11 @@ def same_model(suites: Sequence[Suite]) -> str:
     if worst is None or abs(worst.percent) < ROUNDING:
         return f"{each} the same model"
     return f"{each} the same model, within {signed(abs(worst.percent)).removeprefix('+')} of perplexity"
+
+
+def _failures(suite: Suite) -> str:
+    checks = len(suite.with_status("fail"))
+    return f"{count(checks, 'check')} of {suite.name}" if checks else suite.name
 
 
 def _longer(facts: Facts) -> str:

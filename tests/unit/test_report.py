@@ -341,6 +341,28 @@ def test_failures_are_open_and_what_passed_is_folded(pages: dict[str, Path]) -> 
     assert "gguf.tensors.missing ✓ passed Expected none, found none." in folded
 
 
+def test_a_window_has_the_worst_verdict_of_its_checks(tmp_path: Path) -> None:
+    documents = run_documents()
+    checks = documents["validation"]["artifacts"][1]["checks"]
+    checks.append(checks[0] | {"id": f"gguf.rounding.long.{TARGET}", "status": "warn"})
+    fail(documents, 2, f"onnx.parity.short.{WINDOW}")
+    found = said(tmp_path / "run", documents)
+    assert "gguf:f16 short 64 ✓ passed 16.160" in found
+    assert "gguf:f16 long 256 ! warning 16.160" in found
+    assert "onnx short 64 ✗ failed 16.160" in found
+
+
+def test_what_an_entry_says_of_itself_is_held_against_its_checks(tmp_path: Path) -> None:
+    documents = run_documents()
+    check_of(documents, 1, "gguf.readable")["status"] = "fail"
+    check_of(documents, 0, "hf.readable")["status"] = "of a later version"
+    documents["validation"]["artifacts"][2]["passed"] = False
+    found = said(tmp_path / "run", documents)
+    assert "1 check of gguf:f16 and onnx failed." in found
+    assert "✗ checks failed" in found
+    assert "hf.readable of a later version" in found
+
+
 def test_commands_are_ready_to_paste(pages: dict[str, Path]) -> None:
     blocks = [block.text or "" for block in tree_of(pages["good"]).iter("pre")]
     assert f"vllm serve ./hf --max-model-len {TARGET}" in blocks
