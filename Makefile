@@ -133,6 +133,13 @@ schema: setup
 	$(BIN)/python -c "from converters.policy import schema_text; print(schema_text(), end='')" > docs/policy.schema.json
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 
+# The report in chromium with axe-core, which npm fetches into build/; make test does without axe, and skips without chromium.
+.PHONY: report-check
+report-check: setup
+	mkdir -p build
+	cd build && tar xzf "$$(npm pack --silent axe-core)" --strip-components=1 package/axe.min.js
+	$(BIN)/pytest tests/unit/test_report.py tests/integration/test_report_page.py
+
 # Publishing to the Hub of the tests: every scenario, fault and killed moment by name, the slow ones, too.
 .PHONY: publish-check
 publish-check: setup

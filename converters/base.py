@@ -81,6 +81,7 @@ class RuntimeUse:
         safe: whether a sequence may grow past the original window with a filled cache.
         advice: what to do, if anything.
         run: Markdown that starts it; `$repo` and the like stand for what the artifact itself does not know.
+        run_local: the same for the artifact at `$path` on this machine; empty where there is no such way.
         checked: how this is known: with which version it was run, and how far off it was, or that it was read.
     """
 
@@ -89,6 +90,7 @@ class RuntimeUse:
     safe: bool
     advice: str = ""
     run: str = ""
+    run_local: str = ""
     checked: str = ""
 
 

@@ -37,11 +37,11 @@ from transformers import pipeline
 generate = pipeline("text-generation", "$repo")
 print(generate("Once upon a time", max_new_tokens=64)[0]["generated_text"])
 ```"""
+_SNAPSHOT = 'snapshot_download("$repo", allow_patterns="onnx/*") + "/onnx"'
 _GENAI = """```python
-from huggingface_hub import snapshot_download
-import onnxruntime_genai as genai
+{imports}import onnxruntime_genai as genai
 
-model = genai.Model(snapshot_download("$repo", allow_patterns="onnx/*") + "/onnx")
+model = genai.Model({model})
 tokenizer = genai.Tokenizer(model)
 options = genai.GeneratorParams(model)
 options.set_search_options(max_length=$target)
@@ -95,6 +95,7 @@ class Runtime:
         advice: what makes it right, or which option chooses.
         run: Markdown that starts it, with `$repo`, `$tag` (weight type of a GGUF file), `$dtype` (of transformers.js)
             and `$target`; empty where it is a library only.
+        run_local: the same for an artifact on this machine, with `$path`; empty where it needs the Hub's layout.
         option: of the context's length.
         drops_cache: the row is about model types whose class does, or does not, drop the cache at the original window.
         ran: each version that was run.
@@ -106,6 +107,7 @@ class Runtime:
     safe: bool = False
     advice: str = ""
     run: str = ""
+    run_local: str = ""
     option: str = ""
     drops_cache: bool | None = None
     ran: tuple[Ran, ...] = ()
@@ -133,6 +135,7 @@ RUNTIMES = (
         False,
         _GENERATE_ACROSS,
         _TRANSFORMERS,
+        _TRANSFORMERS.replace("$repo", "./$path"),
         drops_cache=False,
         ran=(Ran("5.24.0", "2026-11-29", 1e-15), Ran("4.57.6", "2026-11-29", 1e-15)),
     ),
@@ -142,6 +145,7 @@ RUNTIMES = (
         _LONGEST + "and then drops the cache",
         True,
         run=_TRANSFORMERS,
+        run_local=_TRANSFORMERS.replace("$repo", "./$path"),
         drops_cache=True,
     ),
     Runtime(
@@ -151,6 +155,7 @@ RUNTIMES = (
         True,
         "pass --max-model-len: its default is $original",
         _shell("vllm serve $repo --max-model-len $target"),
+        _shell("vllm serve ./$path --max-model-len $target"),
         ran=(Ran("0.32.0", "2026-11-29", 2e-7),),
     ),
     Runtime(
@@ -160,6 +165,7 @@ RUNTIMES = (
         False,
         _FRESH_CACHE,
         _shell("python -m sglang.launch_server --model-path $repo --context-length $target"),
+        _shell("python -m sglang.launch_server --model-path ./$path --context-length $target"),
     ),
     Runtime("TGI", "hf"),
     Runtime(
@@ -168,6 +174,7 @@ RUNTIMES = (
         "always the long set",
         True,
         run=_shell("mlx_lm.generate --model $repo --prompt 'Once'"),
+        run_local=_shell("mlx_lm.generate --model ./$path --prompt 'Once'"),
         ran=(Ran("0.32.2", "2026-11-29", 4.1e-7),),
     ),
     Runtime(
@@ -184,6 +191,7 @@ RUNTIMES = (
         True,
         _CONTEXT_ADVICE,
         _shell("llama-cli -hf $repo:$tag -c $target"),
+        _shell("llama-cli -m ./$path -c $target"),
         option="-c",
         ran=(Ran("0.3.36", "2026-11-29", 1.3e-6),),
     ),
@@ -194,6 +202,10 @@ RUNTIMES = (
         True,
         _CONTEXT_ADVICE,
         _shell("ollama run hf.co/$repo:$tag   # then: /set parameter num_ctx $target"),
+        _shell(
+            "printf 'FROM ./$path\\nPARAMETER num_ctx $target\\n' > Modelfile\n"
+            "ollama create extended -f Modelfile\nollama run extended"
+        ),
         option="num_ctx",
     ),
     Runtime(
@@ -207,7 +219,14 @@ RUNTIMES = (
     ),
     Runtime("onnxruntime", "onnx", _ONNX, False, _PREFILL_AGAIN, ran=(Ran("1.32.0", "2026-11-29", 1.1e-6),)),
     Runtime(
-        "onnxruntime-genai", "onnx", _ONNX, False, _PREFILL_AGAIN, _GENAI, ran=(Ran("0.18.0", "2026-11-29", 1.1e-6),)
+        "onnxruntime-genai",
+        "onnx",
+        _ONNX,
+        False,
+        _PREFILL_AGAIN,
+        _GENAI.format(model=_SNAPSHOT, imports="from huggingface_hub import snapshot_download\n"),
+        _GENAI.format(model='"./$path"', imports=""),
+        ran=(Ran("0.18.0", "2026-11-29", 1.1e-6),),
     ),
     Runtime("optimum", "onnx", _ONNX, False, _PREFILL_AGAIN),
     Runtime("transformers.js", "onnx", _ONNX, False, _PREFILL_AGAIN, _JS, ran=(Ran("4.3.1", "2026-11-29", 1.1e-6),)),
@@ -229,6 +248,7 @@ def runtime_uses(format: str, factors: RescaleFactors) -> list[RuntimeUse]:
             each.safe,
             _filled(each.advice, each, factors),
             _filled(each.run, each, factors),
+            _filled(each.run_local, each, factors),
             each.checked,
         )
         for each in fitting
@@ -238,7 +258,8 @@ def runtime_uses(format: str, factors: RescaleFactors) -> list[RuntimeUse]:
 
 def _of_one_set(runtime: Runtime, factors: RescaleFactors) -> RuntimeUse:
     uses = runtime.uses if runtime.refuses else "the one set, at every length"
-    return RuntimeUse(runtime.name, uses, True, "", _filled(runtime.run, runtime, factors), runtime.checked)
+    run, run_local = (_filled(text, runtime, factors) for text in (runtime.run, runtime.run_local))
+    return RuntimeUse(runtime.name, uses, True, "", run, run_local, runtime.checked)
 
 
 def _filled(text: str, runtime: Runtime, factors: RescaleFactors) -> str:

@@ -39,6 +39,7 @@ _SEARCH = record(
         "history": list_of(record({"tokens": COUNT_OR_ZERO, "perplexity": _MEASURED})),
         "front": list_of(record({"short": _MEASURED, "target": _MEASURED, "chosen": BOOLEAN})),
         "short_cap": _MEASURED,
+        "seeds": OBJECT,
     },
 )
 _CURVE = record(
@@ -64,7 +65,9 @@ _EXTENSION = record(
     {"methods": _METHODS, "search": _SEARCH.or_null()},
     {"stages": list_of(_STAGE), "recovery": _RECOVERY.or_null()},
 )
-_USE = record({"runtime": TEXT, "uses": TEXT, "safe": BOOLEAN, "advice": TEXT})
+_USE = record(
+    {"runtime": TEXT, "uses": TEXT, "safe": BOOLEAN, "advice": TEXT}, {"run": TEXT, "run_local": TEXT, "checked": TEXT}
+)
 _EXPORT = record({"format": TEXT, "path": TEXT, "factor_sets": TEXT, "runtimes": list_of(_USE)})
 _PROVENANCE = record(
     {},
@@ -72,12 +75,13 @@ _PROVENANCE = record(
         "versions": record({"longrope-export": TEXT, "torch": TEXT, "transformers": TEXT}),
         "machine": record({"cpus": WHOLE.or_null(), "machine": TEXT}),
         "files": table_of(TEXT),
+        "created": TEXT,
     },
 )
 _RUN = record(
     {
         "state": TEXT,
-        "configuration": record({"model": TEXT}),
+        "configuration": record({"model": TEXT}, {"options": OBJECT}),
         "provenance": _PROVENANCE,
         "recipe": OBJECT,
         "exports": list_of(_EXPORT),

@@ -10,13 +10,11 @@ import onnx
 from converters.onnx.export import DATA_FILE
 from converters.onnx.genai import GENAI_FILE, GENAI_MODEL
 from converters.onnx.readback import OnnxFile
+from converters.onnx.weight_names import DTYPES, SUFFIXES
 from longrope.files import json_text
 from longrope.reading import OBJECT, TEXT, check, check_fields, read_object, record
 
 FOLDER = "onnx"
-# Weight type → what transformers.js appends to the name, and calls the type.
-SUFFIXES = {"f32": "", "f16": "_fp16", "bf16": "_bf16", "int8": "_quantized", "int4": "_q4"}
-DTYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "int8": "q8", "int4": "q4"}
 
 
 def hub_files(path: Path) -> dict[str, Path | bytes]:

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.base import Status
-from longrope.reading import cut, shown
+from longrope.reading import cut
+from longrope_export.words import value_words
 
-# Of an expected or found value, which may be a whole list of factors; of a message, which may be a runtime's last words.
-VALUE_LENGTH, MESSAGE_LENGTH = 160, 600
+# Of a message, which may be a runtime's last words.
+MESSAGE_LENGTH = 600
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, which is unique in its suite, its status, and what was expected and found, in words."""
+    """One check: its name, unique in its suite, its status, what was expected and found in words, and its message alone."""
 
     name: str
     status: Status
     text: str
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,27 +68,20 @@ def suites_of(entries: Sequence[Mapping[str, Any]]) -> list[Suite]:
 
 def _findings(checks: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
     names = unique(check["id"] for check in checks)
-    return tuple(Finding(name, check["status"], _text(check)) for name, check in zip(names, checks, strict=True))
+    return tuple(
+        Finding(name, check["status"], _text(check), _message(check)) for name, check in zip(names, checks, strict=True)
+    )
 
 
 def _text(check: Mapping[str, Any]) -> str:
     found = ""
     if check["expected"] is not None or check["actual"] is not None:
-        found = f"Expected {_value(check['expected'])}, found {_value(check['actual'])}."
-    return " ".join(filter(None, (found, cut(check["message"], MESSAGE_LENGTH))))
+        found = f"Expected {value_words(check['expected'])}, found {value_words(check['actual'])}."
+    return " ".join(filter(None, (found, _message(check))))
 
 
-def _value(value: Any) -> str:
-    """A value in words: an object is its fields, `kl_mean ≤ 1e-06, top1_agreement ≥ 0.999`."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        value = ", ".join(f"{name} {_field(item)}" for name, item in value.items())
-    return cut(value, VALUE_LENGTH) if isinstance(value, str) else shown(value, VALUE_LENGTH)
-
-
-def _field(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _message(check: Mapping[str, Any]) -> str:
+    return cut(check["message"], MESSAGE_LENGTH)
 
 
 def unique(names: Iterable[str]) -> list[str]:

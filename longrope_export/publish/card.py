@@ -14,9 +14,11 @@ from string import Template
 from typing import Any
 
 from converters.factor_files import known_methods
+from converters.onnx.weight_names import DTYPES, SUFFIXES
 from longrope.errors import InputError
 from longrope.reading import parsed_yaml
 from longrope_export.console import number
+from longrope_export.methods import ORIGINAL, SETS, Methods, by_length
 from longrope_export.publish.subject import Base, Exported, Subject
 
 TEMPLATE = "card.md.j2"
@@ -27,9 +29,6 @@ LIBRARIES = {"hf": "transformers", "gguf": "gguf", "onnx": "transformers.js"}
 # What the card of an updated repository takes from the new run; of everything else the person's value stays.
 MEASURED = ("model-index",)
 PASSKEY_TASKS = ("passkey", "needle")
-# Rows of the table of methods: the model as it was, and the sets that the run found.
-ORIGINAL = "none"
-SEARCHED = {"searched": "long", "searched, short set": "short"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _values(page: Page) -> dict[str, Any]:
         "methods": (subject.run.get("extension") or {}).get("methods"),
         "inside": _inside(subject),
         "retrieval": {
-            task: _by_length(subject.evaluation[task]) for task in PASSKEY_TASKS if subject.evaluation.get(task)
+            task: _accuracies(subject.evaluation[task]) for task in PASSKEY_TASKS if subject.evaluation.get(task)
         },
         "parity": [(each, each.proof["windows"]) for each in page.exported if each.proof],
         "runtimes": _runtimes(page),
@@ -171,24 +170,18 @@ def _values(page: Page) -> dict[str, Any]:
     }
 
 
-def _by_length(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of retrieval as a table: by length, the accuracy at each depth."""
-    found: dict[int, dict[float, float]] = {}
-    for row in rows:
-        found.setdefault(row["length"], {})[row["depth"]] = row["accuracy"]
+    found = {length: {depth: row["accuracy"] for depth, row in at.items()} for length, at in by_length(rows).items()}
     return {"depths": sorted({row["depth"] for row in rows}), "rows": found}
 
 
 def _inside(subject: Subject) -> dict[str, Any] | None:
     """Perplexity at the original window: of the original model, and with each set that the run found."""
-    methods = (subject.run.get("extension") or {}).get("methods") or {}
-    length = subject.factors.original_max_position_embeddings
-    if length not in methods.get("lengths", ()):
-        return None
-    at = methods["lengths"].index(length)
-    known = {row["name"]: row["perplexities"][at] for row in methods["rows"] if row["perplexities"][at] is not None}
-    found = {name: known[row] for row, name in SEARCHED.items() if row in known}
-    return {"length": length, "original": known[ORIGINAL], "found": found} if found and ORIGINAL in known else None
+    methods, length = Methods.of(subject.run), subject.factors.original_max_position_embeddings
+    original = methods.at(ORIGINAL, length)
+    found = {name: value for row, name in SETS.items() if (value := methods.at(row, length)) is not None}
+    return {"length": length, "original": original, "found": found} if found and original is not None else None
 
 
 def _runtimes(page: Page) -> list[dict[str, Any]]:
@@ -199,7 +192,7 @@ def _runtimes(page: Page) -> list[dict[str, Any]]:
     names = {
         "repo": page.repo_id,
         "tag": gguf.removesuffix(".gguf").rpartition("-")[2],
-        "dtype": _js_dtype(graph) if graph else "",  # onnx may not be installed
+        "dtype": _js_dtype(graph),
     }
     for each in page.exported:
         for use in each.uses:
@@ -210,8 +203,6 @@ def _runtimes(page: Page) -> list[dict[str, Any]]:
 
 def _js_dtype(graph: str) -> str:
     """What transformers.js calls the weight type of a graph."""
-    from converters.onnx.hub import DTYPES, SUFFIXES
-
     return next((DTYPES[kind] for kind, suffix in SUFFIXES.items() if graph == f"model{suffix}.onnx"), "fp32")
 
 

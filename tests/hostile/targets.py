@@ -97,6 +97,7 @@ TARGETS: Mapping[str, Target] = {
         },
         (
             "report ROOM/run -o OUT.html",
+            "report ROOM/sound-run ROOM/run -o OUT.html",
             "card ROOM/run",
             "publish ROOM/run --repo-id a/b --dry-run --base-model c/d",
             "@resume ROOM/run",
@@ -274,6 +275,7 @@ def _run(room: Path, model: Path) -> None:
         "passkey": rows,
     }
     (room / "run" / "evaluation.json").write_text(json.dumps(evaluation))
+    shutil.copytree(room / "run", room / "sound-run")
 
 
 def _gguf(room: Path, model: Path) -> None:

@@ -166,8 +166,8 @@ def test_the_report_shows_an_evaluation_beside_it(tmp_path: Path, dual: BoundFac
     dual.save(tmp_path / "factors.json")
     assert run_cli("report", tmp_path).code == 0
     page = (tmp_path / "report.html").read_text()
-    assert "7.1250" in page
-    assert "Retrieval by length and depth" in page
+    assert '<td role="cell" data-label="perplexity">7.125</td>' in page
+    assert "50 % of 2 prompts" in page.replace("\N{NO-BREAK SPACE}", " ")
     (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "passkey": [{"length": 1}]}))
     broken = run_cli("report", tmp_path)
     assert (broken.code, "eval --json" in broken.err) == (2, True)

@@ -1,0 +1,216 @@
+"""Folders of finished runs as `extend` and `eval` leave them, made of JSON alone: no model, a fraction of a second."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.runtimes import runtime_uses
+from longrope.factors import RescaleFactors
+from tests.common import pico_factors
+
+WINDOW, TARGET = 64, 256
+FILES = ("run", "factors", "validation", "evaluation")
+LIMITS = {"ppl_delta_percent": "≤ 0.1", "kl_mean": "≤ 0.0001", "top1_agreement": "≥ 0.99"}
+
+Documents = dict[str, dict[str, Any]]
+
+
+def run_documents(*, dual: bool = True) -> Documents:
+    """The four files of a run with everything in it: a search, stages, a front, retrieval, three formats, all passed."""
+    factors = pico_factors(dual=dual, original_max_position_embeddings=WINDOW, target=TARGET, method="auto")
+    return {
+        "run": _run(factors),
+        "factors": factors.to_json(),
+        "validation": {
+            "schema_version": 1,
+            "passed": True,
+            "artifacts": [_entry(name) for name in ("hf", "gguf:f16", "onnx")],
+        },
+        "evaluation": _evaluation(),
+    }
+
+
+def write_run(folder: Path, documents: Mapping[str, Any]) -> Path:
+    """Write the files into a new folder."""
+    folder.mkdir(parents=True)
+    for name, data in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def changed(documents: Documents, change: Callable[[Documents], object]) -> Documents:
+    """A copy of the files after a change."""
+    copied = copy.deepcopy(documents)
+    change(copied)
+    return copied
+
+
+def check_of(documents: Documents, artifact: int, id: str) -> dict[str, Any]:
+    """A check of an artifact."""
+    found: dict[str, Any] = next(
+        check for check in documents["validation"]["artifacts"][artifact]["checks"] if check["id"] == id
+    )
+    return found
+
+
+def fail(documents: Documents, artifact: int, id: str, **fields: Any) -> None:
+    """Let a check fail, and with it the artifact and the run."""
+    check_of(documents, artifact, id).update({"status": "fail", **fields})
+    documents["validation"]["artifacts"][artifact]["passed"] = documents["validation"]["passed"] = False
+
+
+def _run(factors: RescaleFactors) -> dict[str, Any]:
+    dual = factors.factor_sets == "dual"
+    return {
+        "schema_version": 1,
+        "state": "done",
+        "passed": True,
+        "configuration": {
+            "model": "org/model",
+            "model_fingerprint": "d740",
+            "test_fingerprint": "d595",
+            "formats": ["hf", "gguf:f16", "onnx"],
+            "options": {"test_windows": 2, "search": {"max_evals": 24, "short_budget": None, "start_from": []}},
+        },
+        "provenance": {
+            "versions": {"longrope-export": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"},
+            "machine": {"system": "Linux", "machine": "x86_64", "cpus": 2},
+            "created": "2026-11-29T21:20:54+00:00",
+        },
+        "recipe": {"model": "org/model", "target-length": TARGET, "text": ["/home/somebody/books"]},
+        "exports": [
+            _export(factors, *each) for each in (("hf", "hf"), ("gguf:f16", "gguf/m-f16.gguf"), ("onnx", "onnx"))
+        ],
+        "extension": {
+            "search": {
+                "evaluations": 4,
+                "tokens": 40_000,
+                "measuring_seconds": 90.0,
+                "seeds": {"YaRN 32/1": 25.0},
+                "history": [
+                    {"tokens": 10_000 * (n + 1), "perplexity": value}
+                    for n, value in enumerate((25.0, None, 25.0, 24.0))
+                ],
+                "short_cap": 17.5,
+                "front": [
+                    {"short": 17.0, "target": 25.0, "chosen": False},
+                    {"short": 17.25, "target": 24.0, "chosen": True},
+                    {"short": None, "target": 23.0, "chosen": False},
+                ],
+            },
+            "methods": {
+                "lengths": [WINDOW, TARGET],
+                "rows": [
+                    {"name": "none", "perplexities": [16.0, 80.0]},
+                    {"name": "PI", "perplexities": [64.0, 90.0]},
+                    {"name": "NTK", "perplexities": [16.8, 40.0]},
+                    {"name": "YaRN 32/1", "perplexities": [17.0, 21.0]},
+                    {"name": "searched", "perplexities": [16.64, 20.0]},
+                    *([{"name": "searched, short set", "perplexities": [16.16, None]}] if dual else []),
+                ],
+            },
+            "stages": [_stage(128, 30), _stage(TARGET, 0)],
+            "recovery": {
+                "comparison": [
+                    {"name": "searched", "perplexity": 16.16},
+                    {"name": "original RoPE", "perplexity": 16.2},
+                ],
+                "winner": "searched",
+            },
+        },
+    }
+
+
+def _export(factors: RescaleFactors, label: str, path: str) -> dict[str, Any]:
+    uses = runtime_uses(label.partition(":")[0], factors)
+    return {
+        "format": label,
+        "path": path,
+        "factor_sets": factors.factor_sets,
+        "checks": 3,
+        "runtimes": [{name: getattr(use, name) for name in use.__dataclass_fields__} for use in uses],
+    }
+
+
+def _stage(length: int, steps: int) -> dict[str, Any]:
+    curve = {
+        "steps": list(range(1, steps + 1)),
+        "loss": [3.0 - n / 100 for n in range(steps)],
+        "learning_rate": [1e-4] * steps,
+        "tokens": steps * length,
+        "seconds": 12.5,
+    }
+    return {
+        "stage": {"length": length, "steps": steps, "batch": 4},
+        "factors": {"method": "auto"},
+        "training": curve if steps else None,
+    }
+
+
+def _entry(artifact: str) -> dict[str, Any]:
+    format = artifact.partition(":")[0]
+    windows = [_window("short", WINDOW), _window("long", TARGET), _window("crossing", WINDOW + 8)]
+    checks = [
+        _check(f"{format}.readable"),
+        _check(f"{format}.factors.long", "8 factors", "8 factors"),
+        _check(f"{format}.tensors.missing", [], []),
+        _check(f"{format}.config.fields", {}, {}),
+        _check(f"{format}.switch", {"63": "short", "64": "long"}, {"63": "short", "64": "long"}),
+        *(_check(f"{format}.parity.{w['regime']}.{w['length']}", LIMITS, {"kl_mean": w["kl_mean"]}) for w in windows),
+    ]
+    return {
+        "schema_version": 1,
+        "artifact": artifact,
+        "format": format,
+        "reference": "model",
+        "passed": True,
+        "checks": checks,
+        "windows": windows,
+        "provenance": {"files": {"config.json": "00"}},
+    }
+
+
+def _check(id: str, expected: Any = None, actual: Any = None) -> dict[str, Any]:
+    return {"id": id, "status": "pass", "expected": expected, "actual": actual, "message": ""}
+
+
+def _window(regime: str, length: int) -> dict[str, Any]:
+    return {
+        "length": length,
+        "regime": regime,
+        "tokens": 2 * (length - 1),
+        "ppl_reference": 16.16,
+        "ppl": 16.161,
+        "ppl_delta_percent": 0.0062,
+        "kl_mean": 2.6e-7,
+        "kl_p99": 1.5e-6,
+        "top1_agreement": 0.998,
+        "max_logit_diff": 0.0116,
+        "non_finite": "",
+    }
+
+
+def _evaluation() -> dict[str, Any]:
+    rows = [
+        {
+            "length": length,
+            "depth": depth,
+            "samples": 4,
+            "accuracy": 1.0 if length == WINDOW else 0.5,
+            "answer_ppl": 1.1,
+            "generated": None,
+        }
+        for length in (WINDOW, TARGET)
+        for depth in (0.0, 0.5, 1.0)
+    ]
+    return {
+        "schema_version": 1,
+        "artifact": "hf",
+        "perplexity": [{"length": WINDOW, "windows": 4, "ppl": 16.7}],
+        "passkey": rows,
+        "needle": [],
+    }
