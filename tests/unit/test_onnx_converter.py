@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import onnx
@@ -15,7 +16,7 @@ from converters.onnx.decoder_graph import DecoderGraph
 from converters.onnx.export import OnnxExport
 from converters.onnx.graph import GraphBuilder
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.errors import InputError, UnsupportedError
+from longrope.errors import InputError, LongRopeError, UnsupportedError
 from longrope.factors import N_HAT_CHOICES, BoundFactors
 from longrope.progress import Silent
 from tests.common import WINDOW, pico_checkpoint, pico_factors, said
@@ -180,12 +181,17 @@ def change_weights(checkpoint: Checkpoint, folder: Path, **changes: object) -> C
     return open_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("model.layers.0.adapter.weight", InputError), ("v_head.weight", UnsupportedError)],
+    ids=["in a layer", "beside the model"],
+)
 def test_a_weight_without_a_place_in_the_graph_is_refused(
-    checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path
+    checkpoint: Checkpoint, factors: BoundFactors, tmp_path: Path, name: str, error: type[LongRopeError]
 ) -> None:
     norm = load_file(checkpoint.path / "model.safetensors")["model.norm.weight"]
-    odd = change_weights(checkpoint, tmp_path / "odd", **{"model.layers.0.adapter.weight": norm})
-    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.adapter\.weight"):
+    odd = change_weights(checkpoint, tmp_path / "odd", **{name: norm})
+    with pytest.raises(error, match=re.escape(name)):
         OnnxConverter().plan(Export(odd, factors))
 
 
