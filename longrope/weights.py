@@ -41,7 +41,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 WRAPPERS = (r"^module\.", r"_orig_mod\.", r"_fsdp_wrapped_module\.", r"_checkpoint_wrapped_module\.")
 BASE_PREFIX, BASE_EMBEDDING = "model.", "embed_tokens.weight"
 _HEAD = ("lm_head.", BASE_PREFIX)
-_MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
+MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
 # Bytes of a tensor that are compared where the same tensor lies in two files.
 _COMPARED = 1 << 14
 # Bits of a number, by the format's name of its type.
@@ -83,7 +83,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         refuse_pointer(start + file.read(128), str(path))
-        if size < 8 or length > size - 8 or length > _MAX_HEADER:
+        if size < 8 or length > size - 8 or length > MAX_HEADER:
             raise InputError(
                 f"{path}: truncated or not safetensors: its header says {length} bytes, the file has {size}"
             )

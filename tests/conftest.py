@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
+from tests.hub import LocalHub
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +53,24 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli() -> Callable[..., Outcome]:
     """The command line in this process."""
     return run_cli
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """An empty Hub that huggingface_hub talks to instead of the real one."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    with LocalHub() as hub:
+        close_session()
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield hub
+        close_session()

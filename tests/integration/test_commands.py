@@ -270,12 +270,6 @@ def test_inspect_says_what_is_inside_and_who_uses_it(artifacts: dict[str, Path],
         assert word in said.out
 
 
-def test_inspect_of_a_plain_model(pico: Checkpoint) -> None:
-    done = run_cli("inspect", pico.path)
-    assert done.code == 0
-    assert "no rescale factors: this is plain RoPE" in done.out
-
-
 # -- factors
 
 
