@@ -127,8 +127,20 @@ families: setup
 	PYTHONPATH=$(dir $(FAMILIES)) $(BIN)/python -c "from pathlib import Path; from families import write_texts; write_texts(Path('runs/families-texts'))"
 	$(BIN)/python -m benchmarks.families --families $(FAMILIES) --models runs/families --texts runs/families-texts
 
-# What editors check recipes with, and readers of validation.json; a test says when one is stale.
+# The site of the documentation, in build/docs: a broken link or a docstring that cannot be shown is an error.
+.PHONY: docs pictures
+docs: setup
+	$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || $(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . build/docs
+	@echo "build/docs/index.html"
+
+# The pictures of docs/method.md.
+pictures: setup
+	$(BIN)/python -m docs.pictures
+
+# What editors check recipes with, and readers of validation.json, and docs/checks.md; a test says when one is stale.
 schema: setup
+	$(BIN)/python -c "from converters.check_table import table_text; print(table_text(), end='')" > docs/checks.md
 	$(BIN)/python -c "from longrope_export.validation_schema import schema_text; print(schema_text(), end='')" > docs/validation.schema.json
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
 

@@ -11,13 +11,32 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from converters.base import Check
+from converters.check_table import row_of
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
 from tests.hub import LocalHub
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_check_is_in_the_table() -> Iterator[None]:
+    """Each check that the tests see, in this process, has a row in `converters/check_table.py`."""
+    seen, init = set[str](), Check.__init__
+
+    def record(self: Check, id: str, *more: Any, **named: Any) -> None:
+        seen.add(id)
+        init(self, id, *more, **named)
+
+    Check.__init__ = record  # type: ignore[method-assign]
+    yield
+    Check.__init__ = init  # type: ignore[method-assign]
+    unknown = sorted(id for id in seen if id.startswith(("hf.", "gguf.", "onnx.", "factors.")) and row_of(id) is None)
+    assert not unknown, f"without a row in converters/check_table.py: {unknown}"
 
 
 @pytest.fixture(scope="session")

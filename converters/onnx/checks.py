@@ -1,4 +1,7 @@
-"""Static checks of an ONNX artifact: nothing is run but its rotary part, in numpy. docs/onnx.md lists what each catches."""
+"""Static checks of an ONNX artifact: nothing is run but its rotary part, in numpy.
+
+converters/check_table.py lists what each catches.
+"""
 
 from __future__ import annotations
 
