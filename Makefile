@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
 .PHONY: crash-test test-oldest test-newest fuzz gpu-check gpu-bundle audit lock
-.PHONY: families bench-search bench-original bench-validation bench-confusion bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf bench-guards
+.PHONY: families bench-search bench-original bench-validation bench-confusion bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf bench-guards bench-inspect
 
 setup: $(STAMP)
 
@@ -127,8 +127,20 @@ families: setup
 	PYTHONPATH=$(dir $(FAMILIES)) $(BIN)/python -c "from pathlib import Path; from families import write_texts; write_texts(Path('runs/families-texts'))"
 	$(BIN)/python -m benchmarks.families --families $(FAMILIES) --models runs/families --texts runs/families-texts
 
-# What editors check recipes with, and readers of validation.json; a test says when one is stale.
+# The site of the documentation, in build/docs: a broken link or a docstring that cannot be shown is an error.
+.PHONY: docs pictures
+docs: setup
+	$(BIN)/python -c "import furo, myst_parser, sphinx" 2>/dev/null || $(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . build/docs
+	@echo "build/docs/index.html"
+
+# The pictures of docs/method.md.
+pictures: setup
+	$(BIN)/python -m docs.pictures
+
+# What editors check recipes with, and readers of validation.json, and docs/checks.md; a test says when one is stale.
 schema: setup
+	$(BIN)/python -c "from converters.check_table import table_text; print(table_text(), end='')" > docs/checks.md
 	$(BIN)/python -c "from longrope_export.validation_schema import schema_text; print(schema_text(), end='')" > docs/validation.schema.json
 	$(BIN)/python -c "from converters.policy import schema_text; print(schema_text(), end='')" > docs/policy.schema.json
 	$(BIN)/python -c "from longrope_export.commands.extend import schema_text; print(schema_text(), end='')" > docs/recipe.schema.json
@@ -152,7 +164,7 @@ ENGINES := transformers transformers-4 vllm mlx-lm ctranslate2 llama.cpp onnxrun
 $(ENGINES:%=engine-%): engine-%: setup
 	$(BIN)/python -m benchmarks.bench_engines --only $*
 
-bench-search bench-original bench-validation bench-confusion bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf bench-guards: bench-%: setup
+bench-search bench-original bench-validation bench-confusion bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf bench-guards bench-inspect: bench-%: setup
 	$(BIN)/python -m benchmarks.bench_$*
 
 clean:

@@ -289,6 +289,14 @@ class Converter(ABC):
         recorded = self.recorded_factors(path)
         return recorded.base if recorded is not None else None
 
+    def own_checks(self, path: Path) -> list[Check]:
+        """What is wrong with an artifact as far as that shows without its reference, for `inspect`; nothing is run.
+
+        Raises:
+            InputError: the artifact is broken.
+        """
+        return []
+
     def plan_of(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> PlannedExport:
         """`plan_like`, or for an artifact that is too damaged for it an `UnreadableArtifact`."""
         try:
@@ -357,7 +365,8 @@ class Converter(ABC):
 
     @abstractmethod
     def describe(self, path: Path) -> dict[str, Any]:
-        """Facts for `inspect`, JSON-able: format version, architecture, weight types, lengths, provenance."""
+        """Facts for `inspect`, JSON-able: architecture, weight types, lengths, provenance; where known, `parameters` (numbers
+        in the weights) and `bytes` (of all weight files), and `tensor_types`, how many tensors have each type."""
 
     def preferred_sets(self, checkpoint: Checkpoint | None = None) -> FactorSets:
         """What `--factor-sets auto` means: `auto_factor_sets`, unless the format says otherwise of this model."""

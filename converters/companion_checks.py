@@ -67,7 +67,7 @@ def companion_checks(
     yield fields_check(f"{format_name}.config.fields", planned, config)
     yield from tokenizer_checks(format_name, folder, source)
     yield from _texts(format_name, folder, source, target)
-    yield _files(f"{format_name}.files", folder, config)
+    yield files_check(f"{format_name}.files", folder, config)
 
 
 # -- settings
@@ -137,7 +137,7 @@ def _content(token: Any) -> Any:
 # -- what has no place in a folder
 
 
-def _files(id: str, folder: Path, config: Mapping[str, Any]) -> Check:
+def files_check(id: str, folder: Path, config: Mapping[str, Any]) -> Check:
     """No code and no pickle, which loaders of other tools would run."""
     found = ["auto_map in config.json"] if config.get("auto_map") else []
     for file in sorted(folder.rglob("*")):

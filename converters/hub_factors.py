@@ -6,13 +6,13 @@ org/name ──► factors.json │ longrope.json │ config.json │ graph of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from converters import registry
+from converters.hub_files import RemoteFile, hub_errors
 from longrope.checkpoint import hub_snapshot
-from longrope.errors import InputError, LongRopeError, MissingRequirementError
+from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.hf_config import from_config
 from longrope.reading import read_object
@@ -56,7 +56,7 @@ def _names(hub_id: str, folder: Path) -> Sequence[str]:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     repo, _, revision = hub_id.partition("@")
-    with _errors(hub_id):
+    with hub_errors(hub_id):
         try:
             return sorted(HfApi().list_repo_files(repo, revision=revision or None))
         except OfflineModeIsEnabled:
@@ -69,46 +69,7 @@ def _of_gguf(hub_id: str, names: Sequence[str]) -> RescaleFactors | None:
         raise InputError(f"{hub_id}: expected a {CONFIG}, factors.json, an ONNX or a GGUF file in one part, found none")
     from converters.gguf.remote import hollow_copy
 
-    with temporary_folder("hub") as room, _errors(hub_id):
+    with temporary_folder("hub") as room, hub_errors(hub_id):
         file = Path(room, Path(names[0]).name)
-        hollow_copy(_RemoteFile(hub_id, names[0]), file)
+        hollow_copy(RemoteFile(hub_id, names[0]), file)
         return registry.converter("gguf").read_factors(file)
-
-
-class _RemoteFile:
-    """A file of a repository, read by ranges of its bytes."""
-
-    def __init__(self, hub_id: str, name: str) -> None:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-        repo, _, revision = hub_id.partition("@")
-        self._url = hf_hub_url(repo, name, revision=revision or None)
-        self.size = get_hf_file_metadata(self._url).size or 0
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Its bytes from `start` up to `stop`."""
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
-
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
-        with get_session().stream("GET", self._url, headers=headers) as response:
-            hf_raise_for_status(response)
-            if response.status_code != 206:  # the whole file would come
-                raise MissingRequirementError(f"{self._url}: the Hub sends no parts of files; download it and name it")
-            return bytes(response.read())
-
-
-@contextmanager
-def _errors(hub_id: str) -> Iterator[None]:
-    """What the Hub or the network refuses, as a line that says so."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except LongRopeError:
-        raise
-    except Exception as error:
-        of_network = type(error).__module__.startswith(("http", "httpcore"))
-        if not (of_network or isinstance(error, HfHubHTTPError | OSError)):
-            raise
-        raise MissingRequirementError(f"{hub_id}: the Hub cannot be reached ({type(error).__name__})") from None

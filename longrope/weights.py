@@ -50,7 +50,7 @@ WRAPPERS = (
 )
 BASE_PREFIX, BASE_EMBEDDING, HEAD = "model.", "embed_tokens.weight", "lm_head.weight"
 _PLACED = ("lm_head.", BASE_PREFIX)
-_MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
+MAX_HEADER = 100 << 20  # the bound of the safetensors library itself
 # Bytes of a tensor that are compared where the same tensor lies in two files.
 _COMPARED = 1 << 14
 # Bits of a number, by the format's name of its type.
@@ -92,7 +92,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         refuse_pointer(start + file.read(128), str(path))
-        if size < 8 or length > size - 8 or length > _MAX_HEADER:
+        if size < 8 or length > size - 8 or length > MAX_HEADER:
             raise InputError(
                 f"{path}: truncated or not safetensors: its header says {length} bytes, the file has {size}"
             )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +137,22 @@ def _clock(seconds: float) -> str:
 def say(text: str, *, err: bool = False) -> None:
     """Print a line that may hold names of somebody else's files: no escape sequence of theirs reaches the terminal."""
     click.echo(visible(text), err=err)
+
+
+def say_indented(text: str, indent: int) -> None:
+    """`say`, indented; on a terminal wrapped at its width, with the lines after the first indented further."""
+    blank, width = " " * indent, shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    lines = textwrap.wrap(
+        visible(text), width, initial_indent=blank, subsequent_indent=blank + "  ", break_long_words=False
+    )
+    click.echo("\n".join(lines))
+
+
+def print_lines(lines: Sequence[Text]) -> None:
+    """Styled lines, none wrapped, none cut."""
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def said(value: object) -> str:

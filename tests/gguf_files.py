@@ -46,6 +46,7 @@ def factors_for(model: Checkpoint, **changes: Any) -> BoundFactors:
 def export(model: Checkpoint, factors: BoundFactors, outtype: str, path: Path, **options: Any) -> Path:
     checks = GgufConverter().convert(Export(model, factors, outtype, options), path, Silent())
     assert {check.status for check in checks} <= {"pass", "skip"}
+    assert [check for check in GgufConverter().own_checks(path) if check.status == "fail"] == []
     return path
 
 

@@ -85,7 +85,7 @@ class LocalHub:
         seen: kinds of requests in order.
         uploads: how often each LFS object's bytes came.
         received: per repository, places of the files that commits brought, with their SHA-256.
-        resolved: places of files whose bytes were asked for.
+        resolved: places of files whose bytes were asked for; `sent` says how many bytes of each went out.
         pace: seconds that a block of a request's body takes.
     """
 
@@ -97,6 +97,7 @@ class LocalHub:
     uploads: Counter[str] = field(default_factory=Counter)
     received: dict[str, dict[str, str]] = field(default_factory=dict)
     resolved: set[str] = field(default_factory=set)
+    sent: Counter[str] = field(default_factory=Counter)
     collections: dict[str, list[str]] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
     token: str = TOKEN
@@ -418,4 +419,6 @@ class _Handler(BaseHTTPRequestHandler):
             end = int(match[2]) + 1 if match[2] else len(data)
             headers["Content-Range"] = f"bytes {match[1]}-{end - 1}/{len(data)}"
             data, status = data[int(match[1]) : end], 206
+        if self.command == "GET":
+            self.state.sent[values["place"]] += len(data)
         self._send(status, data, {**headers, "Content-Length": str(len(data))})

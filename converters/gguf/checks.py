@@ -1,4 +1,4 @@
-"""Static checks. Ids are stable; docs/gguf.md lists them.
+"""Static checks. Ids are stable; converters/check_table.py lists them.
 
 static_checks   a finished file against the blueprint of what it must hold
 splice_checks   a file whose weights were kept against the one it was made from: only the factors may have changed

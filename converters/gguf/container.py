@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from converters.gguf.key_types import check_values
 from converters.gguf.native import gguf
 from longrope.errors import InputError, UnsupportedError
-from longrope.reading import COUNT, POSITIVE, refuse_pointer, shown
+from longrope.reading import COUNT, refuse_pointer, shown
 
 if TYPE_CHECKING:
     from gguf import GGUFValueType
@@ -336,15 +336,6 @@ class GgufFile:
             found = "found none" if value is None else f"got {shown(value)}"
             raise InputError(f"{self.path}: {self.architecture}.{suffix}: expected {COUNT.words}, {found}")
         return int(value)
-
-    def positive_key(self, suffix: str, default: float | None = None) -> float:
-        """The number above 0 of `{architecture}.{suffix}`. Raises InputError for another value, and without any."""
-        value = self.model_key(suffix, default)
-        if not POSITIVE.fits(value):
-            raise InputError(
-                f"{self.path}: {self.architecture}.{suffix}: expected {POSITIVE.words}, got {shown(value)}"
-            )
-        return float(value)
 
     @property
     def fingerprint(self) -> str:

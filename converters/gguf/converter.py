@@ -7,6 +7,7 @@ Export ──► keeps_weights? ──yes──► patch.GgufCopy: the source's 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,8 +20,17 @@ from converters.gguf.blueprint import Blueprint, GgufOptions, write_export
 from converters.gguf.carriers import TARGETS, candidates
 from converters.gguf.checks import checks_of_file, static_checks
 from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_part, part_path, parts_named, type_name
-from converters.gguf.factors import CARRIED_KEY, base_of, factors_of, read_factors, record_of, recorded_factors
+from converters.gguf.factors import (
+    CARRIED_KEY,
+    FACTOR_TENSORS,
+    base_of,
+    factors_of,
+    read_factors,
+    record_of,
+    recorded_factors,
+)
 from converters.gguf.native import EXTRA, gguf, llama_cpp
+from converters.gguf.own_checks import own_checks
 from converters.gguf.own_weights import own_weights
 from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint
@@ -120,6 +130,10 @@ class GgufConverter(Converter):
     def recorded_factors(self, path: Path) -> RescaleFactors | None:
         return recorded_factors(path)
 
+    def own_checks(self, path: Path) -> list[Check]:
+        with GgufFile(path) as file:
+            return list(own_checks(file))
+
     def open_source(
         self,
         path: Path,
@@ -198,6 +212,10 @@ class GgufConverter(Converter):
                 "name": file.get("general.name"),
                 "architecture": file.architecture,
                 **({"carried_architecture": carried} if (carried := file.get(CARRIED_KEY)) else {}),
+                "parameters": sum(
+                    math.prod(info.shape) for info in file.tensors.values() if info.name not in FACTOR_TENSORS
+                ),
+                "bytes": sum(part.size for part in file.parts),
                 "tensors": len(file.tensors),
                 "tensor_types": dict(types),
                 "context_length": file.model_key("context_length"),

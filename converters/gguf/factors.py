@@ -46,6 +46,7 @@ from longrope.rope import pair_with_rotations
 LONG = "rope_factors_long.weight"
 SHORT = "rope_factors_short.weight"
 FREQS = "rope_freqs.weight"
+FACTOR_TENSORS = (LONG, SHORT, FREQS)
 OWN_PREFIX = "longrope_export."
 FACTORS_KEY = OWN_PREFIX + "factors"
 CARRIED_KEY = OWN_PREFIX + "carried"
@@ -67,6 +68,8 @@ MEANINGS = {
     "rope.freq_base": "every rotary frequency is wrong",
 }
 KINDS = ("none", "linear", "yarn", "longrope")
+# Architectures that rotate half of `rope.dimension_count` where they take factors.
+_ROTATE_HALF = ("step35",)
 # Architectures that load the two tensors whatever the type says.
 _ALWAYS_SETS = ("phi3", "phimoe", "minicpm3")
 # Overrides of what YaRN derives, which transformers has no words for.
@@ -103,8 +106,13 @@ def theta_of(file: GgufFile, known: float | None) -> float:
 
 def rotary_dim(file: GgufFile) -> int:
     """Dimensions of a head that are rotated, as llama.cpp derives them."""
-    given = file.model_key("rope.dimension_count") or file.model_key("attention.key_length")
+    given = _stated_rotary_dim(file) or file.model_key("attention.key_length")
     return int(given or file.required_key("embedding_length") // file.required_key("attention.head_count"))
+
+
+def _stated_rotary_dim(file: GgufFile) -> int | None:
+    given: int | None = file.model_key("rope.dimension_count")
+    return given // 2 if given is not None and file.architecture in _ROTATE_HALF else given
 
 
 def require_expressible(factors: BoundFactors, architecture: str, rope: GgufRope) -> None:
@@ -261,7 +269,7 @@ def factors_of(file: GgufFile) -> RescaleFactors | None:
     short, long = (SHORT, LONG) if present else (FREQS, FREQS)
     original, attention = file.model_key("rope.scaling.original_context_length"), None
     if original == NO_RAMP:  # see `_attention_of_full_layers`
-        original, attention = None, 1 + 0.1 * math.log(file.positive_key("rope.scaling.factor", 1.0))
+        original, attention = None, 1 + 0.1 * math.log(_positive(file, "rope.scaling.factor", 1.0))
     return RescaleFactors(
         short_factor=tuple(file.floats(short).ravel().tolist()),
         long_factor=tuple(file.floats(long).ravel().tolist()),
@@ -269,7 +277,7 @@ def factors_of(file: GgufFile) -> RescaleFactors | None:
         target_length=file.model_key("context_length"),
         attention_factor=attention or file.model_key("rope.scaling.attn_factor", 1.0),  # as llama.cpp reads it
         rope_theta=file.model_key("rope.freq_base"),
-        rotary_dim=file.model_key("rope.dimension_count"),
+        rotary_dim=_stated_rotary_dim(file),
         method="gguf",
     )
 

@@ -23,20 +23,20 @@ class Ranges(Protocol):
         ...
 
 
-def hollow_copy(source: Ranges, path: Path, *, first: int = FIRST) -> None:
+def hollow_copy(source: Ranges, path: Path, *, first: int | None = None) -> None:
     """Write `path`, a sparse file of the source's size: keys, tensor infos and factors are in it, weights are not.
 
     Args:
         source: the file that lies elsewhere.
         path: to write.
-        first: bytes of the head that are asked for at first.
+        first: bytes of the head that are asked for at first; None for `FIRST`.
 
     Raises:
         InputError: the source is no GGUF file.
     """
     with path.open("wb") as file:
         file.truncate(source.size)
-        part = _with_head(source, file, path, first)
+        part = _with_head(source, file, path, first or FIRST)
         for name, info in part.tensors.items():
             if name.startswith(FACTORS):
                 _fill(source, file, part.data_start + info.offset, part.data_start + info.offset + info.nbytes)

@@ -16,16 +16,18 @@ from converters.companion_checks import companion_checks
 from converters.expectations import record_check
 from converters.folder import COMPANIONS, PROCESSOR_FILES, companions, config_checks, copy_files, raise_limits
 from converters.hf import weights
+from converters.hf.own_checks import own_checks
 from converters.own_weights import WeightKind, tensors_of
 from converters.precision import precision_check, transformers_angles
 from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, open_folder
+from longrope.config_fields import Config
 from longrope.errors import InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.files import write_json
 from longrope.loading import require_announced
 from longrope.progress import Progress
-from longrope.reading import said_by
+from longrope.reading import own_file, read_object, said_by
 from longrope.weights import has_weights
 
 if TYPE_CHECKING:
@@ -136,6 +138,9 @@ class HuggingFaceConverter(Converter):
         artifact = open_folder(path)
         return super().base_rope(path) or (None if artifact.factors is not None else artifact.base)
 
+    def own_checks(self, path: Path) -> list[Check]:
+        return list(own_checks(open_folder(path), self.recorded_factors(path)))
+
     def open_source(
         self,
         path: Path,
@@ -177,13 +182,16 @@ class HuggingFaceConverter(Converter):
         return found
 
     def describe(self, path: Path) -> dict[str, Any]:
-        artifact = open_folder(path)
+        artifact = _described(path)
         return {
             "architecture": artifact.model_type,
+            "parameters": artifact.num_parameters,
+            "bytes": sum(file.stat().st_size for file in artifact.weight_files),
             "weights": sorted(weights.dtypes(artifact)),
+            "tensor_types": weights.types(artifact),
             **({"quantization": artifact.quantization} if artifact.quantization else {}),
             "files": [file.name for file in artifact.weight_files],
-            "max_position_embeddings": artifact.max_position_embeddings,
+            "max_position_embeddings": artifact.config.get("max_position_embeddings"),
         }
 
 
@@ -199,6 +207,15 @@ def _dtype_check(config: Mapping[str, Any], planned: Mapping[str, Any]) -> Check
 def _record(folder: Path) -> RescaleFactors | None:
     file = folder / PROVENANCE_FILE
     return RescaleFactors.load(file) if file.is_file() else None
+
+
+def _described(path: Path) -> Checkpoint:
+    """A folder to be described: of a model type that is not in the table what its own files say."""
+    try:
+        return open_folder(path)
+    except UnsupportedError:
+        config = read_object(own_file(path, "config.json"), f"{path}: config.json", non_finite=True)
+        return Checkpoint(path, str(path), Config(config, str(path)))
 
 
 def _rest_checks(artifact: Checkpoint, planned: Mapping[str, Any]) -> Iterator[Check]:

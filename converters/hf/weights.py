@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,9 +98,14 @@ def _write_index(checkpoint: Checkpoint, path: Path) -> None:
     write_json(path, {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))})
 
 
+def types(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many tensors of a checkpoint have each weight type, by the type's name in safetensors."""
+    return dict(Counter(entry["dtype"] for header in checkpoint.weight_headers.values() for entry in header.values()))
+
+
 def dtypes(checkpoint: Checkpoint) -> set[str]:
     """Names of the weight types in a checkpoint."""
-    return {entry["dtype"] for header in checkpoint.weight_headers.values() for entry in header.values()}
+    return set(types(checkpoint))
 
 
 def check(artifact: Checkpoint, reference: Checkpoint, *, sampled: bool = False) -> Check:

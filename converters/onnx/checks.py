@@ -1,4 +1,7 @@
-"""Static checks of an ONNX artifact: nothing is run but its rotary part, in numpy. docs/onnx.md lists what each catches."""
+"""Static checks of an ONNX artifact: nothing is run but its rotary part, in numpy.
+
+converters/check_table.py lists what each catches.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from converters.onnx.rope_eval import RopePart
 from longrope import rope
 from longrope.config_fields import check_config
 from longrope.errors import InputError
-from longrope.factors import BoundFactors, FactorSet
+from longrope.factors import BoundFactors, FactorSet, RescaleFactors
 from longrope.reading import read_object
 
 OPSETS = (23, 24)
@@ -69,6 +72,27 @@ def _checks(file: OnnxFile, path: Path, planned: OnnxExport) -> list[Check]:
         *_folder(path if path.is_dir() else path.parent, planned),
         *_genai(file, planned),
     ]
+
+
+def own_checks(file: OnnxFile) -> Iterator[Check]:
+    """What is wrong with an artifact as far as that shows without its reference; those that hold are left out.
+
+    A graph of ours is held to the factors in it: another tool's has no names to find them by.
+    """
+    found = [external_data_check(file)]
+    stored = file.stored_factors
+    if stored is not None and (bound := _bound(stored)):
+        found += [_opset(file), *_factors(file, bound), *_rope(file, bound)]
+    yield from (check for check in found if check.status not in ("pass", "skip"))
+
+
+def _bound(stored: RescaleFactors) -> BoundFactors | None:
+    """The factors of the metadata, where they leave nothing of the model open; exporters write them so."""
+    original, theta, model_type = stored.original_max_position_embeddings, stored.rope_theta, stored.model_type
+    if original is None or theta is None or model_type is None or stored.target_length is None:
+        return None
+    dim = 2 * stored.num_pairs
+    return stored.bound_to(original=original, rope_theta=theta, rotary_dim=dim, model_type=model_type)
 
 
 def _opset(file: OnnxFile) -> Check:

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from converters.base import Converter, Export
+from converters.base import Check, Converter, Export
 from converters.onnx.options import PRECISIONS, OnnxOptions
 from converters.own_weights import WeightKind
 from longrope.base_rope import BaseRope
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.loading import require_announced
@@ -77,7 +77,14 @@ class OnnxConverter(Converter):
 
     def base_rope(self, path: Path) -> BaseRope | None:
         known = self.read_factors(path)
-        return None if known is None else known.base
+        return known.base if known is not None else _configured_base(path)
+
+    def own_checks(self, path: Path) -> list[Check]:
+        self.check_requirements()
+        from converters.onnx.checks import own_checks
+        from converters.onnx.readback import OnnxFile
+
+        return list(own_checks(OnnxFile(path)))
 
     def open_source(
         self, path: Path, factors: BoundFactors | None, *, max_length: int, threads: int | None = None
@@ -125,3 +132,11 @@ class OnnxConverter(Converter):
         from converters.onnx.readback import OnnxFile, describe
 
         return describe(OnnxFile(path))
+
+
+def _configured_base(path: Path) -> BaseRope | None:
+    """The RoPE that config.json beside a graph of another tool says, whose own tables are constants without names."""
+    folder = path if path.is_dir() else path.parent
+    places = (folder, folder.parent) if folder.name == "onnx" else (folder,)
+    place = next((each for each in places if (each / "config.json").is_file()), None)
+    return open_folder(place, needs_weights=False).base if place else None

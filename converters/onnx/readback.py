@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,17 +189,21 @@ def _bits(data_type: int) -> int:
         return 0
 
 
+def _type_of(tensor: onnx.TensorProto) -> str:
+    return str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
+
+
 def describe(file: OnnxFile) -> dict[str, Any]:
     """Facts for `inspect`."""
     proto, places, stored = file.proto, file.places, file.stored_factors
     return {
         "architecture": proto.graph.name,
+        "bytes": file.path.stat().st_size + sum(place.length for place in places),
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
         "opset": {item.domain or "ai.onnx": item.version for item in proto.opset_import},
         "nodes": len(proto.graph.node),
-        "weights": sorted(
-            {onnx.TensorProto.DataType.Name(file.initializers[p.tensor].data_type).lower() for p in places}
-        ),
+        "weights": sorted({_type_of(file.initializers[place.tensor]) for place in places}),
+        "tensor_types": dict(Counter(_type_of(file.initializers[place.tensor]) for place in places)),
         "weight_bytes": sum(place.length for place in places),
         "files": sorted({file.path.name, *(place.location for place in places)}),
         "inputs": [value.name for value in proto.graph.input if "past_key_values" not in value.name],

@@ -6,7 +6,7 @@ With `--gpu` it checks the device itself, see `longrope_export.gpu_check`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +18,9 @@ from longrope.options import ModelName, Words, option
 from longrope.provenance import usable_cpus, versions
 from longrope_export import options
 
-State = Literal["ok", "missing", "broken"]
+State = Literal["ok", "untested", "missing", "broken"]
 GIB = 2**30
+INSTALL = "pip install longrope-export"
 EXTRAS = {
     "sentencepiece": ("sentencepiece",),
     "gguf": ("gguf", "llama_cpp"),
@@ -32,12 +33,21 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `doctor`."""
+    """One line of `doctor`.
+
+    Args:
+        what: was tried.
+        state: what came of it; `untested` is a version that nobody has run this program with.
+        detail: versions, or what is wrong.
+        required: whether nothing works without it.
+        command: that mends it; empty where nothing has to be mended.
+    """
 
     what: str
     state: State
     detail: str
     required: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +98,7 @@ def command(request: DoctorRequest) -> int:
 
     Exit code 3 when something required is missing; with --gpu, 1 when a check of the device fails.
     """
-    from longrope_export.console import print_table, write_json
+    from longrope_export.console import write_json
 
     if request.gpu:
         return _check_device(request)
@@ -96,10 +106,37 @@ def command(request: DoctorRequest) -> int:
         return _clean(request.clean, request.json_path)
     findings = examine()
     if request.json_path is None:
-        rows = [[finding.what, finding.state, finding.detail] for finding in findings]
-        print_table("longrope-export doctor", ("what", "state", "detail"), rows)
+        _print_findings(findings)
     write_json([asdict(finding) for finding in findings], request.json_path)
     return 3 if any(finding.required and finding.state != "ok" for finding in findings) else 0
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    """The table, the commands that mend what is wrong in it, and a block for a bug report."""
+    from longrope_export.console import print_table, say
+
+    rows = [[finding.what, finding.state, finding.detail] for finding in findings]
+    print_table("longrope-export doctor", ("what", "state", "detail"), rows)
+    for command in dict.fromkeys(finding.command for finding in findings if finding.command):
+        say(f"  {command}")
+    say("\nFor a bug report (no names, no paths):\n")
+    for line in ("```", *bug_report(findings), "```"):
+        say(line)
+
+
+def bug_report(findings: list[Finding]) -> list[str]:
+    """Versions, platform, devices and what is not in order, without a host's or a user's name, a path or a token."""
+    from longrope.provenance import machine
+
+    here = machine()
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    odd = [f"{finding.what}: {finding.state}" for finding in findings if finding.state != "ok"]
+    shown = {finding.what: finding.detail for finding in findings}
+    return [
+        packages,
+        f"{here['system']} {here['machine']}, {here['cpus']} processors, {shown.get('devices', 'devices unknown')}",
+        f"not in order: {', '.join(odd) or 'nothing'}",
+    ]
 
 
 def _clean(folder: Path, json_path: str | None) -> int:
@@ -165,7 +202,8 @@ def _print_checks(result: dict[str, Any]) -> None:
 
 def examine() -> list[Finding]:
     """All findings, the required ones first."""
-    return [*_core(), *(_extra(name, modules) for name, modules in EXTRAS.items()), _devices(), *_machine()]
+    extras = [_extra(name, modules) for name, modules in EXTRAS.items()]
+    return [*_core(), *extras, *version_findings(versions()), _devices(), *_device_path(), *_machine()]
 
 
 def _core() -> list[Finding]:
@@ -180,9 +218,10 @@ def _tried(what: str, attempt: Callable[[], str], *, required: bool) -> Finding:
     try:
         return Finding(what, "ok", attempt(), required)
     except ImportError as error:
-        return Finding(what, "missing", f"{error}; pip install longrope-export", required)
+        return Finding(what, "missing", f"{error}", required, INSTALL)
     except (LongRopeError, OSError, RuntimeError) as error:
-        return Finding(what, "broken", f"{type(error).__name__}: {error}", required)
+        again = f"pip install --force-reinstall {what}" if what in ("torch", "transformers") else ""
+        return Finding(what, "broken", f"{type(error).__name__}: {error}", required, again)
 
 
 def _try_torch() -> str:
@@ -207,9 +246,10 @@ def _extra(name: str, modules: tuple[str, ...]) -> Finding:
         try:
             import_module(module)
         except ImportError as error:
-            return Finding(f"extra {name}", "missing", f"{error}: {command}")
+            return Finding(f"extra {name}", "missing", f"{error}", command=command)
         except (OSError, RuntimeError) as error:
-            return Finding(f"extra {name}", "broken", f"{module} does not load ({error}); reinstall: {command}")
+            again = f"pip install --force-reinstall {_package(module)}"
+            return Finding(f"extra {name}", "broken", f"{module} does not load ({error})", command=again)
     installed = versions()
     named = [f"{package} {installed[package]}" for module in modules if (package := _package(module)) in installed]
     return Finding(f"extra {name}", "ok", ", ".join(named) or "importable")
@@ -219,6 +259,39 @@ def _package(module: str) -> str:
     return {"llama_cpp": "llama-cpp-python", "onnx_ir": "onnx-ir"}.get(module, module)
 
 
+# -- versions
+
+
+def version_findings(installed: Mapping[str, str]) -> list[Finding]:
+    """Versions below what pyproject.toml asks for, then those above all that this program has run with; one line if none.
+
+    Args:
+        installed: versions by package.
+    """
+    from longrope_export.tested_versions import TESTED, minimum, newer_than_tested
+
+    old = [
+        Finding(
+            f"version of {name}",
+            "broken",
+            f"{found}, below {least}",
+            required=name in ("torch", "transformers"),
+            command=f"pip install --upgrade '{name}>={least}'",
+        )
+        for name, found in installed.items()
+        if (least := minimum(name, found))
+    ]
+    new = [
+        Finding(f"version of {name}", "untested", f"{found}; run with {', '.join(TESTED[name])}")
+        for name, found in installed.items()
+        if newer_than_tested(name, found)
+    ]
+    return [*old, *new] or [Finding("versions", "ok", "within what this program has run with")]
+
+
+# -- devices
+
+
 def _devices() -> Finding:
     torch = import_module("torch")
     if torch.cuda.is_available():
@@ -226,7 +299,22 @@ def _devices() -> Finding:
         return Finding("devices", "ok", f"cpu, {', '.join(names)} (--device cuda)")
     if torch.backends.mps.is_available():
         return Finding("devices", "ok", "cpu, Apple GPU (--device mps)")
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        again = "pip install --force-reinstall torch"
+        return Finding("devices", "broken", "an NVIDIA GPU is here, torch was built without CUDA", command=again)
     return Finding("devices", "ok", "cpu only: searches of large models want a GPU")
+
+
+def _device_path() -> list[Finding]:
+    """The GPU with a tiny model, or what would be checked of one."""
+    from longrope_export.device_path import CHECKED, device_path
+
+    device = resolve_device(AUTO)
+    if device == "cpu":
+        return [
+            Finding("GPU path", "ok", f"no GPU; with one, on the built-in model against float32 on the CPU: {CHECKED}")
+        ]
+    return [Finding(each.what, "ok" if each.right else "broken", each.detail) for each in device_path(device)]
 
 
 def _free_memory() -> str:
@@ -240,8 +328,9 @@ def _free_memory() -> str:
 
 def _machine() -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / GIB
+    clean = "" if free > 1 else "longrope-export doctor --clean"
     return [
         Finding("processors", "ok", f"{usable_cpus()} usable"),
         _tried("memory", _free_memory, required=False),
-        Finding("disk", "ok" if free > 1 else "broken", f"{free:.1f} GiB free here"),
+        Finding("disk", "ok" if free > 1 else "broken", f"{free:.1f} GiB free here", command=clean),
     ]

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +54,6 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(room: Path) -> Path:
     return room / "run"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """An empty Hub that huggingface_hub talks to instead of the real one."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
-
-    with LocalHub() as hub:
-        close_session()
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield hub
-        close_session()
 
 
 def publish(path: Path, *more: object, facts: tuple[str, ...] = FACTS) -> Outcome:

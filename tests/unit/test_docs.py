@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tempfile
-from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 import pytest
 
 from converters import convert
+from converters.check_table import SECTIONS, row_of, table_text
+from converters.runtimes import RUNTIMES
+from docs.site import GENERATED, api_page, public_names, runtime_pages
+from docs.site import SECTIONS as SITE
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope_export.cli import cli
@@ -91,20 +95,68 @@ def test_every_command_is_on_a_page() -> None:
     assert set(cli.list_commands(click.Context(cli))) <= shown
 
 
-@pytest.mark.parametrize(("format_name", "page"), [("hf", "validation.md"), ("gguf", "gguf.md")])
-def test_every_static_check_is_on_its_page(format_name: str, page: str, pico: Checkpoint, dual: RescaleFactors) -> None:
+def test_the_page_of_checks_is_made_of_their_table() -> None:
+    assert (REPOSITORY / "docs" / "checks.md").read_text(encoding="utf-8") == table_text(), "run make schema"
+
+
+@pytest.mark.parametrize("format_name", ["hf", "gguf", "onnx"])
+def test_every_static_check_has_a_row(format_name: str, pico: Checkpoint, dual: RescaleFactors) -> None:
     with tempfile.TemporaryDirectory() as folder:
         written = convert(pico, Path(folder) / f"artifact.{format_name}", to=format_name, factors=dual)
-    patterns = documented_ids((REPOSITORY / "docs" / page).read_text(encoding="utf-8"))
     ids = {check.id for check in written.checks}
     assert ids
-    assert [id for id in sorted(ids) if not any(fnmatch(id, pattern) for pattern in patterns)] == []
+    assert [id for id in sorted(ids) if row_of(id) is None] == []
 
 
-def documented_ids(page: str) -> set[str]:
-    """Ids in the first cells of a page's tables, as patterns: `….short_factor` and `.pre` stand for any beginning."""
-    cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
-    return {re.sub(r"^…?\.", "*.", id).replace("…", "*") for cell in cells for id in re.findall(r"`([^`]+)`", cell)}
+def test_rows_say_what_and_why_and_catch_their_own_ids_first() -> None:
+    rows = [row for section in SECTIONS.values() for row in section]
+    assert all(row.ids and row.compares and row.catches for row in rows)
+    for row in rows:
+        for id in row.ids:
+            assert row_of(id) is row, id
+    assert row_of("gguf.nobodys") is None
+    assert row_of("gguf.vocab.token_ids").catches != row_of("gguf.vocab.pre").catches  # type: ignore[union-attr]
+
+
+def test_the_site_holds_every_page() -> None:
+    """Each page stands in one section, each section names pages that are there, and each runtime has a page."""
+    listed = [page for pages in SITE.values() for page in pages if not page.startswith(GENERATED)]
+    assert len(set(listed)) == len(listed)
+    docs = {page.stem for page in (REPOSITORY / "docs").glob("*.md")} - {"index"}
+    benchmarks = {f"../benchmarks/{page.stem}" for page in (REPOSITORY / "benchmarks").glob("*.md")}
+    root = {f"../{page.stem}" for page in REPOSITORY.glob("*.md")} - {"../README"}
+    assert set(listed) == docs | benchmarks | root
+    assert {name for name, _ in runtime_pages()} == {runtime.name for runtime in RUNTIMES}
+
+
+@pytest.mark.parametrize(("runtime", "words"), [
+    ("transformers", ("**Not safe** while a sequence grows past L", "generate_across", "drops the cache", "ORG/NAME")),
+    ("llama.cpp", ("contexts (-c, rounded up", "A sequence may grow past L", "llama-cli -hf ORG/NAME")),
+    ("TGI", ("right at every length", "nobody has looked")),
+    ("CTranslate2", ("refuses these models",)),
+])  # fmt: skip
+def test_the_page_of_a_runtime(runtime: str, words: tuple[str, ...]) -> None:
+    page = dict(runtime_pages())[runtime]
+    for each in words:
+        assert each in page
+    assert "$original" not in page
+    assert "$target" not in page
+
+
+@pytest.mark.parametrize("package", ["longrope", "converters"])
+def test_the_api_pages_name_what_can_be_imported(package: str) -> None:
+    names = public_names(package)
+    module = importlib.import_module(package)
+    assert names
+    assert all(hasattr(module, each) for each in names)
+    assert all(f":: {package}.{each}\n" in api_page(package) for each in names)
+
+
+def test_pictures_are_small_and_say_nothing_of_who_drew_them() -> None:
+    for picture in (REPOSITORY / "docs" / "pictures").glob("*.svg"):
+        text = picture.read_text(encoding="utf-8")
+        assert len(text) < 40_000
+        assert "<script" not in text
 
 
 @pytest.mark.parametrize("page", LINKED, ids=name)

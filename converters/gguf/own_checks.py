@@ -1,0 +1,81 @@
+"""What can be said of a GGUF file without its reference: keys and factors against each other and against our own record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from converters.base import Check
+from converters.gguf.container import GgufFile, type_name
+from converters.gguf.factors import FACTOR_TENSORS, LONG, MEANINGS, NO_RAMP, SHORT, factors_of, file_rope, record_of
+from converters.gguf.native import gguf
+from longrope.errors import UnsupportedError
+from longrope.factors import RescaleFactors
+
+
+def own_checks(file: GgufFile) -> Iterator[Check]:
+    """Checks of one file, those that hold left out."""
+    sets = [name for name in (SHORT, LONG) if name in file.tensors]
+    factors = factors_of(file)
+    found = [*_rope(file), *(_of_sets(file) if sets else ())]
+    if factors and (recorded := record_of(file)):
+        found += _of_record(factors, recorded)
+    found += [*_types(file), *_vocabulary(file)]
+    yield from (check for check in found if check.status != "pass")
+
+
+def _rope(file: GgufFile) -> Iterator[Check]:
+    """What llama.cpp does not load, or computes otherwise than any model."""
+    if (
+        file.model_key("rope.scaling.original_context_length") == NO_RAMP
+    ):  # an attention factor of ours, of full layers alone
+        return
+    try:
+        file_rope(file)
+    except UnsupportedError as error:
+        message = str(error).removeprefix(f"{file.path}: ")
+        yield Check("gguf.rope.scaling.type", "fail", "one way to rescale", "several, or none", message)
+
+
+def _of_sets(file: GgufFile) -> Iterator[Check]:
+    """Keys that must, and must not, stand beside two factor sets."""
+    original = file.model_key("rope.scaling.original_context_length")
+    if original is None:
+        id = "rope.scaling.original_context_length"
+        yield Check(f"gguf.{id}", "fail", "the window of the short set", None, MEANINGS[id])
+    factor = file.model_key("rope.scaling.factor")
+    if factor not in (None, 0, 1):
+        yield Check("gguf.rope.scaling.factor", "fail", None, factor, MEANINGS["rope.scaling.factor"])
+
+
+def _of_record(factors: RescaleFactors, recorded: RescaleFactors) -> Iterator[Check]:
+    """What runtimes read against what our exporter recorded in the same file; sets as float32, which tensors hold."""
+    for name in ("short", "long"):
+        wanted = np.array(recorded.set(name), np.float32).astype(float).tolist()  # type: ignore[arg-type]
+        yield Check.equal_factors(f"gguf.factors.{name}", wanted, factors.set(name))  # type: ignore[arg-type]
+    wanted, key = recorded.attention_factor or recorded.formula_attention_factor, "rope.scaling.attn_factor"
+    if wanted is not None and not np.isclose(factors.attention_factor or 1.0, wanted, rtol=1e-6):
+        yield Check(f"gguf.{key}", "fail", wanted, factors.attention_factor, MEANINGS[key])
+    key = "rope.scaling.original_context_length"
+    original = factors.original_max_position_embeddings
+    if recorded.factor_sets == "dual" and original not in (None, recorded.original_max_position_embeddings):
+        yield Check(f"gguf.{key}", "fail", recorded.original_max_position_embeddings, original, MEANINGS[key])
+    yield Check.equal("gguf.context_length", recorded.target_length, factors.target_length, MEANINGS["context_length"])
+
+
+def _types(file: GgufFile) -> Iterator[Check]:
+    wrong = {
+        name: type_name(file.tensors[name].type)
+        for name in FACTOR_TENSORS
+        if name in file.tensors and file.tensors[name].type != gguf.GGMLQuantizationType.F32
+    }
+    yield Check.equal("gguf.factors.dtype", {}, wrong, "llama.cpp reads factors as f32 only")
+
+
+def _vocabulary(file: GgufFile) -> Iterator[Check]:
+    """llama.cpp splits text by a default of its own where a byte-level BPE vocabulary does not say how."""
+    keys = gguf.Keys.Tokenizer
+    if file.get(keys.MODEL) == "gpt2" and file.get(keys.PRE) in (None, "default"):
+        message = "llama.cpp splits text by a rule of its own, not by this tokenizer's, and the model sees other tokens"
+        yield Check("gguf.vocab.pre", "warn", "the name of a rule", file.get(keys.PRE), message)
