@@ -91,22 +91,22 @@ def _texts_of(checkpoint: Checkpoint, ids: Sequence[Sequence[int]]) -> list[str]
 
 def _other_pieces(id: str, artifact: Checkpoint, source: Checkpoint) -> Check | None:
     """A failed check where vocabulary, merges, added tokens or settings differ in what no sample shows."""
-    mine, theirs = (_pieces(each) for each in (artifact, source))
+    ours, given = (read_object(each.tokenizer_file) for each in (artifact, source))
+    mine, theirs = _pieces(artifact, ours), _pieces(source, given)
     for name, expected in theirs.items():
         if mine[name] != expected:
             message = "texts with these tokens are split otherwise, if not the sample"
             return Check(id, "fail", f"{len(expected)} {name}", f"{len(mine[name])}, or others", message)
-    ours, given = (_settings(each) for each in (artifact, source))
-    odd = {name: value for name, value in ours.items() if value and value != given[name]}
+    found, wanted = _settings(ours), _settings(given)
+    odd = {name: value for name, value in found.items() if value and value != wanted[name]}
     if not odd:
         return None
     message = "texts are cut, padded or split otherwise by engines that obey tokenizer.json"
-    return Check(id, "fail", {name: given[name] for name in odd}, odd, message)
+    return Check(id, "fail", {name: wanted[name] for name in odd}, odd, message)
 
 
-def _pieces(checkpoint: Checkpoint) -> dict[str, Sequence[Any]]:
-    """A tokenizer's vocabulary, merges and added tokens, however the file spells them."""
-    data = read_object(checkpoint.tokenizer_file)
+def _pieces(checkpoint: Checkpoint, data: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """Vocabulary, merges and added tokens of a tokenizer.json, however the file spells them."""
     model = data.get("model") or {}
     vocab, merges = model.get("vocab") or {}, model.get("merges") or []
     added = checkpoint.tokenizer.get_added_tokens_decoder()
@@ -118,9 +118,8 @@ def _pieces(checkpoint: Checkpoint) -> dict[str, Sequence[Any]]:
     }
 
 
-def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What tokenizer.json says beside its vocabulary, None where nothing."""
-    data = read_object(checkpoint.tokenizer_file)
+def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer.json says beside its vocabulary, None where nothing."""
     model = data.get("model") or {}
     return {name: data.get(name) for name in _SETTINGS} | {name: model.get(name) for name in _MODEL_SETTINGS}
 
