@@ -40,7 +40,7 @@ EVERY_FORMAT = (
     _row(
         "*.readable",
         "the artifact's headers against its own size",
-        "no file, a truncated or damaged one, pickle weights; nothing else can be checked",
+        "no file, a truncated or damaged one, pickle weights, an adapter beside the weights; nothing else can be checked",
     ),
     _row(
         "*.factors",
@@ -72,19 +72,51 @@ EVERY_FORMAT = (
         "logits of the artifact's own runtime against the reference's, token by token, on the same windows",
         "another model in any way that shows: weights, frequencies, the wrong set at a length, attention, vocabulary",
     ),
+    _row(
+        "*.own_weights",
+        "the artifact's rounded weights, put back under the reference's names",
+        "skipped where they cannot be had: then the runtime's faults and the rounding's cost are judged together",
+    ),
+    _row(
+        "*.rounding.*",
+        "logits of the reference with the artifact's own weights against those with the original ones",
+        "the weight type costs more than the policy allows",
+    ),
+    _row(
+        "*.baseline.*",
+        "perplexity and KL against an earlier result on the same windows, paired",
+        "worse than the earlier release beyond noise",
+    ),
+    _row(
+        "*.record",
+        "the factors that our exporter recorded against the artifact's own",
+        "the record is another model's: importers and `inspect` are misled",
+    ),
 )
 FOLDERS = (
     _row(
         "*.config.fields",
         _OF_CONFIG,
-        "another size, number of layers or heads, vocabulary, epsilon, class, tied embeddings, or another BOS, EOS or "
-        "padding token: engines build another network, or stop at another token",
+        "another size, number of layers or heads, vocabulary, epsilon, class, tied embeddings, BOS, EOS or padding token; a "
+        "sliding window, a quantization or any other field that transformers takes for another value: engines build another "
+        "network, or stop at another token",
     ),
     _row("*.config.rest", _OF_CONFIG, "of a multimodal model: another part than its text model was changed"),
     _row(
         "*.tokenizer",
-        "token ids of a text with digits, scripts, white space and every special token; vocabulary, merges, added tokens",
-        "tokenizer.json lost or damaged; the same text gives other tokens",
+        "token ids of texts with digits, scripts, white space, contractions and every special token, and the texts that they "
+        "give back; vocabulary, merges, added tokens",
+        "tokenizer.json lost or damaged; the same text gives other tokens, is cut or padded",
+    ),
+    _row(
+        "*.tokenizer.files",
+        "vocab.json, merges.txt and tokenizer.model beside tokenizer.json against the source's",
+        "tools that read these split texts otherwise",
+    ),
+    _row(
+        "*.tokenizer.loaded",
+        "token ids and texts of the tokenizer as transformers loads it",
+        "settings beside tokenizer.json make another tokenizer of it",
     ),
     _row("*.tokenizer.texts", "token ids of the given texts", "the same texts give other tokens"),
     _row(
@@ -93,7 +125,7 @@ FOLDERS = (
         "other special tokens, tokens added around texts, or a length limit below the target, at which texts are cut",
     ),
     _row("*.chat_template", _BESIDE, "a template lost or changed: conversations are written for another model"),
-    _row("*.generation_config", _BESIDE, "generation ends at other tokens, or never"),
+    _row("*.generation_config", _BESIDE, "generation ends at other tokens or at another length, or never"),
     _row(
         "*.files",
         "names and first bytes of every file in the folder",
@@ -101,6 +133,11 @@ FOLDERS = (
     ),
 )
 CONFIG = (
+    _row(
+        "*.config.dtype",
+        _OF_CONFIG,
+        "warns: engines compute in another type than the weights', and float16 ends at 65504",
+    ),
     _row(
         "*.config.max_position_embeddings",
         _OF_CONFIG,
@@ -138,6 +175,7 @@ CONFIG = (
         _ROPE,
         "parameters of YaRN: another ramp or attention factor",
     ),
+    _row("*.rope_*.partial_rotary_factor", _ROPE, "another share of each head is rotated"),
     _row(
         "*.rope_*.sliding_attention",
         "the rotary parameters of layers that slide against the source's",
@@ -154,7 +192,7 @@ HF = (
     _row(
         "hf.weights",
         "every tensor's name, shape and numbers against the reference's, rounded to the artifact's type",
-        "a tensor missing, added, reshaped or changed",
+        "a tensor missing, added, reshaped or changed, or packed without a word how",
     ),
 )
 GGUF = (
@@ -223,7 +261,8 @@ GGUF = (
     _row("gguf.tensors.shapes", _TENSORS, "another network"),
     _row(
         "gguf.weights",
-        "every byte of float tensors, and 64 rows of each quantized one, against the reference's, rounded to their type",
+        "every byte of float tensors, and 64 rows of each quantized one, against the reference's, rounded to their type; and "
+        "whether all of a quantized tensor is too large or too small",
         "a weight that is not the reference's; rows of q and k that are not interleaved are named",
     ),
     _row(

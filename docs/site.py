@@ -28,6 +28,8 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "../benchmarks/onnx",
         "../benchmarks/onnx_architectures",
         "../benchmarks/engines",
+        "../benchmarks/validation",
+        "../benchmarks/confusion",
     ),
     "The project": ("../DESIGN", "../CONTRIBUTING", "../SECURITY", "../CHANGELOG"),
 }
