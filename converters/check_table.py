@@ -73,6 +73,11 @@ EVERY_FORMAT = (
         "another model in any way that shows: weights, frequencies, the wrong set at a length, attention, vocabulary",
     ),
     _row(
+        "*.batch",
+        "two texts in one pass, the shorter one padded in front, against each alone",
+        "padding that is attended to, or rows that reach into one another",
+    ),
+    _row(
         "*.own_weights",
         "the artifact's rounded weights, put back under the reference's names",
         "skipped where they cannot be had: then the runtime's faults and the rounding's cost are judged together",
@@ -317,11 +322,6 @@ ONNX = (
         "onnx.genai_config",
         "genai_config.json against the one that an export of the reference has",
         "lost or damaged, or other sizes, names, tokens or lengths: onnxruntime-genai runs another model",
-    ),
-    _row(
-        "onnx.batch",
-        "two texts in one pass, the shorter one padded in front, against each alone",
-        "padding that is attended to, or rows that reach into one another",
     ),
 )
 SECTIONS: Mapping[str, Sequence[CheckRow]] = {
