@@ -19,7 +19,17 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.exchange import exchange
 from longrope.locks import LOCK, alone_at, is_lock, remove_stale
 from longrope.owners import Owner
-from longrope.unfinished import PARTIAL, WHOLE, is_abandoned, is_partial, name_set, partial, remove, sweep
+from longrope.unfinished import (
+    PARTIAL,
+    WHOLE,
+    is_abandoned,
+    is_partial,
+    name_set,
+    partial,
+    remove,
+    sweep,
+    sweep_temporaries,
+)
 
 # What a machine lacks, by the codes that its system says it with.
 _LACKS = {
@@ -164,9 +174,10 @@ def sync(path: Path) -> None:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise InputError when `path` exists and may not be replaced; what a dead process left beside it is removed."""
+    """Raise InputError when `path` exists and may not be replaced; what dead processes left is removed all the same."""
     if (path.exists() or path.is_symlink()) and not overwrite:
-        sweep(path)  # it may have died between giving the name and clearing up
+        sweep(path)  # one may have died between giving the name and clearing up
+        sweep_temporaries()
         raise InputError(f"{path} exists; choose another output, or replace it", option="overwrite")
 
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ _NAME_BYTES = 150
 _serial = itertools.count()
 _mine: set[tuple[int, Path]] = set()
 _swept: set[tuple[int, Path]] = set()
+_removing: list[Path] = []
 
 
 @contextmanager
@@ -51,14 +53,53 @@ def partial(path: Path) -> Iterator[Path]:
         _mine.discard(entry)
 
 
-def temporary_folder(purpose: str) -> tempfile.TemporaryDirectory[str]:
+class TemporaryFolder:
+    """A folder that is removed with this object: at the end of its block, when nobody holds it any more, or with the process.
+
+    Unlike tempfile's, its removal fails in silence, for the next start finishes it, and no signal interrupts it: Python
+    would print what is raised while it collects objects, and go on.
+
+    Args:
+        path: a folder that is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self.cleanup = weakref.finalize(self, _remove_undisturbed, path)
+
+    def __enter__(self) -> str:
+        return self.name
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+
+def temporary_folder(purpose: str) -> TemporaryFolder:
     """A folder for what only this process needs; those that dead processes left are removed first."""
-    place, entry = Path(tempfile.gettempdir()), (os.getpid(), Path(tempfile.gettempdir()))
+    entry = (os.getpid(), Path(tempfile.gettempdir()))
     if entry not in _swept:
         _swept.add(entry)
-        for folder in abandoned_temporaries(place):
-            remove(folder)
-    return tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{purpose}-{Owner.current().text}-")
+        sweep_temporaries()
+    return TemporaryFolder(Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{purpose}-{Owner.current().text}-")))
+
+
+def sweep_temporaries() -> None:
+    """Remove the temporary folders of this user's dead processes."""
+    for folder in abandoned_temporaries(Path(tempfile.gettempdir())):
+        remove(folder)
+
+
+def is_removing() -> bool:
+    """Whether a temporary folder is being removed right now, which must not be interrupted."""
+    return bool(_removing)
+
+
+def _remove_undisturbed(path: Path) -> None:
+    _removing.append(path)
+    try:
+        remove(path)
+    finally:
+        _removing.remove(path)
 
 
 def remove(path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from longrope.locks import remove_mine
-from longrope.unfinished import discard_mine
+from longrope.unfinished import discard_mine, is_removing
 
 SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 # Seconds; supervisors kill ten seconds after they asked a process to end (docker), or later (systemd, SLURM).
@@ -44,7 +44,7 @@ class Received:
         self.numbers.append(number)
         if len(self.numbers) > 1:
             end_at_once(number)
-        if not self.over:
+        if not self.over and not is_removing():  # else nobody could catch it; the watcher has heard it, too
             raise KeyboardInterrupt
 
 

@@ -498,3 +498,36 @@ def test_two_names_of_one_folder_are_one_place(tmp_path: Path) -> None:
         alone_at(tmp_path / "link"),
     ):
         pass
+
+
+def test_a_temporary_folder_goes_with_its_object_and_no_error_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = temporary_folder("test")
+    (Path(folder.name) / "file").write_text("x")
+    monkeypatch.setattr(os, "rmdir", _no_room)
+    del folder
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1  # it is there still, for the next start
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = temporary_folder("test")
+    left = Path(folder.name)
+    assert left.is_dir()
+    del folder
+    assert not left.exists()
+
+
+def test_what_dead_processes_left_in_the_temporary_folder_goes_with_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp" / f"longrope-gguf-{dead_owner()}-abc").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "model").write_text("whole")
+    with pytest.raises(InputError, match="exists"), staged(tmp_path / "model"):
+        pass
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def _no_room(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

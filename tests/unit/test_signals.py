@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from longrope.unfinished import temporary_folder
 from longrope_export.signals import SIGNALS, ended_by_signals
 from tests.common import REPOSITORY
 
@@ -18,6 +21,7 @@ from tests.common import REPOSITORY
 PROCESS = """
 import mmap, os, sys, time
 from pathlib import Path
+from typing import Any
 from longrope.files import staged
 from longrope.unfinished import temporary_folder
 from longrope_export import cli, signals
@@ -141,3 +145,23 @@ def test_handlers_are_those_of_before_after_a_block() -> None:
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert received.numbers == []
+
+
+def test_a_signal_while_a_temporary_folder_is_removed_is_not_raised_where_nobody_could_catch_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remove_folder = os.rmdir
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(os, "rmdir", remove_folder)
+        signal.raise_signal(signal.SIGTERM)
+        remove_folder(*arguments, **options)
+
+    with ended_by_signals(for_good=False) as received:
+        folder = temporary_folder("test")
+        monkeypatch.setattr(os, "rmdir", interrupted)
+        del folder
+    assert received.numbers == [signal.SIGTERM]
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capsys.readouterr().err
