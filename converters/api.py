@@ -106,6 +106,7 @@ def validate(
     threads: int | None = None,
     isolate: Isolate = "auto",
     policy: Policy | str = "default",
+    explain: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Check one artifact's keys, tensors, factors and weights, then compare its runtime's logits with the reference's.
@@ -123,6 +124,7 @@ def validate(
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
         policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
+        explain: find the likeliest cause of a failure; needs the corpus.
         progress: where bars and warnings go; None for nowhere.
 
     Returns:
@@ -146,6 +148,7 @@ def validate(
         threads=threads,
         isolate=isolate,
         policy=policy,
+        explain=explain,
         progress=progress,
     )
     return result
@@ -165,6 +168,7 @@ def validate_all(
     threads: int | None = None,
     isolate: Isolate = "auto",
     policy: Policy | str = "default",
+    explain: bool = False,
     progress: Progress | None = None,
 ) -> list[Validation]:
     """`validate` of several artifacts of one model; those that must carry the same factors share one pass of the reference.
@@ -173,7 +177,7 @@ def validate_all(
         artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
         reference, corpus, factors, factor_sets: as of `validate`.
         windows, windows_per_length, crossing: as of `validate`.
-        device, threads, isolate, policy, progress: as of `validate`.
+        device, threads, isolate, policy, explain, progress: as of `validate`.
 
     Returns:
         One `Validation` for each, in their order.
@@ -202,7 +206,14 @@ def validate_all(
             threads=threads,
             device=resolve_device(device),
         )
-        return _validated(jobs, reference, corpus, options, wanted, progress or Silent())
+        progress = progress or Silent()
+        results = _validated(jobs, reference, corpus, options, wanted, progress)
+    if corpus is None or not explain:
+        return results
+    return [
+        _explained(job, result, reference, corpus, options, isolate, progress)
+        for job, result in zip(jobs, results, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,6 +271,33 @@ def _validated(
             notes = job.expectation.notes if job.expectation else ()
             results[job] = replace(result, findings=[*notes, *result.findings])
     return [judged(results[job], policy) for job in jobs]
+
+
+def _explained(
+    job: _Job,
+    result: Validation,
+    reference: Checkpoint,
+    corpus: Corpus,
+    options: ValidateOptions,
+    isolate: Isolate,
+    progress: Progress,
+) -> Validation:
+    """A failure with its likeliest cause, on the shortest window that fails beyond the original one, or on the longest."""
+    from converters.explain.run import Suspect, explain
+
+    if result.passed or job.expectation is None:
+        return result
+    progress.line(f"looking for why {job.path.name} fails")
+    original = job.expectation.factors.original
+    failed = [score.length for score in result.windows if score.length > original and result.verdict(score) == "fail"]
+    length = min(failed, default=max((score.length for score in result.windows), default=original))
+    ids = corpus.windows(length, 1)[0]
+    with ExitStack() as stack:
+        place = workplace_for(job.converter, job.path, isolate)
+        workplace = stack.enter_context(place) if place else None
+        planned = job.converter.plan_of(job.path, job.expectation.factors, reference)
+        suspect = Suspect(job.path, job.converter, planned, result.failures, workplace)
+        return replace(result, explanation=explain(suspect, ids, device=options.device, threads=options.threads))
 
 
 def _artifact(job: _Job, reference: Checkpoint) -> Artifact:

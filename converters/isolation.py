@@ -38,7 +38,7 @@ from longrope.errors import (
 )
 from longrope.factors import BoundFactors, FactorSet
 from longrope.provenance import usable_cpus
-from longrope.sources import Rows, Rule, Stop, never
+from longrope.sources import Hidden, Rows, Rule, Stop, never
 from longrope.text import TokenIds
 
 if TYPE_CHECKING:
@@ -319,6 +319,14 @@ class RemoteRuntime:
         head = {"do": "padded_batch", "short": len(short)}
         _, rows = self._ask(head, np.concatenate([short, long]), tokens=2 * len(long))
         return None if rows is None else self._checked(rows)
+
+    def hidden_states(self, ids: TokenIds, factor_set: FactorSet, keep: int) -> Hidden | None:
+        """As of the runtime there; None where it does not give them."""
+        head = {"do": "hidden_states", "factor_set": factor_set, "keep": keep}
+        _, found = self._ask(head, ids, tokens=len(ids))
+        if found is not None and (found.ndim != 3 or found.dtype != "<f4" or found.shape[1] != min(keep, len(ids))):
+            raise self._workplace.failure("gave no hidden states")
+        return found  # type: ignore[no-any-return]
 
     def greedy(self, prompt: TokenIds, count: int, factor_set: FactorSet, stop: Stop) -> TokenIds:
         head = {"do": "greedy", "count": count, "factor_set": factor_set}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converters.base import Check
+from converters.explain.causes import Explanation
 from converters.own_weights import WeightKind
 from longrope.errors import InputError
 from longrope.factors import FactorSets
@@ -44,6 +45,7 @@ class Validation:
         weights: what its weight type does; None where that cannot be read.
         factor_sets: which it must have.
         provenance: versions, machine, hashes.
+        explanation: why it fails, where that was asked for.
     """
 
     artifact: str
@@ -60,6 +62,7 @@ class Validation:
     weights: WeightKind | None = None
     factor_sets: FactorSets = "single"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    explanation: Explanation | None = None
 
     @property
     def passed(self) -> bool:
@@ -95,6 +98,7 @@ class Validation:
             "weights": None if self.weights is None else dataclasses.asdict(self.weights),
             "factor_sets": self.factor_sets,
             "provenance": dict(self.provenance),
+            "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
         }
 
 

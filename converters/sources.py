@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from longrope.factors import FactorSet
-from longrope.sources import Rows, Rule, Runtime, Stop, never
+from longrope.sources import Hidden, Rows, Rule, Runtime, Stop, never
 from longrope.text import TokenIds
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ class TensorSource:
         rows = None if batch is None else batch(short, long)
         return None if rows is None else _tensor(rows)
 
+    def hidden_states(self, ids: TokenIds, factor_set: FactorSet, keep: int) -> Tensor | None:
+        """The residual stream [layers + 1, keep, D] of the first positions; None where a runtime does not give it."""
+        states = getattr(self.runtime, "hidden_states", None)
+        found = None if states is None else states(ids, factor_set, keep)
+        return None if found is None else _tensor(found)
+
     def close(self) -> None:
         self.runtime.close()
 
@@ -80,6 +86,11 @@ class SourceRuntime:
         from longrope import scoring
 
         return scoring.greedy(self.source, prompt, count, factor_set, stop)
+
+    def hidden_states(self, ids: TokenIds, factor_set: FactorSet, keep: int) -> Hidden | None:
+        states = getattr(self.source, "hidden_states", None)
+        found = None if states is None else states(ids, factor_set, keep)
+        return None if found is None else found.numpy()
 
     def close(self) -> None:
         self.source.close()

@@ -102,6 +102,7 @@ class Worker:
             ),
             "greedy": self._greedy,
             "padded_batch": self._padded_batch,
+            "hidden_states": self._hidden_states,
         }
 
     def serve(self) -> None:
@@ -162,6 +163,10 @@ class Worker:
         batch = getattr(self._opened, "padded_batch", None)
         texts = np.split(_given(ids), [head["short"]])
         return None, None if batch is None else batch(*texts)
+
+    def _hidden_states(self, head: dict[str, Any], ids: Array | None) -> Answer:
+        states = getattr(self._opened, "hidden_states", None)
+        return None, None if states is None else states(_given(ids), head["factor_set"], head["keep"])
 
     def _ask(self, written: Sequence[int]) -> bool:
         """Whether the parent has read enough."""

@@ -30,6 +30,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "../benchmarks/engines",
         "../benchmarks/validation",
         "../benchmarks/confusion",
+        "../benchmarks/explain",
     ),
     "The project": ("../DESIGN", "../CONTRIBUTING", "../SECURITY", "../CHANGELOG"),
 }

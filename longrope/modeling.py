@@ -528,6 +528,19 @@ class TorchSource:
             ids = np.append(ids, written[-1])
         return np.asarray(written, dtype=np.int64)
 
+    def hidden_states(self, ids: TokenIds, factor_set: FactorSet, keep: int) -> Tensor:
+        """The residual stream [layers + 1, keep, D] of the first positions of a window: before the first layer, behind each.
+
+        Raises:
+            UnsupportedError: the model's decoder has no list of layers.
+        """
+        from longrope.residual import residual_stream  # which imports this module
+
+        if self._pin is not None:
+            self._pin.use(factor_set)
+        needed = ids[: self.prefill_tokens] if self._switches else ids[:keep]
+        return residual_stream(self.model, torch.as_tensor(needed, device=self.model.device)[None]).states[:, :keep]
+
     def close(self) -> None:
         """Free the model."""
         self.model = self._held = None

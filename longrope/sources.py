@@ -13,6 +13,8 @@ from longrope.text import TokenIds
 
 Rows = NDArray[np.float32]
 """Logits [T, V]."""
+Hidden = NDArray[np.float32]
+"""The residual stream [layers + 1, T, D]: before the first layer, and behind each."""
 Rule = Literal["per_forward", "per_context"]
 Stop = Callable[[Sequence[int]], bool]
 """Whether generation ends after these new tokens."""

@@ -10,6 +10,7 @@ from longrope_export.console import number, print_table, said, say
 
 if TYPE_CHECKING:  # most of these import torch, which judging a result again does not need
     from converters.base import Check
+    from converters.explain.causes import Explanation
     from converters.measurements import Validation
     from longrope.extend import MethodTable
     from longrope.retrieval import RetrievalRow
@@ -136,6 +137,17 @@ def print_parity(validations: Sequence[Validation], *, err: bool = False) -> Non
         for check in validation.checks:
             if check.status in ("fail", "warn"):
                 say(_check_line(check), err=err)
+        if validation.explanation is not None:
+            print_explanation(validation.artifact, validation.explanation, err=err)
+
+
+def print_explanation(artifact: str, explanation: Explanation, *, err: bool = False) -> None:
+    """Why an artifact fails: cause, place, what to do, and what was measured."""
+    where = f" ({explanation.where})" if explanation.where else ""
+    say(f"Why {artifact} fails: {explanation.title}{where}", err=err)
+    say(f"  What to do: {explanation.advice}", err=err)
+    for sentence in explanation.evidence:
+        say(f"  - {sentence}", err=err)
 
 
 def _check_line(check: Check) -> str:

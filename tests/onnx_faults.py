@@ -195,6 +195,30 @@ def flip_a_byte(folder: Path) -> None:
     (folder / "model.onnx_data").write_bytes(bytes(data))
 
 
+def unmask(graph: Graph) -> None:
+    """Attention over padding: the mask of every row is taken for full."""
+    for node in graph.node:
+        for index, value in enumerate(node.input):
+            if value == "attention_mask":
+                node.input[index] = "all_ones"
+    shape = onnx.helper.make_node("Shape", ["attention_mask"], ["mask_shape"])
+    one = onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
+    ones = onnx.helper.make_node("ConstantOfShape", ["mask_shape"], ["all_ones"], value=one)
+    nodes = [shape, ones, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def mix_rows(graph: Graph) -> None:
+    """Every row of a batch gets the first row's logits."""
+    node = next(item for item in graph.node if "logits" in item.output)
+    node.output[list(node.output).index("logits")] = "logits_before"
+    graph.initializer.append(onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]))
+    first = onnx.helper.make_node("Gather", ["logits_before", "first"], ["first_row"], axis=0)
+    shape = onnx.helper.make_node("Shape", ["logits_before"], ["logits_shape"])
+    graph.node.extend([first, shape, onnx.helper.make_node("Expand", ["first_row", "logits_shape"], ["logits"])])
+
+
 Q_WEIGHT = "model.layers.0.self_attn.qkv_proj.weight"
 ATTENTION = "model.layers.0.self_attn.attention"
 FAULTS: dict[str, tuple[Fault, str]] = {

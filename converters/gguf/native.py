@@ -9,7 +9,7 @@ import ctypes
 import importlib
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -78,7 +78,30 @@ def ggml() -> Any:
     sizes = [ctypes.c_int64] * 3  # first element, rows, columns
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *sizes, ctypes.c_void_p]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_get_name.argtypes, library.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    library.ggml_nbytes.argtypes, library.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    to_host = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]  # tensor, to, first byte, bytes
+    library.ggml_backend_tensor_get.argtypes, library.ggml_backend_tensor_get.restype = to_host, None
     return library
+
+
+def reading_callback(wanted: Callable[[str], bool], found: dict[str, NDArray[np.float32]]) -> Any:
+    """A context's `cb_eval` that copies tensors out while llama.cpp computes them.
+
+    Args:
+        wanted: whether a float32 tensor of this name is to be copied.
+        found: where they go, flat, by name; of those of one name the last stays.
+    """
+
+    def read(tensor: int, ask: bool, _data: Any) -> bool:
+        name = ggml().ggml_get_name(tensor).decode("utf-8", errors="replace")
+        if ask:
+            return wanted(name)
+        found[name] = np.empty(ggml().ggml_nbytes(tensor) // 4, dtype=np.float32)
+        ggml().ggml_backend_tensor_get(tensor, found[name].ctypes.data, 0, found[name].nbytes)
+        return True
+
+    return llama().ggml_backend_sched_eval_callback(read)
 
 
 @cache

@@ -19,13 +19,16 @@ from converters.sources import TensorSource
 from longrope.errors import InputError, MissingRequirementError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.provenance import usable_cpus
-from longrope.sources import Rows, Rule, Stop, never
+from longrope.sources import Hidden, Rows, Rule, Stop, never
 from longrope.text import TokenIds
 
 # llama.cpp rounds the size of a context up to a multiple of this.
 CONTEXT_STEP = 256
 KV_TYPES = {"f32": "F32", "f16": "F16"}
 KvType = Literal["f32", "f16"]
+# What llama.cpp calls the embeddings, the last one first where a model scales them, and what leaves each layer.
+EMBEDDED = ("inp_scaled", "inp_embd", "embd")
+LAYER_OUTPUT = "l_out-"
 
 
 def context_size(tokens: int, factor_set: FactorSet, original: int | None) -> int:
@@ -129,6 +132,23 @@ class LlamaCppRuntime:
                     return np.asarray(written, dtype=np.int64)
                 rows = self._decode(context, np.asarray(written[-1:]), len(prompt) + len(written) - 1)
 
+    def hidden_states(self, ids: TokenIds, factor_set: FactorSet, keep: int) -> Hidden | None:
+        """The residual stream of the first `keep` positions of a window; None where llama.cpp has no names for it.
+
+        See `longrope.sources.Hidden`.
+        """
+        library, found = native.llama(), dict[str, Rows]()
+        layers, width = library.llama_model_n_layer(self._model), library.llama_model_n_embd(self._model)
+        reading = native.reading_callback(lambda name: name in EMBEDDED or name.startswith(LAYER_OUTPUT), found)
+        size = context_size(self._checked(ids), factor_set, self._original)
+        with self._context(size, keep, reading) as context:
+            self._decode(context, ids[:keep], 0)
+        embedded = next((name for name in EMBEDDED if name in found), "")
+        names = [embedded, *(f"{LAYER_OUTPUT}{layer}" for layer in range(layers))]
+        if any(name not in found or found[name].size != min(keep, len(ids)) * width for name in names):
+            return None
+        return np.stack([found[name].reshape(-1, width) for name in names])
+
     def close(self) -> None:
         """Free the model."""
         self._stack.close()
@@ -154,9 +174,11 @@ class LlamaCppRuntime:
         return len(ids)
 
     @contextmanager
-    def _context(self, size: int, batch: int) -> Iterator[Any]:
-        library = native.llama()
-        context = library.llama_init_from_model(self._model, self._context_params(size, batch))
+    def _context(self, size: int, batch: int, reading: Any = None) -> Iterator[Any]:
+        library, params = native.llama(), self._context_params(size, batch)
+        if reading is not None:
+            params.cb_eval = reading
+        context = library.llama_init_from_model(self._model, params)
         if not context:
             raise MissingRequirementError(f"{self.name}: no memory for a context of {size} tokens; use shorter windows")
         try:

@@ -11,6 +11,11 @@ TOTAL_LENGTH = "rope_total_length"
 LOGITS_TO_KEEP = "num_logits_to_keep"  # transformers.js' name for it
 
 
+def layer_outputs(layer: int) -> tuple[str, str]:
+    """The names that the residual stream behind a layer may have: attention and MLP stand in turn, or in parallel."""
+    return f"model.layers.{layer}.mlp_residual", f"model.layers.{layer}.residual"
+
+
 def locate(path: Path) -> Path | None:
     """The model file of an artifact: the path itself, or model.onnx in the folder or its `onnx` subfolder."""
     if path.is_file():

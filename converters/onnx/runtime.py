@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from converters.onnx.names import layer_outputs, locate
 from converters.onnx.session import Cache, OnnxSession
 from converters.sources import TensorSource
 from longrope.factors import BoundFactors, FactorSet
-from longrope.sources import Rows, Rule, Stop, never
+from longrope.sources import Hidden, Rows, Rule, Stop, never
 from longrope.text import TokenIds
 
 # A prompt is prefilled in chunks of this size: attention scores take heads × chunk × keys floats.
@@ -41,7 +42,7 @@ class OnnxRuntime:
 
     def __init__(self, path: Path, factors: BoundFactors | None, *, threads: int | None = None) -> None:
         self.name = "onnxruntime"
-        self.factors = factors
+        self.path, self.threads, self.factors = path, threads, factors
         self.session = OnnxSession(path, threads)
         self.vocab_size = self.session.vocab_size
 
@@ -97,6 +98,17 @@ class OnnxRuntime:
         rows = self.session.run({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
         return np.concatenate([rows[0, padding:], rows[1]]).astype(np.float32, copy=False)
 
+    def hidden_states(self, ids: TokenIds, factor_set: FactorSet, keep: int) -> Hidden | None:
+        """The residual stream of the first `keep` positions of a window; None where the graph has other names for it.
+
+        See `longrope.sources.Hidden`. The graph is opened again with these values among its outputs.
+        """
+        names = residual_names(self.path)
+        if not names:
+            return None
+        watched = OnnxSession(self.path, self.threads, names)
+        return np.stack(watched.values(names, ids[:keep], self._pinned_length(len(ids), factor_set)))
+
     def _passes(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Iterator[tuple[Rows, Cache, int]]:
         """A prompt in chunks through the cache: each chunk's rows from position `first` on, the cache, the length given."""
         total, cache = self._pinned_length(len(ids), factor_set), self.session.empty_cache()
@@ -125,6 +137,18 @@ class OnnxSource(TensorSource):
         runtime = OnnxRuntime(path, factors, threads=threads)
         super().__init__(runtime)
         self.session = runtime.session
+
+
+def residual_names(path: Path) -> list[str]:
+    """What a graph of this exporter calls the residual stream before its first layer and behind each; empty for others."""
+    import onnx
+
+    file = locate(path)
+    nodes = [] if file is None else onnx.load(file, load_external_data=False).graph.node
+    adding = {node.name: node for node in nodes if node.op_type == "Add"}
+    found = [name for layer in range(len(adding)) for name in layer_outputs(layer) if name in adding]
+    first = adding.get("model.layers.0.attention_residual") or adding.get("model.layers.0.residual")
+    return [] if first is None or not found else [first.input[0], *(adding[name].output[0] for name in found)]
 
 
 def prefill_prompt(session: OnnxSession, ids: TokenIds) -> tuple[Rows, Cache]:

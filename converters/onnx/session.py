@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class OnnxSession:
     Args:
         path: the folder or model file.
         threads: None for one a core.
+        also: values of the graph that passes give out, too.
 
     Attributes:
         switches: the graph takes `rope_total_length`: it has two sets.
@@ -35,8 +37,8 @@ class OnnxSession:
         MissingRequirementError: the CPU cannot run its weight type (bf16), or onnxruntime is too old to be right.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        self._session = _open(path, threads)
+    def __init__(self, path: Path, threads: int | None = None, also: Sequence[str] = ()) -> None:
+        self._session = _open(path, threads, also)
         self._past = [item for item in self._session.get_inputs() if item.name.startswith("past_")]
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._optional = {item.name for item in self._session.get_overridable_initializers()}
@@ -69,6 +71,17 @@ class OnnxSession:
         Returns:
             logits [t, V] float32, or fewer rows where fewer are wanted and the graph can leave some out; the grown cache.
         """
+        named = self._pass(ids, start, cache, total, logits_to_keep)
+        grown = {item.name: named[present_name(item.name)] for item in self._past}
+        return named["logits"].numpy()[0].astype(np.float32, copy=False), grown
+
+    def values(self, names: Sequence[str], ids: TokenIds, total: int) -> list[Rows]:
+        """Values [t, …] that the session was opened to give out, of a pass over ids [t] from position 0."""
+        named = self._pass(ids, 0, self.empty_cache(), total, 1)
+        return [named[name].numpy()[0].astype(np.float32, copy=False) for name in names]
+
+    def _pass(self, ids: TokenIds, start: int, cache: Cache, total: int, logits_to_keep: int) -> dict[str, Any]:
+        """All outputs of one pass by name."""
         feeds: dict[str, Any] = {
             "input_ids": np.asarray(ids, dtype=np.int64)[None],
             "attention_mask": np.ones((1, start + len(ids)), dtype=np.int64),
@@ -78,9 +91,7 @@ class OnnxSession:
         feeds |= {name: value for name, value in optional.items() if name in self._optional}
         values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
         results = self._session.run_with_ort_values(self._outputs, {**values, **cache})
-        named = dict(zip(self._outputs, results, strict=True))
-        grown = {item.name: named[present_name(item.name)] for item in self._past}
-        return named["logits"].numpy()[0].astype(np.float32, copy=False), grown
+        return dict(zip(self._outputs, results, strict=True))
 
     def run(self, feeds: dict[str, Any]) -> np.ndarray[Any, Any]:
         """Logits [B, T, V] of a batch from an empty cache, with any mask and positions."""
@@ -94,7 +105,7 @@ def present_name(past: str) -> str:
     return past.replace("past_key_values", "present").replace("past_", "present_")
 
 
-def _open(path: Path, threads: int | None) -> Any:
+def _open(path: Path, threads: int | None, also: Sequence[str]) -> Any:
     _require_version(ort.__version__)
     file = locate(path)
     if file is None:
@@ -103,8 +114,12 @@ def _open(path: Path, threads: int | None) -> Any:
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
+    model: str | bytes = str(file)
+    if also:
+        model = _with_outputs(file, also)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
     try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  onnxruntime raises a class of its own for every status
         if type(error).__name__ == "NotImplemented":
             raise MissingRequirementError(
@@ -112,6 +127,16 @@ def _open(path: Path, threads: int | None) -> Any:
                 "provider, or export f32, f16, int8 or int4"
             ) from None
         raise InputError(f"{file}: onnxruntime does not open it on the CPU: {error}") from None
+
+
+def _with_outputs(file: Path, names: Sequence[str]) -> bytes:
+    """A copy of a graph, its weights left where they are, that gives out these values, too."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    copied: bytes = model.SerializeToString()
+    return copied
 
 
 def _require_version(version: str) -> None:

@@ -59,6 +59,11 @@ class ValidateRequest:
         None, section="Factors", unset="the reference's", help="File of the factors that the artifact must carry."
     )
     factor_sets: options.FactorSetsWish = options.factor_sets()
+    explain: bool = option(
+        False,
+        section="Output",
+        help="Of what fails, find the likeliest cause: where its logits leave the reference's, over positions and layers.",
+    )
     json_path: str | None = options.json_file()
     junit: Path | None = option(None, section="Output", metavar="FILE", help="Write the checks as JUnit XML to a file.")
     markdown: Path | None = option(
@@ -74,6 +79,8 @@ class ValidateRequest:
     isolate: options.Isolate = options.isolate()
 
     def __post_init__(self) -> None:
+        if self.explain and (self.static or self.result is not None):
+            raise InputError("--explain runs the artifact again: expected neither --static nor --from")
         if self.result is not None:
             if self.artifacts or self.reference or self.texts or self.static or self.windows:
                 raise InputError(
@@ -181,5 +188,7 @@ def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Val
         device=request.device,
         threads=request.threads,
         isolate=request.isolate,
+        policy=request.policy,
+        explain=request.explain,
         progress=progress,
     )

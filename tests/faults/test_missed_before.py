@@ -22,6 +22,7 @@ from longrope.progress import Silent
 from tests.common import pico_factors, pico_folder, pico_text, run_cli
 from tests.folder_faults import Fault, config, copied, edit, half, lose, put, tokenizer
 from tests.gguf_files import rewrite, set_key
+from tests.onnx_faults import mix_rows, unmask
 
 ORIGINAL, TARGET = 256, 512
 TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
@@ -177,30 +178,6 @@ def validated(studio: Studio, artifact: Path, *more: object) -> dict[str, Json]:
     done = run_cli("validate", artifact, "--reference", studio.model.path, "--text", studio.text, *amount, *more)
     assert done.code in (0, 1), done.err
     return {check["id"]: check for check in json.loads(done.out)["checks"]}
-
-
-def unmask(graph: onnx.GraphProto) -> None:
-    """Attention over padding: the mask of every row is taken for full."""
-    for node in graph.node:
-        for index, value in enumerate(node.input):
-            if value == "attention_mask":
-                node.input[index] = "all_ones"
-    shape = onnx.helper.make_node("Shape", ["attention_mask"], ["mask_shape"])
-    one = onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
-    ones = onnx.helper.make_node("ConstantOfShape", ["mask_shape"], ["all_ones"], value=one)
-    nodes = [shape, ones, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def mix_rows(graph: onnx.GraphProto) -> None:
-    """Every row of a batch gets the first row's logits."""
-    node = next(item for item in graph.node if "logits" in item.output)
-    node.output[list(node.output).index("logits")] = "logits_before"
-    graph.initializer.append(onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]))
-    first = onnx.helper.make_node("Gather", ["logits_before", "first"], ["first_row"], axis=0)
-    shape = onnx.helper.make_node("Shape", ["logits_before"], ["logits_shape"])
-    graph.node.extend([first, shape, onnx.helper.make_node("Expand", ["first_row", "logits_shape"], ["logits"])])
 
 
 @pytest.mark.parametrize("change", [unmask, mix_rows])
