@@ -284,6 +284,7 @@ def _explained(
 ) -> Validation:
     """A failure with its likeliest cause, on the shortest window that fails beyond the original one, or on the longest."""
     from converters.explain.run import Suspect, explain
+    from converters.isolation import workplace_for
 
     if result.passed or job.expectation is None:
         return result
