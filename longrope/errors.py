@@ -73,5 +73,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, or a library's, which on most devices only its text tells from others."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        not isinstance(error, LongRopeError | OSError) and any(words in said for words in _OUT_OF_MEMORY)
+        not isinstance(error, LongRopeError | OSError | ValueError) and any(words in said for words in _OUT_OF_MEMORY)
     )

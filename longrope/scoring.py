@@ -118,12 +118,12 @@ class Comparison:
         reference_lp = torch.log_softmax(reference_TV.double(), dim=-1)
         actual_lp = torch.log_softmax(actual_TV.double(), dim=-1)
         index, window = targets_T[:, None], self.windows[-1]
-        best_T2 = reference_lp.topk(2, dim=-1).values
+        best = reference_lp.topk(min(2, reference_lp.shape[-1]), dim=-1).values
         window.nll_reference.append(-reference_lp.gather(1, index)[:, 0])
         window.nll.append(-actual_lp.gather(1, index)[:, 0])
         window.kl.append((reference_lp.exp() * (reference_lp - actual_lp)).sum(-1).clamp_min(0.0))
         window.difference.append((reference_TV - actual_TV).abs().amax(-1).double())
-        window.margin.append(best_T2[:, 0] - best_T2[:, 1])
+        window.margin.append(best[:, 0] - best[:, -1])
         window.agrees.append(reference_TV.argmax(-1) == actual_TV.argmax(-1))
         window.finite.append(torch.isfinite(reference_TV).all(-1) & torch.isfinite(actual_TV).all(-1))
         self.tokens += len(targets_T)

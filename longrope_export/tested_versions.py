@@ -15,7 +15,7 @@ DISTRIBUTION = "longrope-export"
 # From the oldest to the newest. DESIGN.md says what ran with each; requirements-ci.txt has those that run every test.
 TESTED: Mapping[str, Sequence[str]] = {
     "python": ("3.11", "3.12"),
-    "torch": ("2.6.0", "2.11", "2.13", "2.14.1"),
+    "torch": ("2.6.0", "2.11", "2.13", "2.14.1", "2.15.0"),
     "transformers": ("5.0.0", "5.17", "5.24"),
     "tokenizers": ("0.23",),
     "safetensors": ("0.8",),

@@ -73,7 +73,7 @@ _ROTATE_HALF = ("step35",)
 # Architectures that load the two tensors whatever the type says.
 _ALWAYS_SETS = ("phi3", "phimoe", "minicpm3")
 # Overrides of what YaRN derives, which transformers has no words for.
-_YARN_OVERRIDES = ("yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier", "alpha")
+YARN_OVERRIDES = ("yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier", "alpha")
 
 
 # -- into a file
@@ -408,7 +408,7 @@ def _scale(file: GgufFile) -> float:
 
 def _yarn(file: GgufFile, scale: float) -> dict[str, Any]:
     """llama.cpp multiplies cos and sin by (1 + 0.1 ln s) · attn_factor."""
-    given = [name for name in _YARN_OVERRIDES if file.model_key(f"rope.scaling.{name}")]
+    given = [name for name in YARN_OVERRIDES if file.model_key(f"rope.scaling.{name}")]
     if given:
         raise UnsupportedError(
             f"{file.path}: rope.scaling.{given[0]} changes YaRN in a way that has no counterpart in transformers"

@@ -8,7 +8,17 @@ import numpy as np
 
 from converters.base import Check
 from converters.gguf.container import GgufFile, type_name
-from converters.gguf.factors import FACTOR_TENSORS, LONG, MEANINGS, NO_RAMP, SHORT, factors_of, file_rope, record_of
+from converters.gguf.factors import (
+    FACTOR_TENSORS,
+    LONG,
+    MEANINGS,
+    NO_RAMP,
+    SHORT,
+    YARN_OVERRIDES,
+    factors_of,
+    file_rope,
+    record_of,
+)
 from converters.gguf.native import gguf
 from longrope.errors import UnsupportedError
 from longrope.factors import RescaleFactors
@@ -27,9 +37,10 @@ def own_checks(file: GgufFile) -> Iterator[Check]:
 
 def _rope(file: GgufFile) -> Iterator[Check]:
     """What llama.cpp does not load, or computes otherwise than any model."""
-    if (
-        file.model_key("rope.scaling.original_context_length") == NO_RAMP
-    ):  # an attention factor of ours, of full layers alone
+    no_ramp = file.model_key("rope.scaling.original_context_length") == NO_RAMP  # our attention factor of full layers
+    if no_ramp or any(
+        file.model_key(f"rope.scaling.{name}") for name in YARN_OVERRIDES
+    ):  # as DeepSeek's own files have
         return
     try:
         file_rope(file)
