@@ -1,4 +1,4 @@
-"""What reading, isolation, locks and signals cost: `python -m benchmarks.bench_guards [--before COMMIT] [--model FOLDER]`.
+"""What reading, isolation, locks and signals cost: `python -m benchmarks.bench_guards [--model FOLDER]`.
 
 `convert` and `validate` as whole commands, from this tree and from a worktree of the commit before any of it was there, in
 turns; medians of processor time are compared. Both trees run with this interpreter and its libraries. Artifacts are those
@@ -56,7 +56,7 @@ def turn(tree: Path, compiled: Path, output: Path | None, words: Sequence[str]) 
     return of_command(command, variables)
 
 
-def compare(figures: Figures, trees: dict[str, Path], room: Path, model: Path, rounds: int) -> None:
+def compare(figures: Figures, trees: dict[str, Path], room: Path, model: Path, options: argparse.Namespace) -> None:
     """Both commands with each format."""
     factors = str(room / "factors.json")
     write_factors(model, Path(factors))
@@ -66,7 +66,8 @@ def compare(figures: Figures, trees: dict[str, Path], room: Path, model: Path, r
             side: ("convert", str(model), "--to", name, "--factors", factors, "-o", str(artifact))
             for side, artifact in artifacts.items()
         }
-        measured = ("--text", str(ROOT / "docs"), "--windows-per-length", "1", "--threads", "1")
+        measured = ["--text", str(options.text), "--windows-per-length", "1", "--threads", "1"]
+        measured += ["--windows", options.windows] if options.windows else []
         validate = {
             side: ("validate", str(artifact), "--reference", str(model), "--factors", factors, *measured)
             for side, artifact in artifacts.items()
@@ -77,7 +78,7 @@ def compare(figures: Figures, trees: dict[str, Path], room: Path, model: Path, r
                 for side in trees
             }
             costs = {
-                side: each[1:] for side, each in taking_turns(runs, rounds + 1).items()
+                side: each[1:] for side, each in taking_turns(runs, options.rounds + 1).items()
             }  # the first compiles modules
             after, before = (cpu_seconds(costs[side]) for side in ("after", "before"))
             wall = seconds(costs["after"]) / seconds(costs["before"])
@@ -96,6 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default=BEFORE, help="the commit to compare with")
     parser.add_argument("--model", type=Path, default=default_model.CHECKPOINT, help="folder; the built-in model")
+    parser.add_argument("--text", type=Path, default=ROOT / "docs", help="that `validate` measures on")
+    parser.add_argument(
+        "--windows", default="", help="lengths that it measures; the model's window and four times that"
+    )
     parser.add_argument("--room", type=Path, default=Path("runs") / "bench" / "guards")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args(arguments)
@@ -103,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     room.mkdir(parents=True, exist_ok=True)
     trees = {"before": worktree(options.before, room / options.before), "after": ROOT}
     figures = Figures("guards", {"rounds": options.rounds, "before": options.before})
-    compare(figures, trees, room, options.model.resolve(), options.rounds)
+    compare(figures, trees, room, options.model.resolve(), options)
     figures.save()
     return 0 if all(row.passed for row in figures.rows) else 1
 
