@@ -247,9 +247,8 @@ def _set_in_use(
 ) -> str:
     """The set whose angles these are; the wanted one where both give the same, as they do up to n_hat."""
     names: tuple[FactorSet, ...] = (wanted, "short" if wanted == "long" else "long")
-    errors = {name: _error(part, positions, expected, name, total_length) for name in names}
-    best = min(errors, key=lambda name: errors[name])
-    return best if errors[best] <= ANGLE_TOLERANCE else "neither"
+    fitting = (name for name in names if _error(part, positions, expected, name, total_length) <= ANGLE_TOLERANCE)
+    return next(fitting, "neither")
 
 
 def _error(part: RopePart, positions: Any, expected: BoundFactors, name: FactorSet, total_length: int = 0) -> float:
@@ -265,9 +264,8 @@ def _error(part: RopePart, positions: Any, expected: BoundFactors, name: FactorS
     lost = ANGLE_ROUNDING * np.outer(positions, frequencies)
     if expected.n_hat:
         lost[np.asarray(positions) < expected.n_hat] = 0.0
-    return float(
-        np.max([(np.abs(a / scale - e) - lost).max() for a, e in zip(actual, exact, strict=True)])
-    )  # keeps a NaN
+    errors = [(np.abs(a / scale - e) - lost).max() for a, e in zip(actual, exact, strict=True)]
+    return float(np.max([0.0, *errors]))  # keeps a NaN
 
 
 # -- against the graph that this exporter writes
