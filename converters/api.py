@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters import registry
 from converters.base import Check, Converter, Export
+from converters.effort import Effort, effort_of
 from converters.expectations import Expectation, expected_factors
 from converters.measurements import Validation
 from converters.policy import Policy, read_policy
@@ -100,8 +101,10 @@ def validate(
     factors: RescaleFactors | None = None,
     factor_sets: str = "auto",
     windows: Sequence[int] = (),
-    windows_per_length: int = 4,
-    crossing: bool = True,
+    windows_per_length: int | None = None,
+    crossing: bool | None = None,
+    effort: str = "default",
+    budget: float | None = None,
     device: str = "auto",
     threads: int | None = None,
     isolate: Isolate = "auto",
@@ -117,9 +120,13 @@ def validate(
         corpus: token ids to compare on; None for the static checks alone, with a skipped check `FORMAT.parity`.
         factors: what the artifact must carry; None for the reference's, or else what its exporter recorded in it.
         factor_sets: `single` or `dual` where the artifact must have that; `auto` takes what it has.
-        windows: lengths in tokens; empty for the original window and the target.
-        windows_per_length: at most so many windows of each length.
-        crossing: decode token by token across the original window, too.
+        windows: lengths in tokens; empty for those of the effort: by default the original window and the target.
+        windows_per_length: at most so many windows of each length; None for the effort's, by default 4.
+        crossing: decode token by token across the original window, too; None for the effort's, by default True.
+        effort: `quick`, `default` or `thorough`: what holds for the three above where they are left open. `quick` makes no
+            second reference and takes a minute.
+        budget: seconds; what does not fit, by the rate of a first window, is left out, and a skipped check says so.
+            None for the effort's, by default no limit.
         device: torch device of the reference; `auto` is the GPU when there is one.
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
@@ -144,6 +151,8 @@ def validate(
         windows=windows,
         windows_per_length=windows_per_length,
         crossing=crossing,
+        effort=effort,
+        budget=budget,
         device=device,
         threads=threads,
         isolate=isolate,
@@ -162,8 +171,10 @@ def validate_all(
     factors: RescaleFactors | None = None,
     factor_sets: str = "auto",
     windows: Sequence[int] = (),
-    windows_per_length: int = 4,
-    crossing: bool = True,
+    windows_per_length: int | None = None,
+    crossing: bool | None = None,
+    effort: str = "default",
+    budget: float | None = None,
     device: str = "auto",
     threads: int | None = None,
     isolate: Isolate = "auto",
@@ -176,13 +187,13 @@ def validate_all(
     Args:
         artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
         reference, corpus, factors, factor_sets: as of `validate`.
-        windows, windows_per_length, crossing: as of `validate`.
+        windows, windows_per_length, crossing, effort, budget: as of `validate`; the budget is for all of them.
         device, threads, isolate, policy, explain, progress: as of `validate`.
 
     Returns:
         One `Validation` for each, in their order.
     """
-    wanted = read_policy(policy) if isinstance(policy, str) else policy
+    wanted, preset = read_policy(policy) if isinstance(policy, str) else policy, effort_of(effort)
     paths = [Path(each) for each in artifacts]
     found = [registry.recognize(path) for path in paths]
     for converter in found:
@@ -201,13 +212,16 @@ def validate_all(
         jobs = [_Job(*each) for each in zip(paths, found, opened, known, strict=True)]
         options = ValidateOptions(
             windows=tuple(windows),
-            windows_per_length=windows_per_length,
-            crossing=crossing,
+            windows_per_length=windows_per_length or preset.windows_per_length,
+            crossing=preset.crossing if crossing is None else crossing,
+            own_weights=preset.own_weights,
+            seconds=preset.seconds if budget is None else budget,
+            shorten=preset.shorten,
             threads=threads,
             device=resolve_device(device),
         )
         progress = progress or Silent()
-        results = _validated(jobs, reference, corpus, options, wanted, progress)
+        results = _validated(jobs, reference, corpus, options, preset, wanted, progress)
     if corpus is None or not explain:
         return results
     return [
@@ -239,6 +253,7 @@ def _validated(
     reference: Checkpoint,
     corpus: Corpus | None,
     options: ValidateOptions,
+    effort: Effort,
     policy: Policy,
     progress: Progress,
 ) -> list[Validation]:
@@ -265,7 +280,7 @@ def _validated(
                 skipped = Check(f"{result.format}.parity", "skip", message="not run: static checks only")
                 result.findings.append(skipped)
         else:
-            windows = options.windows or (factors.original, factors.target)
+            windows = options.windows or effort.lengths(factors)
             found = measured(subjects, reference, factors, corpus, replace(options, windows=windows), progress)
         for job, result in zip(members, found, strict=True):
             notes = job.expectation.notes if job.expectation else ()

@@ -73,6 +73,11 @@ EVERY_FORMAT = (
         "another model in any way that shows: weights, frequencies, the wrong set at a length, attention, vocabulary",
     ),
     _row(
+        "*.budget",
+        "windows that were asked for against those that fit in the time (`--budget`, `--quick`)",
+        "skipped, with what was left out or cut, where not everything fits; lengths left out whole are skipped checks, too",
+    ),
+    _row(
         "*.batch",
         "two texts in one pass, the shorter one padded in front, against each alone",
         "padding that is attended to, or rows that reach into one another",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from converters import isolation
 from converters.base import Check, Converter, PlannedExport
+from converters.effort import FIRST_TOKENS, Fit, fitted, left_out
 from converters.isolation import Workplace
 from converters.judging import judged
 from converters.measurements import Validation
@@ -35,6 +37,8 @@ from converters.sources import TensorSource
 from converters.tokenizer_checks import text_ids
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
+from longrope.estimates.compute import attention_flops, duration, linear_flops
+from longrope.estimates.shape import DecoderShape
 from longrope.factors import BoundFactors, FactorSet
 from longrope.measures import WindowScore
 from longrope.modeling import TorchSource, build_model, set_threads
@@ -102,6 +106,9 @@ class ValidateOptions:
         windows: lengths in tokens; each is measured with the set the artifact's runtime uses there.
         windows_per_length: at most so many windows of each length, one a document first.
         crossing: decode across L through the cache, too.
+        own_weights: compare with a second reference that holds the artifact's own weights, where those are rounded.
+        seconds: measure what fits in this time, from the beginning of the static checks on; None for all.
+        shorten: of what does not fit, take shorter windows; else leave it out.
         threads: of every runtime; None for their defaults.
         chunk: rows of logits held at a time.
     """
@@ -109,6 +116,9 @@ class ValidateOptions:
     windows: tuple[int, ...]
     windows_per_length: int = 4
     crossing: bool = True
+    own_weights: bool = True
+    seconds: float | None = None
+    shorten: bool = False
     threads: int | None = None
     device: str = "cpu"
     chunk: int = CHUNK_TOKENS
@@ -148,10 +158,11 @@ def measured(
     progress: Progress,
 ) -> list[Validation]:
     """`validate_artifacts` without a judgement."""
+    end = None if options.seconds is None else time.monotonic() + options.seconds
     texts = windows_by_length(corpus, factors, options)
     results = [static_findings(artifact, reference, corpus) for artifact in artifacts]
     subjects = [Subject(artifact, result) for artifact, result in zip(artifacts, results, strict=True)]
-    _Runs(reference, factors, options, progress).measure(subjects, texts)
+    _Runs(reference, factors, options, progress).measure(subjects, texts, end)
     return results
 
 
@@ -244,8 +255,10 @@ class _Runs:
         model = build_model(reference, factors, device=options.device)
         self.reference = TorchSource(model, factors, name=reference.name)
 
-    def measure(self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]]) -> None:
-        """Fill the validations' scores, and findings that come with them."""
+    def measure(
+        self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]], end: float | None = None
+    ) -> None:
+        """Fill the validations' scores, and findings that come with them, by a time of the monotonic clock."""
         try:
             for subject in subjects:
                 self._open(subject, max(texts))
@@ -253,9 +266,10 @@ class _Runs:
                 self._open_own(subject)
             for subject in filter(_runs, subjects):
                 self._score_batch(subject, texts[min(texts)][0])
+            texts, crossing = (texts, self.options.crossing) if end is None else self._fit(subjects, texts, end)
             for length, windows in texts.items():
                 self._score_length(length, windows, [subject for subject in subjects if subject.runs])
-            if self.options.crossing:
+            if crossing:
                 self._score_crossing([subject for subject in subjects if subject.runs], texts)
         finally:
             for source in (each for subject in subjects for each in (subject.source, subject.own)):
@@ -293,6 +307,9 @@ class _Runs:
         if kind is None or not kind.rounded:
             subject.result.findings.append(Check(id, "pass", "the reference's", "the reference's"))
             return
+        if not self.options.own_weights:
+            subject.result.findings.append(Check(id, "skip", kind.name, None, "left out, to be quick"))
+            return
         try:
             require_room(self.checkpoint, self.options.device)
             weights = subject.artifact.planned.own_weights(subject.artifact.path)
@@ -303,6 +320,56 @@ class _Runs:
             return
         subject.own = TorchSource(model, self.factors, name="the reference with the artifact's weights")
         subject.result.findings.append(Check(id, "pass", kind.name, kind.name))
+
+    def _fit(
+        self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]], end: float
+    ) -> tuple[dict[int, list[TokenIds]], bool]:
+        """What can be measured until `end`, by the rate of a first window, which counts where nothing longer fits."""
+        first, shape = texts[min(texts)][0][:FIRST_TOKENS], DecoderShape.of(self.checkpoint.config)
+        begin = time.monotonic()
+        self._score_length(len(first), [first], [subject for subject in subjects if subject.runs])
+        now = time.monotonic()
+
+        def work(length: int) -> float:
+            return linear_flops(shape, length) + attention_flops(shape, length)
+
+        def cost(length: int) -> float:
+            return (now - begin) * work(length) / work(len(first))
+
+        wanted = {length: len(windows) for length, windows in texts.items()}
+        crossing = self.options.crossing and self._crossing_window(texts) is not None
+        fit = fitted(wanted, self.factors.original, cost, end - now, crossing=crossing, shorten=self.options.shorten)
+        chosen = {
+            taken: [ids[:taken] for ids in texts[length][:count]] for length, (taken, count) in fit.windows.items()
+        }
+        if chosen:
+            for subject in subjects:
+                for scores in (subject.result.windows, subject.result.runtime, subject.result.rounding):
+                    scores.clear()
+        else:
+            fit = Fit({min(texts): (len(first), 1)}, crossing=False)
+        for subject in filter(_runs, subjects):
+            self._say_left_out(subject, wanted, fit, crossing, cost)
+        return chosen, fit.crossing
+
+    def _say_left_out(
+        self, subject: Subject, wanted: Mapping[int, int], fit: Fit, crossing: bool, cost: Callable[[int], float]
+    ) -> None:
+        """A skipped check for every length that does not fit in the time, and one that says all that was left out."""
+        name, time_given = subject.result.format, duration(self.options.seconds or 0.0)
+        findings = subject.result.findings
+        for length in sorted(set(wanted) - set(fit.windows)):
+            message = (
+                f"left out: a window takes some {duration(cost(length))}, and the time of {time_given} ends before"
+            )
+            regime = subject.runtime.set_for(length)
+            findings.append(Check(f"{name}.parity.{regime}.{length}", "skip", message=message))
+        if crossing and not fit.crossing:
+            id = f"{name}.parity.crossing.{self.factors.original + CROSSING_TOKENS}"
+            findings.append(Check(id, "skip", message=f"left out: the time of {time_given} ends before"))
+        missing = left_out(wanted, fit, crossing=crossing)
+        message = f"left out, to be done in {time_given}: {', '.join(missing)}" if missing else ""
+        findings.append(Check(f"{name}.budget", "skip" if missing else "pass", message=message))
 
     def _score_length(self, length: int, windows: Sequence[TokenIds], subjects: Sequence[Subject]) -> None:
         """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
@@ -353,12 +420,10 @@ class _Runs:
         raise InputError(f"{artifact.label}: its {regime}_factor is neither set of the reference")
 
     def _score_crossing(self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]]) -> None:
-        original = self.factors.original
-        length = min(original + CROSSING_TOKENS, self.factors.target)
-        ids = next((windows[0][:length] for size, windows in texts.items() if size >= length), None)
-        prefill = original - CROSSING_TOKENS
-        if ids is None or prefill < 1 or length <= original:
+        ids, original = self._crossing_window(texts), self.factors.original
+        if ids is None:
             return
+        prefill = original - CROSSING_TOKENS
         known = dict[str, Tensor]()
         with self.progress.task(f"decode across {original} tokens", len(subjects)) as task:
             for subject in subjects:
@@ -369,6 +434,14 @@ class _Runs:
                     continue
                 self._record_crossing(subject, _Crossing(ids, original, prefill, self.options.chunk), decoded, known)
                 task.advance()
+
+    def _crossing_window(self, texts: Mapping[int, Sequence[TokenIds]]) -> TokenIds | None:
+        """The beginning of a window that reaches across the original one; None where there is none."""
+        original = self.factors.original
+        length = min(original + CROSSING_TOKENS, self.factors.target)
+        if original <= CROSSING_TOKENS or length <= original:
+            return None
+        return next((windows[0][:length] for size, windows in texts.items() if size >= length), None)
 
     def _record_crossing(
         self, subject: Subject, crossing: _Crossing, decoded: Tensor, known: dict[str, Tensor]

@@ -65,10 +65,11 @@ def worst_angle_error(factors: BoundFactors, angles: Angles) -> tuple[float, int
 def _error(factors: BoundFactors, length: int, of_set: Sequence[float], angles: Angles) -> tuple[float, int, int]:
     positions = np.arange(max(0, length - LAST_POSITIONS), length)
     exact = np.outer(positions, rope.inv_freq(factors.rope_theta, factors.rotary_dim, of_set))
-    found = angles(
-        positions.astype(np.float32), factors.rope_theta, factors.rotary_dim, np.asarray(of_set, dtype=np.float32)
-    )
-    errors = np.abs(found.astype(np.float64) - exact)
+    with np.errstate(over="ignore", invalid="ignore"):  # the smallest factors: their angles are infinite in float32
+        found = angles(
+            positions.astype(np.float32), factors.rope_theta, factors.rotary_dim, np.asarray(of_set, dtype=np.float32)
+        )
+    errors = np.nan_to_num(np.abs(found.astype(np.float64) - exact), nan=np.inf, posinf=np.inf)
     row, pair = np.unravel_index(int(errors.argmax()), errors.shape)
     return float(errors[row, pair]), int(positions[row]), int(pair)
 

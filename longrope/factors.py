@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from ctypes import c_float
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -273,8 +274,8 @@ class RescaleFactors:
             target: L' in tokens; None when the factors say it.
 
         Raises:
-            FactorError: a stored value differs from the model's, the number of factors does not fit rotary_dim, or
-                neither the factors nor `target` say L'.
+            FactorError: a stored value differs from the model's (theta: as float32, which GGUF holds), the number of
+                factors does not fit rotary_dim, or neither the factors nor `target` say L'.
         """
         if self.num_pairs * 2 != rotary_dim:
             raise FactorError(
@@ -289,7 +290,7 @@ class RescaleFactors:
         }
         for name, expected in facts.items():
             got = getattr(self, name)
-            if got is not None and got != expected:
+            if got is not None and got != expected and not (name == "rope_theta" and _same_as_float32(got, expected)):
                 raise FactorError(f"the factors say {name} = {got!r}, the model says {expected!r}; they do not fit")
         if target is not None and self.target_length is not None and target != self.target_length:
             raise FactorError(f"the factors are for target length {self.target_length}, {target} was asked for")
@@ -454,6 +455,11 @@ def read_authors_csv(path: Path) -> tuple[float, ...]:
 
 
 # -- helpers
+
+
+def _same_as_float32(one: float, other: float) -> bool:
+    """Whether two numbers round to the same float32; one too large for it is infinite."""
+    return c_float(one).value == c_float(other).value
 
 
 def _checked_set(name: str, values: Iterable[float]) -> tuple[float, ...]:

@@ -363,6 +363,16 @@ def model_name(value: object, folder: Path) -> str:
     return str(folder / name) if (folder / name).exists() else name
 
 
+def _seconds(value: object, _: Path = Path()) -> float:
+    """A time: a number of seconds, or one with its unit, like 90s, 10m or 1.5h."""
+    word = _text(value)
+    unit = _UNITS.get(word[-1:])
+    seconds = float(word[:-1]) * unit if unit else float(word)
+    if not 0 < seconds < math.inf:
+        raise ValueError(value)
+    return seconds
+
+
 def _switch(value: object, _: Path) -> bool:
     if not isinstance(value, bool):
         raise ValueError(value)
@@ -376,6 +386,7 @@ def _word(value: object) -> str:
     return word
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _LIST = {"type": "array"}
 _LENGTH: dict[str, Any] = {
     "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+[kK]?$"}],
@@ -395,7 +406,15 @@ PATH = Kind("PATH", "a path", _path, _TEXT)
 TOKENS = Kind("N", "a number of tokens above 0, like 8192 or 8k", lambda value, _: tokens(value), _LENGTH)
 SHARE = Kind("SHARE", "a share like 1% or 0.01", _share, _SHARE)
 
+SECONDS = Kind(
+    "TIME",
+    "a time like 90s, 10m or 1.5h",
+    _seconds,
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9.]+[smh]?$"}]},
+)
+
 Tokens = Annotated[int, TOKENS]
+Seconds = Annotated[float, SECONDS]
 Share = Annotated[float, SHARE]
 Fraction = Annotated[
     float, Kind("SHARE", "a fraction of 0 or more, like 1% or 0.01", _fraction, {"type": ["number", "string"]})

@@ -31,6 +31,8 @@ from longrope.reading import read_object
 OPSETS = (23, 24)
 # Largest error of a cos or sin, relative to the attention factor: an angle's error in rad is no smaller.
 ANGLE_TOLERANCE = 1e-6
+# Relative: the product, the division by 2 pi and its rounding, and 2 pi itself, half of a last bit each.
+ANGLE_ROUNDING = 4 * 2.0**-53
 # Of genai_config.json: the name of the graph, which has a check of its own, where it runs, and how it samples.
 _GENAI_FREE = frozenset(
     {
@@ -245,23 +247,25 @@ def _set_in_use(
 ) -> str:
     """The set whose angles these are; the wanted one where both give the same, as they do up to n_hat."""
     names: tuple[FactorSet, ...] = (wanted, "short" if wanted == "long" else "long")
-    errors = {name: _error(part, positions, expected, name, total_length) for name in names}
-    best = min(errors, key=lambda name: errors[name])
-    return best if errors[best] <= ANGLE_TOLERANCE else "neither"
+    fitting = (name for name in names if _error(part, positions, expected, name, total_length) <= ANGLE_TOLERANCE)
+    return next(fitting, "neither")
 
 
 def _error(part: RopePart, positions: Any, expected: BoundFactors, name: FactorSet, total_length: int = 0) -> float:
-    """Largest difference from the exact cos and sin under a set, relative to the attention factor."""
+    """Largest difference from the exact cos and sin under a set, relative to the attention factor.
+
+    What float64 itself cannot hold of an angle is no difference: 1e-6 rad of ten thousand million.
+    """
     dim, theta = expected.rotary_dim, expected.rope_theta
-    exact = rope.cos_sin(
-        positions,
-        rope.inv_freq(theta, dim, expected.set(name)),
-        n_hat=expected.n_hat,
-        unscaled_frequencies=rope.inv_freq(theta, dim),
-    )
+    frequencies, unscaled = rope.inv_freq(theta, dim, expected.set(name)), rope.inv_freq(theta, dim)
+    exact = rope.cos_sin(positions, frequencies, n_hat=expected.n_hat, unscaled_frequencies=unscaled)
     actual = part.run(positions.tolist(), total_length)
     scale = expected.effective_attention_factor
-    return float(np.max([np.abs(a / scale - e).max() for a, e in zip(actual, exact, strict=True)]))  # keeps a NaN
+    lost = ANGLE_ROUNDING * np.outer(positions, frequencies)
+    if expected.n_hat:
+        lost[np.asarray(positions) < expected.n_hat] = 0.0
+    errors = [(np.abs(a / scale - e) - lost).max() for a, e in zip(actual, exact, strict=True)]
+    return float(np.max([0.0, *errors]))  # keeps a NaN
 
 
 # -- against the graph that this exporter writes

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from longrope.errors import InputError
 from longrope.machine import device_option, threads_option
-from longrope.options import Lengths, ModelName, option
+from longrope.options import Lengths, ModelName, Seconds, option
 from longrope_export import options
 
 if TYPE_CHECKING:
     from converters.measurements import Validation
     from longrope.progress import Progress
+
+
+# Options that say how much is measured, in a message.
+_MEASURES = "--quick, --thorough or --budget"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,20 @@ class ValidateRequest:
         False, section="Input", help="Check keys, tensors, factors and weights, and run nothing; takes no --text."
     )
     windows: Lengths = options.windows("Lengths to measure perplexity, KL and top-1 at, in tokens.")
+    quick: bool = option(
+        False,
+        section="Input",
+        help="Static checks and a window at the original length and at the target, cut to what fits in a minute.",
+    )
+    thorough: bool = option(
+        False, section="Input", help="Measure more windows of each length, and lengths between original and target."
+    )
+    budget: Seconds | None = option(
+        None,
+        section="Input",
+        unset="none; with --quick 60s",
+        help="Measure what fits in this time, like 10m; what is left out is a skipped check.",
+    )
     result: Path | None = option(
         None,
         name="from",
@@ -74,27 +92,46 @@ class ValidateRequest:
     )
     device: str = device_option()
     threads: int | None = threads_option()
-    windows_per_length: int = options.windows_per_length()
-    crossing: bool = options.crossing()
+    windows_per_length: int | None = option(
+        None, minimum=1, unset="4; quick 1, thorough 8", help="Largest number of windows measured at each length."
+    )
+    crossing: bool | None = option(
+        None, unset="crossing; not with quick", help="Decode across the original window through the cache."
+    )
     isolate: options.Isolate = options.isolate()
 
     def __post_init__(self) -> None:
         if self.explain and (self.static or self.result is not None):
             raise InputError("--explain runs the artifact again: expected neither --static nor --from")
         if self.result is not None:
-            if self.artifacts or self.reference or self.texts or self.static or self.windows:
+            if self.artifacts or self.reference or self.texts or self.static or self.windows or self.measures:
                 raise InputError(
-                    "--from judges what was measured: expected no artifact, --reference, --text or --windows"
+                    "--from judges what was measured: expected no artifact, --reference, --text, --windows, or "
+                    f"{_MEASURES}"
                 )
             return
         if not self.artifacts or self.reference is None:
             raise InputError("expected an artifact and its --reference, or --from RESULT.json")
-        if self.static and (self.texts or self.windows):
-            raise InputError("static checks run nothing: expected neither texts nor windows beside --static")
+        if self.quick and self.thorough:
+            raise InputError("--quick and --thorough contradict each other; expected one of them")
+        if self.static and (self.texts or self.windows or self.measures):
+            raise InputError(
+                f"static checks run nothing: expected neither texts nor windows, nor {_MEASURES}, beside --static"
+            )
         if not self.static and not self.texts:
             raise InputError("expected texts to measure on: --text, or --static for the checks that need none")
         if self.static and self.baseline is not None:
             raise InputError("static checks measure nothing: expected no --baseline beside --static")
+
+    @property
+    def measures(self) -> bool:
+        """Whether something was said of how much is measured."""
+        return self.quick or self.thorough or self.budget is not None
+
+    @property
+    def effort(self) -> str:
+        """The preset's name."""
+        return "quick" if self.quick else "thorough" if self.thorough else "default"
 
 
 @options.command(ValidateRequest)
@@ -185,6 +222,8 @@ def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Val
         windows=request.windows,
         windows_per_length=request.windows_per_length,
         crossing=request.crossing,
+        effort=request.effort,
+        budget=request.budget,
         device=request.device,
         threads=request.threads,
         isolate=request.isolate,
