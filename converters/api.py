@@ -16,10 +16,11 @@ from converters import registry
 from converters.base import Check, Converter, Export
 from converters.effort import Effort, effort_of
 from converters.expectations import Expectation, expected_factors
+from converters.judging import REFERENCE_ARITHMETIC, judged
 from converters.measurements import Validation
 from converters.policy import Policy, read_policy
 from longrope.checkpoint import Checkpoint
-from longrope.errors import InputError
+from longrope.errors import InputError, choices
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.machine import resolve_device
 from longrope.progress import Progress, Silent
@@ -106,6 +107,7 @@ def validate(
     effort: str = "default",
     budget: float | None = None,
     device: str = "auto",
+    reference_dtype: str = "float32",
     threads: int | None = None,
     isolate: Isolate = "auto",
     policy: Policy | str = "default",
@@ -116,7 +118,7 @@ def validate(
 
     Args:
         artifact: a Hugging Face folder, a `.gguf` file or an ONNX folder.
-        reference: the model it was made from, extended or not; it runs in transformers, float32.
+        reference: the model it was made from, extended or not; it runs in transformers.
         corpus: token ids to compare on; None for the static checks alone, with a skipped check `FORMAT.parity`.
         factors: what the artifact must carry; None for the reference's, or else what its exporter recorded in it.
         factor_sets: `single` or `dual` where the artifact must have that; `auto` takes what it has.
@@ -128,6 +130,7 @@ def validate(
         budget: seconds; what does not fit, by the rate of a first window, is left out, and a skipped check says so.
             None for the effort's, by default no limit.
         device: torch device of the reference; `auto` is the GPU when there is one.
+        reference_dtype: what it computes in: `float32`, or `bfloat16` or `float16` with the limits of such arithmetic.
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
         policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
@@ -154,6 +157,7 @@ def validate(
         effort=effort,
         budget=budget,
         device=device,
+        reference_dtype=reference_dtype,
         threads=threads,
         isolate=isolate,
         policy=policy,
@@ -176,6 +180,7 @@ def validate_all(
     effort: str = "default",
     budget: float | None = None,
     device: str = "auto",
+    reference_dtype: str = "float32",
     threads: int | None = None,
     isolate: Isolate = "auto",
     policy: Policy | str = "default",
@@ -188,12 +193,14 @@ def validate_all(
         artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
         reference, corpus, factors, factor_sets: as of `validate`.
         windows, windows_per_length, crossing, effort, budget: as of `validate`; the budget is for all of them.
-        device, threads, isolate, policy, explain, progress: as of `validate`.
+        device, reference_dtype, threads, isolate, policy, explain, progress: as of `validate`.
 
     Returns:
         One `Validation` for each, in their order.
     """
     wanted, preset = read_policy(policy) if isinstance(policy, str) else policy, effort_of(effort)
+    if reference_dtype not in REFERENCE_ARITHMETIC:
+        raise InputError(f"reference_dtype {reference_dtype!r}; {choices(reference_dtype, REFERENCE_ARITHMETIC)}")
     paths = [Path(each) for each in artifacts]
     found = [registry.recognize(path) for path in paths]
     for converter in found:
@@ -219,6 +226,7 @@ def validate_all(
             shorten=preset.shorten,
             threads=threads,
             device=resolve_device(device),
+            reference_dtype=reference_dtype,
         )
         progress = progress or Silent()
         results = _validated(jobs, reference, corpus, options, preset, wanted, progress)
@@ -258,7 +266,6 @@ def _validated(
     progress: Progress,
 ) -> list[Validation]:
     """In the order of the jobs; those whose references have the same factors run together."""
-    from converters.judging import judged
     from converters.parity import measured, static_findings
 
     results: dict[_Job, Validation] = {}

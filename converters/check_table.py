@@ -78,6 +78,11 @@ EVERY_FORMAT = (
         "skipped, with what was left out or cut, where not everything fits; lengths left out whole are skipped checks, too",
     ),
     _row(
+        "*.reference_dtype",
+        "what the reference computes in against float32 (`--reference-dtype`)",
+        "warns: the reference is rounded itself, and faults below that are not seen",
+    ),
+    _row(
         "*.batch",
         "two texts in one pass, the shorter one padded in front, against each alone",
         "padding that is attended to, or rows that reach into one another",

@@ -25,6 +25,10 @@ from longrope.measures import WindowScore
 
 # Where an artifact does not say its weight type, which other checks report.
 _UNKNOWN = WeightKind("f32", rounded=False, arithmetic="f32")
+# What products are computed in, from what loses nothing to what loses most.
+_ARITHMETICS = ("same", "f32", "f16", "bf16", "int8")
+# What a reference loses by its own type: as much as an artifact whose runtime multiplies in it.
+REFERENCE_ARITHMETIC = {"float32": "same", "float16": "f16", "bfloat16": "bf16"}
 # What is measured whatever the limits are, and has to be finite.
 _ALWAYS = ("ppl_delta_percent", "kl_mean", "top1_agreement", "max_logit_diff")
 _STALE = "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
@@ -87,6 +91,7 @@ def _decided(validation: Validation, policy: Policy) -> Iterator[tuple[Check, bo
 def _by_limits(validation: Validation, kind: WeightKind, policy: Policy) -> Iterator[tuple[Check, WindowScore]]:
     for score in validation.batch:
         yield _batch(validation, score, kind, policy), score
+    kind = dataclasses.replace(kind, arithmetic=_coarser(kind.arithmetic, validation.reference_dtype))
     own = {(each.regime, each.length): each for each in validation.runtime}
     for window in validation.windows:
         mine = own.get((window.regime, window.length))
@@ -101,6 +106,13 @@ def _by_limits(validation: Validation, kind: WeightKind, policy: Policy) -> Iter
         id = window_id(validation.format, "rounding", score)
         fault = f"rounding to {kind.name} costs too much"
         yield _window_check(id, score, rounding_limits(kind, score, policy), fault), score
+
+
+def _coarser(arithmetic: str, reference_dtype: str) -> str:
+    """The arithmetic, of a runtime and of its reference, that loses more; one that is not known stays."""
+    if arithmetic not in _ARITHMETICS:
+        return arithmetic
+    return max(arithmetic, REFERENCE_ARITHMETIC.get(reference_dtype, "same"), key=_ARITHMETICS.index)
 
 
 def runtime_limits(kind: WeightKind, score: WindowScore, policy: Policy) -> dict[str, float]:

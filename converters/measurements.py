@@ -44,6 +44,7 @@ class Validation:
         batch: two texts in one pass against each alone; empty where the runtime takes one at a time.
         weights: what its weight type does; None where that cannot be read.
         factor_sets: which it must have.
+        reference_dtype: what the reference computes in.
         provenance: versions, machine, hashes.
         explanation: why it fails, where that was asked for.
     """
@@ -61,6 +62,7 @@ class Validation:
     batch: list[WindowScore] = field(default_factory=list)
     weights: WeightKind | None = None
     factor_sets: FactorSets = "single"
+    reference_dtype: str = "float32"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     explanation: Explanation | None = None
 
@@ -97,6 +99,7 @@ class Validation:
             **{name: [score_json(score) for score in getattr(self, name)] for name in (*SCORES, "batch")},
             "weights": None if self.weights is None else dataclasses.asdict(self.weights),
             "factor_sets": self.factor_sets,
+            "reference_dtype": self.reference_dtype,
             "provenance": dict(self.provenance),
             "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
         }
@@ -130,7 +133,11 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
         raise InputError(f"{name}: expected schema_version {SCHEMA_VERSION}, got {entry.get('schema_version')}")
     lists = dict.fromkeys((*SCORES, "batch"), LIST)
     names = dict.fromkeys(("artifact", "format", "reference"), TEXT)
-    check(entry, record({**names, **lists, "checks": list_of(kind_of(Check))}, {"provenance": OBJECT}), name)
+    check(
+        entry,
+        record({**names, **lists, "checks": list_of(kind_of(Check))}, {"provenance": OBJECT, "reference_dtype": TEXT}),
+        name,
+    )
     weights, sets = entry.get("weights"), entry.get("factor_sets")
     found = Validation(
         artifact=entry["artifact"],
@@ -145,6 +152,7 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
         if weights is None
         else _of_json(WeightKind, check(weights, kind_of(WeightKind), f"{name}: weights")),
         factor_sets="dual" if sets == "dual" else "single",
+        reference_dtype=entry.get("reference_dtype", "float32"),
         provenance=entry.get("provenance") or {},
     )
     for each in (*SCORES, "batch"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from converters import isolation
 from converters.base import Check, Converter, PlannedExport
 from converters.effort import FIRST_TOKENS, Fit, fitted, left_out
 from converters.isolation import Workplace
-from converters.judging import judged
+from converters.judging import REFERENCE_ARITHMETIC, judged
 from converters.measurements import Validation
 from converters.own_weights import WeightKind
 from converters.policy import PRESETS, Policy
@@ -41,7 +41,7 @@ from longrope.estimates.compute import attention_flops, duration, linear_flops
 from longrope.estimates.shape import DecoderShape
 from longrope.factors import BoundFactors, FactorSet
 from longrope.measures import WindowScore
-from longrope.modeling import TorchSource, build_model, set_threads
+from longrope.modeling import DTYPES, TorchSource, build_model, set_threads
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.scoring import (
@@ -110,6 +110,8 @@ class ValidateOptions:
         seconds: measure what fits in this time, from the beginning of the static checks on; None for all.
         shorten: of what does not fit, take shorter windows; else leave it out.
         threads: of every runtime; None for their defaults.
+        device: torch device of the reference.
+        reference_dtype: what the reference computes in: a name of `modeling.DTYPES`.
         chunk: rows of logits held at a time.
     """
 
@@ -121,6 +123,7 @@ class ValidateOptions:
     shorten: bool = False
     threads: int | None = None
     device: str = "cpu"
+    reference_dtype: str = "float32"
     chunk: int = CHUNK_TOKENS
 
 
@@ -161,6 +164,9 @@ def measured(
     end = None if options.seconds is None else time.monotonic() + options.seconds
     texts = windows_by_length(corpus, factors, options)
     results = [static_findings(artifact, reference, corpus) for artifact in artifacts]
+    for result in results:
+        result.reference_dtype = options.reference_dtype
+        result.findings.extend(_of_reference(result.format, options.reference_dtype))
     subjects = [Subject(artifact, result) for artifact, result in zip(artifacts, results, strict=True)]
     _Runs(reference, factors, options, progress).measure(subjects, texts, end)
     return results
@@ -252,7 +258,7 @@ class _Runs:
     ) -> None:
         set_threads(options.threads)
         self.checkpoint, self.factors, self.options, self.progress = reference, factors, options, progress
-        model = build_model(reference, factors, device=options.device)
+        model = build_model(reference, factors, dtype=options.reference_dtype, device=options.device)
         self.reference = TorchSource(model, factors, name=reference.name)
 
     def measure(
@@ -311,9 +317,15 @@ class _Runs:
             subject.result.findings.append(Check(id, "skip", kind.name, None, "left out, to be quick"))
             return
         try:
-            require_room(self.checkpoint, self.options.device)
+            require_room(self.checkpoint, self.options.device, self.options.reference_dtype)
             weights = subject.artifact.planned.own_weights(subject.artifact.path)
-            model = build_model(self.checkpoint, self.factors, device=self.options.device, weights=weights)
+            model = build_model(
+                self.checkpoint,
+                self.factors,
+                dtype=self.options.reference_dtype,
+                device=self.options.device,
+                weights=weights,
+            )
         except LongRopeError as error:
             message = f"its runtime is compared with the original alone, by the limits of fault and rounding: {error}"
             subject.result.findings.append(Check(id, "skip", kind.name, None, message))
@@ -512,16 +524,26 @@ def _runs(subject: Subject) -> bool:
     return subject.runs
 
 
-def require_room(checkpoint: Checkpoint, device: str) -> None:
+def _of_reference(format_name: str, dtype: str) -> Iterator[Check]:
+    """A warning where the reference itself is rounded; `strict` fails it."""
+    if dtype != "float32":
+        message = (
+            f"the reference computes in {dtype}: faults that are smaller than what this loses are not seen, and windows are "
+            f"held to the limits of {REFERENCE_ARITHMETIC[dtype]} arithmetic or wider ones"
+        )
+        yield Check(f"{format_name}.reference_dtype", "warn", "float32", dtype, message)
+
+
+def require_room(checkpoint: Checkpoint, device: str, dtype: str) -> None:
     """Raise MissingRequirementError where no second model fits beside the reference."""
     headers = checkpoint.weight_headers.values()
-    needed = 4 * sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
+    needed = DTYPES[dtype].itemsize * sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
     is_cuda = torch.device(device).type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
     # Weights are read into memory, and the model is made of them.
     if free < 2 * needed:
         raise MissingRequirementError(
-            f"a second model in float32 takes {2 * needed / 1e9:.1f} GB to make, and {free / 1e9:.1f} GB are free"
+            f"a second model in {dtype} takes {2 * needed / 1e9:.1f} GB to make, and {free / 1e9:.1f} GB are free"
         )
 
 

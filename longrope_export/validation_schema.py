@@ -22,7 +22,18 @@ _PLAIN: Mapping[Any, Mapping[str, Any]] = {
     type(None): {"type": "null"},
 }
 # What was there from the start is required; what was added within the version may be missing.
-_ADDED = {"found", "policy", *SCORES[1:], "batch", "weights", "factor_sets", "texts", "tied", "decided_agreements"}
+_ADDED = {
+    "found",
+    "policy",
+    *SCORES[1:],
+    "batch",
+    "weights",
+    "factor_sets",
+    "reference_dtype",
+    "texts",
+    "tied",
+    "decided_agreements",
+}
 _ADDED |= {"kl_mean_low", "kl_median", "kl_median_low", "kl_p99_low", "kl_max", "ppl_delta_low", "ppl_delta_high"}
 _ADDED |= {"explanation", "logit_diff_mean", "logit_diff_median", "logit_diff_p99", "non_finite_positions"}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from longrope.errors import InputError
 from longrope.machine import device_option, threads_option
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from longrope.progress import Progress
 
 
-# Options that say how much is measured, in a message.
-_MEASURES = "--quick, --thorough or --budget"
+# In messages: options that concern what is measured.
+_MEASURES = "--quick, --thorough, --budget or --reference-dtype"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,11 @@ class ValidateRequest:
         False, section="Output", help="Annotate the run of GitHub Actions, and append the report to its step summary."
     )
     device: str = device_option()
+    reference_dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32",
+        section="Machine",
+        help="What the reference computes in; in 16 bits it takes half the memory and sees smaller faults no more.",
+    )
     threads: int | None = threads_option()
     windows_per_length: int | None = option(
         None, minimum=1, unset="4; quick 1, thorough 8", help="Largest number of windows measured at each length."
@@ -125,8 +130,8 @@ class ValidateRequest:
 
     @property
     def measures(self) -> bool:
-        """Whether something was said of how much is measured."""
-        return self.quick or self.thorough or self.budget is not None
+        """Whether something was said of what is measured, and by what."""
+        return self.quick or self.thorough or self.budget is not None or self.reference_dtype != "float32"
 
     @property
     def effort(self) -> str:
@@ -225,6 +230,7 @@ def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Val
         effort=request.effort,
         budget=request.budget,
         device=request.device,
+        reference_dtype=request.reference_dtype,
         threads=request.threads,
         isolate=request.isolate,
         policy=request.policy,

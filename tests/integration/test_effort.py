@@ -107,12 +107,25 @@ def test_what_does_not_fit_is_a_skipped_check_and_fails_where_it_is_required(val
     assert statuses(whole)["gguf.budget"] == "pass"
 
 
+def test_a_reference_in_16_bits_is_said_and_refused_by_a_strict_policy(validated: Any) -> None:
+    done, entry = validated("--reference-dtype", "bfloat16", "--windows-per-length", 1)
+    assert done.code == 0, done.err + done.out
+    assert entry["reference_dtype"] == "bfloat16"
+    assert statuses(entry)["gguf.reference_dtype"] == "warn"
+    assert statuses(entry)[f"gguf.parity.long.{TARGET}"] == "pass"
+    assert max(window["kl_mean"] for window in entry["runtime"]) > 0
+    strict, judged = validated("--reference-dtype", "bfloat16", "--windows", WINDOW, "--policy", "strict")
+    assert strict.code == 1
+    assert statuses(judged)["gguf.reference_dtype"] == "fail"
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         (("--quick", "--thorough"), "contradict"),
         (("--static", "--quick"), "--quick"),
         (("--from", "result.json", "--budget", "10m"), "--budget"),
+        (("--static", "--reference-dtype", "float16"), "--reference-dtype"),
         (("--budget", "soon"), "10m"),
         (("--budget", "0"), "10m"),
         (("--budget", "nan"), "10m"),
