@@ -107,6 +107,13 @@ def test_quality_is_judged_again_and_reported(result: Path, tmp_path: Path) -> N
     assert quality_of(tmp_path / "back.json") == quality_of(result)
 
 
+def test_a_finding_of_a_stranger_is_no_row_of_the_table(result: Path, tmp_path: Path) -> None:
+    data = json.loads(result.read_text(encoding="utf-8"))
+    data["checks"].append({**data["checks"][0], "id": "quality.inside.7", "actual": "x", "found": "pass"})
+    (tmp_path / "odd.json").write_text(json.dumps(data))
+    assert run_cli("validate", "--from", tmp_path / "odd.json").code == 0
+
+
 def measure(checkpoint: Checkpoint, *factors: BoundFactors, corpus: Corpus | None = None, windows: int = 1) -> Any:
     options = QualityOptions(windows_per_length=windows)
     return measure_quality(checkpoint, factors, corpus or pico_corpus(checkpoint), options, ONE_THREAD, Silent())
