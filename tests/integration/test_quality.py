@@ -168,7 +168,23 @@ def test_what_the_texts_are_too_short_for_is_left_out(pico: Checkpoint, dual: Bo
 def test_quality_needs_texts(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected texts"):
         validate(pico.path, pico, None, factors=dual, quality=True)
-    for arguments in (("--from", "r.json"), (pico.path, "--reference", pico.path, "--static")):
+    known = (pico.path, "--reference", pico.path)
+    for arguments in (("--from", "r.json"), (*known, "--static"), (*known, "--text", pico.path, "--budget", "1m")):
         done = run_cli("validate", *arguments, "--quality")
         assert done.code == 2
-        assert "expected no --quality beside" in " ".join(done.err.split())
+        assert "--quality" in done.err
+
+
+def test_thorough_measures_quality_where_there_is_no_budget(pico: Checkpoint, dual: BoundFactors) -> None:
+    both = [
+        validate(pico.path, pico, pico_corpus(pico), factors=dual, effort="thorough", threads=1, budget=budget, **few)
+        for few in ({"windows_per_length": 1, "crossing": False, "windows": (WINDOW,)},)
+        for budget in (None, 60.0)
+    ]
+    measured, left_out = ({check.id: check.status for check in each.checks} for each in both)
+    assert measured[f"quality.beyond.PI.{TARGET}"] == "pass"
+    assert {id for id, status in left_out.items() if id.startswith("quality.") and status == "skip"} == {
+        f"quality.{name}" for name in ("inside", "beyond", "passkey", "control")
+    }
+    with pytest.raises(InputError, match="no budget"):
+        validate(pico.path, pico, pico_corpus(pico), factors=dual, quality=True, budget=60.0)
