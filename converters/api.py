@@ -22,7 +22,8 @@ from converters.policy import Policy, read_policy
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, choices
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.machine import resolve_device
+from longrope.machine import Machine, resolve_device
+from longrope.measures import Quality
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
 from longrope.text import Corpus
@@ -110,6 +111,7 @@ def validate(
     reference_dtype: str = "float32",
     threads: int | None = None,
     isolate: Isolate = "auto",
+    quality: bool | None = None,
     policy: Policy | str = "default",
     explain: bool = False,
     progress: Progress | None = None,
@@ -133,6 +135,8 @@ def validate(
         reference_dtype: what it computes in: `float32`, or `bfloat16` or `float16` with the limits of such arithmetic.
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
+        quality: measure, too, what the extension costs inside the original window and brings beyond it; None for the
+            effort's. Takes no budget.
         policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
         explain: find the likeliest cause of a failure; needs the corpus.
         progress: where bars and warnings go; None for nowhere.
@@ -160,6 +164,7 @@ def validate(
         reference_dtype=reference_dtype,
         threads=threads,
         isolate=isolate,
+        quality=quality,
         policy=policy,
         explain=explain,
         progress=progress,
@@ -183,6 +188,7 @@ def validate_all(
     reference_dtype: str = "float32",
     threads: int | None = None,
     isolate: Isolate = "auto",
+    quality: bool | None = None,
     policy: Policy | str = "default",
     explain: bool = False,
     progress: Progress | None = None,
@@ -193,7 +199,7 @@ def validate_all(
         artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
         reference, corpus, factors, factor_sets: as of `validate`.
         windows, windows_per_length, crossing, effort, budget: as of `validate`; the budget is for all of them.
-        device, reference_dtype, threads, isolate, policy, explain, progress: as of `validate`.
+        device, reference_dtype, threads, isolate, quality, policy, explain, progress: as of `validate`.
 
     Returns:
         One `Validation` for each, in their order.
@@ -201,6 +207,12 @@ def validate_all(
     wanted, preset = read_policy(policy) if isinstance(policy, str) else policy, effort_of(effort)
     if reference_dtype not in REFERENCE_ARITHMETIC:
         raise InputError(f"reference_dtype {reference_dtype!r}; {choices(reference_dtype, REFERENCE_ARITHMETIC)}")
+    measures_quality = preset.quality if quality is None else quality
+    seconds = preset.seconds if budget is None else budget
+    if quality and (corpus is None or seconds is not None):
+        raise InputError(
+            "quality: expected texts to measure it on, and no budget: its passes are not fitted into a time"
+        )
     paths = [Path(each) for each in artifacts]
     found = [registry.recognize(path) for path in paths]
     for converter in found:
@@ -222,20 +234,30 @@ def validate_all(
             windows_per_length=windows_per_length or preset.windows_per_length,
             crossing=preset.crossing if crossing is None else crossing,
             own_weights=preset.own_weights,
-            seconds=preset.seconds if budget is None else budget,
+            seconds=seconds,
             shorten=preset.shorten,
             threads=threads,
             device=resolve_device(device),
             reference_dtype=reference_dtype,
         )
         progress = progress or Silent()
-        results = _validated(jobs, reference, corpus, options, preset, wanted, progress)
+        results = _measured(jobs, reference, corpus, options, preset, progress)
+    if measures_quality and corpus and seconds is None:
+        results = _with_quality(jobs, results, reference, corpus, options, preset, progress)
+    elif measures_quality and corpus:
+        results = [replace(result, quality=_NO_TIME) for result in results]
+    results = [judged(result, wanted) for result in results]
     if corpus is None or not explain:
         return results
     return [
         _explained(job, result, reference, corpus, options, isolate, progress)
         for job, result in zip(jobs, results, strict=True)
     ]
+
+
+_NO_TIME = Quality(
+    left_out=dict.fromkeys(("inside", "beyond", "passkey", "control"), "its passes are not fitted into a budget")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,30 +278,33 @@ def _workplace(converter: Converter, path: Path, isolate: Isolate, corpus: Corpu
     return workplace_for(converter, path, isolate)
 
 
-def _validated(
-    jobs: Sequence[_Job],
-    reference: Checkpoint,
-    corpus: Corpus | None,
-    options: ValidateOptions,
-    effort: Effort,
-    policy: Policy,
-    progress: Progress,
-) -> list[Validation]:
-    """In the order of the jobs; those whose references have the same factors run together."""
-    from converters.parity import measured, static_findings
-
-    results: dict[_Job, Validation] = {}
+def _groups(jobs: Sequence[_Job]) -> list[tuple[BoundFactors, list[_Job]]]:
+    """Those whose references have the same factors together; without those that have none."""
     groups: list[tuple[BoundFactors, list[_Job]]] = []
     for job in jobs:
         if job.expectation is None:
-            results[job] = _without_factors(job, reference)
             continue
         members = next((members for factors, members in groups if factors == job.expectation.reference), None)
         if members is None:
             groups.append((job.expectation.reference, [job]))
         else:
             members.append(job)
-    for factors, members in groups:
+    return groups
+
+
+def _measured(
+    jobs: Sequence[_Job],
+    reference: Checkpoint,
+    corpus: Corpus | None,
+    options: ValidateOptions,
+    effort: Effort,
+    progress: Progress,
+) -> list[Validation]:
+    """In the order of the jobs; groups run together."""
+    from converters.parity import measured, static_findings
+
+    results = {job: _without_factors(job, reference) for job in jobs if job.expectation is None}
+    for factors, members in _groups(jobs):
         subjects = [_artifact(job, reference) for job in members]
         if corpus is None:
             found = [static_findings(subject, reference, None) for subject in subjects]
@@ -292,7 +317,29 @@ def _validated(
         for job, result in zip(members, found, strict=True):
             notes = job.expectation.notes if job.expectation else ()
             results[job] = replace(result, findings=[*notes, *result.findings])
-    return [judged(results[job], policy) for job in jobs]
+    return [results[job] for job in jobs]
+
+
+def _with_quality(
+    jobs: Sequence[_Job],
+    results: Sequence[Validation],
+    reference: Checkpoint,
+    corpus: Corpus,
+    options: ValidateOptions,
+    effort: Effort,
+    progress: Progress,
+) -> list[Validation]:
+    """What each extension costs and brings; artifacts that must carry the same factors share it."""
+    from longrope.quality import QualityOptions, measure_quality
+
+    machine = Machine(options.device, threads=options.threads)
+    found: dict[_Job, Quality] = {}
+    for factors, members in _groups(jobs):
+        wanted = QualityOptions(options.windows or effort.lengths(factors), options.windows_per_length)
+        extensions = [job.expectation.factors for job in members if job.expectation]
+        measured = measure_quality(reference, extensions, corpus, wanted, machine, progress)
+        found.update(zip(members, measured, strict=True))
+    return [replace(result, quality=found.get(job)) for job, result in zip(jobs, results, strict=True)]
 
 
 def _explained(
@@ -308,7 +355,8 @@ def _explained(
     from converters.explain.run import Suspect, explain
     from converters.isolation import workplace_for
 
-    if result.passed or job.expectation is None:
+    failures = [check for check in result.failures if not check.id.startswith("quality.")]
+    if not failures or job.expectation is None:
         return result
     progress.line(f"looking for why {job.path.name} fails")
     original = job.expectation.factors.original
@@ -319,7 +367,7 @@ def _explained(
         place = workplace_for(job.converter, job.path, isolate)
         workplace = stack.enter_context(place) if place else None
         planned = job.converter.plan_of(job.path, job.expectation.factors, reference)
-        suspect = Suspect(job.path, job.converter, planned, result.failures, workplace)
+        suspect = Suspect(job.path, job.converter, planned, failures, workplace)
         return replace(result, explanation=explain(suspect, ids, device=options.device, threads=options.threads))
 
 

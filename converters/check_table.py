@@ -108,6 +108,39 @@ EVERY_FORMAT = (
         "the record is another model's: importers and `inspect` are misled",
     ),
 )
+QUALITY = (
+    _row(
+        "quality.inside quality.inside.*",
+        "perplexity and KL of the extended model against the original one inside the original window, paired by window",
+        "warns: the extension costs more there than the policy allows, beyond noise",
+    ),
+    _row(
+        "quality.beyond quality.beyond.*",
+        "perplexity of the extended model beyond the original window against the original's, PI's, NTK's and YaRN's, paired "
+        "by window",
+        "warns: something that needs no search is better, beyond noise; or the extension brings nothing",
+    ),
+    _row(
+        "quality.passkey quality.passkey.*",
+        "share of passkeys that the extended model finds against the original's inside its window",
+        "warns: fewer, beyond noise; skipped where the original finds none",
+    ),
+    _row(
+        "quality.control quality.control.differs",
+        "logits of the extended model against the original's beyond the original window",
+        "the same: the factors are not applied, or rescale nothing, and every comparison with them is empty",
+    ),
+    _row(
+        "quality.control.same",
+        "logits of the extended model against those of a second pass",
+        "others: the machine does not compute twice the same, and no difference can be trusted",
+    ),
+    _row(
+        "quality.control.reference",
+        "mean NLL of the extended model, by window, against that of the reference that artifacts are held to",
+        "apart: one of both has other factors, so that parity or quality is about another model",
+    ),
+)
 FOLDERS = (
     _row(
         "*.config.fields",
@@ -336,6 +369,7 @@ ONNX = (
 )
 SECTIONS: Mapping[str, Sequence[CheckRow]] = {
     "Every format": EVERY_FORMAT,
+    "The extension (`--quality`)": QUALITY,
     "Folders: what lies beside the weights": FOLDERS,
     "config.json of folders": CONFIG,
     "Hugging Face": HF,

@@ -29,6 +29,7 @@ class Effort:
         windows_per_length: at most so many windows of each length.
         crossing: decode across the original window through the cache.
         own_weights: compare with a second reference, which holds the artifact's rounded weights.
+        quality: measure what the extension costs and brings, too, where there is no budget.
         between: measure half of the original window and lengths between it and the target, too.
         seconds: what it is to be done in; None for no limit.
         shorten: take shorter windows where these do not fit in the time; else fewer of them.
@@ -37,6 +38,7 @@ class Effort:
     windows_per_length: int = 4
     crossing: bool = True
     own_weights: bool = True
+    quality: bool = False
     between: bool = False
     seconds: float | None = None
     shorten: bool = False
@@ -50,11 +52,10 @@ class Effort:
         return (max(original // 2, 2), original, *(doubled or [(original + target) // 2]), target)
 
 
-# What else `thorough` is to measure belongs here.
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(windows_per_length=1, crossing=False, own_weights=False, seconds=60.0, shorten=True),
     "default": Effort(),
-    "thorough": Effort(windows_per_length=8, between=True),
+    "thorough": Effort(windows_per_length=8, quality=True, between=True),
 }
 
 

@@ -20,6 +20,7 @@ from converters.baseline import baseline_findings
 from converters.measurements import NOT_RUN, Validation, window_id
 from converters.own_weights import WeightKind
 from converters.policy import AT_LEAST, Policy
+from converters.quality_checks import quality_checks
 from longrope.intervals import wilson
 from longrope.measures import WindowScore
 
@@ -74,7 +75,7 @@ def _levelled(check: Check, policy: Policy) -> Check:
 def _missing(format_name: str, checks: list[Check], policy: Policy) -> Iterator[Check]:
     """Required checks that no check is; those of other formats are not asked of this one."""
     for pattern in policy.fail_if_not_run:
-        mine = fnmatchcase(format_name, pattern.partition(".")[0])
+        mine = any(fnmatchcase(name, pattern.partition(".")[0]) for name in (format_name, "quality"))
         if mine and not any(fnmatchcase(check.id, pattern) for check in checks):
             yield Check(pattern, "fail", "a check of this name", None, f"{NOT_RUN}there is none")
 
@@ -83,9 +84,11 @@ def _missing(format_name: str, checks: list[Check], policy: Policy) -> Iterator[
 
 
 def _decided(validation: Validation, policy: Policy) -> Iterator[tuple[Check, bool]]:
-    """A check for each score, and whether what it is about is finite."""
+    """A check for each measurement, and whether what it is about is finite."""
     for check, score in _by_limits(validation, validation.weights or _UNKNOWN, policy):
         yield check, not non_finite(score)
+    if validation.quality is not None:
+        yield from quality_checks(validation.quality, validation.windows, policy)
 
 
 def _by_limits(validation: Validation, kind: WeightKind, policy: Policy) -> Iterator[tuple[Check, WindowScore]]:

@@ -16,7 +16,7 @@ from converters.explain.causes import Explanation
 from converters.own_weights import WeightKind
 from longrope.errors import InputError
 from longrope.factors import FactorSets
-from longrope.measures import TextScore, WindowScore
+from longrope.measures import BeyondScore, PasskeyScore, Quality, TextScore, WindowScore
 from longrope.provenance import published_name
 from longrope.reading import LIST, OBJECT, TEXT, check, kind_of, list_of, record
 
@@ -45,6 +45,7 @@ class Validation:
         weights: what its weight type does; None where that cannot be read.
         factor_sets: which it must have.
         reference_dtype: what the reference computes in.
+        quality: what the extension costs and brings; None where that was not asked for.
         provenance: versions, machine, hashes.
         explanation: why it fails, where that was asked for.
     """
@@ -63,6 +64,7 @@ class Validation:
     weights: WeightKind | None = None
     factor_sets: FactorSets = "single"
     reference_dtype: str = "float32"
+    quality: Quality | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     explanation: Explanation | None = None
 
@@ -100,6 +102,7 @@ class Validation:
             "weights": None if self.weights is None else dataclasses.asdict(self.weights),
             "factor_sets": self.factor_sets,
             "reference_dtype": self.reference_dtype,
+            "quality": None if self.quality is None else _quality_json(self.quality),
             "provenance": dict(self.provenance),
             "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
         }
@@ -153,6 +156,7 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
         else _of_json(WeightKind, check(weights, kind_of(WeightKind), f"{name}: weights")),
         factor_sets="dual" if sets == "dual" else "single",
         reference_dtype=entry.get("reference_dtype", "float32"),
+        quality=_quality(entry.get("quality"), f"{name}: quality"),
         provenance=entry.get("provenance") or {},
     )
     for each in (*SCORES, "batch"):
@@ -177,6 +181,52 @@ def _score(data: Any, name: str) -> WindowScore:
     if not 0 <= score.decided_agreements <= score.tokens - score.tied <= score.tokens:
         raise InputError(f"{name}: expected no more agreements and ties than tokens, got another number of one of them")
     return dataclasses.replace(score, texts=tuple(_of_json(TextScore, each) for each in data["texts"]))
+
+
+def _quality_json(quality: Quality) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(quality),
+        "inside": [score_json(score) for score in quality.inside],
+        "controls": {name: score_json(score) for name, score in quality.controls.items()},
+    }
+
+
+def _quality(data: Any, name: str) -> Quality | None:
+    """The quality read back; None where it was not measured. Raises InputError."""
+    if data is None:
+        return None
+    data = check(_deep_nan(data), kind_of(Quality), name)
+    found = Quality(
+        inside=tuple(_score(each, name) for each in data["inside"]),
+        beyond=tuple(_beyond(each) for each in data["beyond"]),
+        passkey=tuple(_of_json(PasskeyScore, each) for each in data["passkey"]),
+        controls={id: _score(each, name) for id, each in data["controls"].items()},
+        left_out=data["left_out"],
+    )
+    if not all(score.texts for score in found.inside):
+        raise InputError(f"{name}: inside: expected the texts of each window, got none")
+    for score in found.beyond:
+        if not score.extended or {len(losses) for losses in score.methods.values()} - {len(score.extended)}:
+            raise InputError(
+                f"{name}: beyond: expected as many windows of each method, got another number of one of them"
+            )
+    if not all(0 <= each.found <= each.samples and each.samples for each in found.passkey):
+        raise InputError(f"{name}: passkey: expected at most as many found as prompts, got more")
+    if found.controls and set(found.controls) != {"differs", "same"}:
+        raise InputError(f"{name}: controls: expected differs and same, got {', '.join(found.controls)}")
+    return found
+
+
+def _beyond(data: Mapping[str, Any]) -> BeyondScore:
+    methods = {name: tuple(losses) for name, losses in data["methods"].items()}
+    return BeyondScore(data["length"], tuple(data["extended"]), methods)
+
+
+def _deep_nan(data: Any) -> Any:
+    """Nothing in a quality is null but what is not finite."""
+    if isinstance(data, dict):
+        return {key: _deep_nan(value) for key, value in data.items()}
+    return [_deep_nan(value) for value in data] if isinstance(data, list) else math.nan if data is None else data
 
 
 def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:

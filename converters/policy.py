@@ -18,7 +18,7 @@ from longrope.options import build, declared, option, read_table, schema_of
 from longrope.reading import as_object, printable, read_json, read_toml, read_yaml, shown
 
 Level = Literal["off", "warn", "error"]
-Compared = Literal["runtime", "rounding"]
+Compared = Literal["runtime", "rounding", "inside", "beyond", "passkey"]
 # A statistic that has to be as large as its limit; all others have to be as small.
 AT_LEAST = "top1_agreement"
 _STATISTIC = "Largest %s; null lifts a limit that a rule before it sets."
@@ -47,6 +47,15 @@ class Limits:
     logit_diff_median: float | None = option(
         None, minimum=0, help=_STATISTIC % "median over positions of the largest logit difference"
     )
+    ppl_rise_percent: float | None = option(
+        None, minimum=0, help=_STATISTIC % "rise of perplexity above the original's or a method's, percent"
+    )
+    passkey_drop: float | None = option(
+        None,
+        minimum=0,
+        maximum=1,
+        help=_STATISTIC % "drop of the share of passkeys found, from the original's inside its window",
+    )
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,8 @@ class Rule:
     """Limits, and what they are for. Patterns may hold `*` and `?`; of several rules, later ones win by statistic."""
 
     compare: Compared = option(
-        help="`runtime`: artifact against the reference with its weights; `rounding`: that against the original."
+        help="`runtime`: artifact against the reference with its weights; `rounding`: that against the original; "
+        "`inside`, `beyond`: the extended model against the original one, and against other methods; `passkey`."
     )
     weights: str = option("*", help="Pattern of weight types, such as q4_*: what `weights.name` of the result says.")
     arithmetic: str = option("*", help="Pattern of what the runtime multiplies in: same, f32, f16, bf16, int8.")
@@ -67,6 +77,13 @@ class Rule:
 
 
 STATISTICS = tuple(each.name for each in dataclasses.fields(Limits))
+# Statistics of an extension, whatever the artifact: what is compared → those that are measured. The rest is of artifacts.
+OF_QUALITY: Mapping[str, tuple[str, ...]] = {
+    "inside": ("ppl_rise_percent", "kl_mean"),
+    "beyond": ("ppl_rise_percent",),
+    "passkey": ("passkey_drop",),
+}
+_OF_ARTIFACTS = tuple(name for name in STATISTICS if name not in ("ppl_rise_percent", "passkey_drop"))
 
 
 @dataclass(frozen=True)
@@ -143,15 +160,25 @@ def _rounding(eight: Cost, six: Cost, four: Cost, fewer: Cost) -> Iterable[tuple
             yield _rule("rounding", {"kl_mean": kl, "ppl_delta_percent": percent}, weights=pattern)
 
 
+# What an extension may cost, and that it is to be no worse than what needs no search.
+_QUALITY = (
+    _rule("inside", {"ppl_rise_percent": 10.0}),
+    _rule("beyond", {"ppl_rise_percent": 0.0}),
+    _rule("passkey", {"passkey_drop": 0.1}),
+)
+_WARNED: Mapping[str, Level] = dict.fromkeys(("quality.inside.*", "quality.beyond.*", "quality.passkey.*"), "warn")
+_FIXED = (*_RUNTIME, *_QUALITY)
 PRESETS: Mapping[str, Policy] = {
-    "default": Policy("default", limits=(*_RUNTIME, *_rounding((0.02, 2.0), (0.2, 5.0), (0.5, 25.0), (1.5, 100.0)))),
+    "default": Policy(
+        "default", _WARNED, limits=(*_FIXED, *_rounding((0.02, 2.0), (0.2, 5.0), (0.5, 25.0), (1.5, 100.0)))
+    ),
     "quantized": Policy(
-        "quantized", limits=(*_RUNTIME, *_rounding((0.05, 5.0), (0.4, 15.0), (0.8, 50.0), (None, None)))
+        "quantized", _WARNED, limits=(*_FIXED, *_rounding((0.05, 5.0), (0.4, 15.0), (0.8, 50.0), (None, None)))
     ),
     "strict": Policy(
         "strict",
         levels={"*": "error"},
-        limits=(*_RUNTIME, *_rounding((0.01, 1.0), (0.03, 2.0), (0.1, 10.0), (0.1, 10.0))),
+        limits=(*_FIXED, *_rounding((0.01, 1.0), (0.03, 2.0), (0.1, 10.0), (0.1, 10.0))),
         fail_if_not_run=("*.readable", "*.loads", "*.parity.*", "*.own_weights", "*.weights"),
     ),
 }
@@ -206,10 +233,20 @@ def _rules(items: list[Any], name: str) -> Iterable[tuple[Rule, dict[str, float 
         given = {key: value for key, value in table.items() if key not in lifted}
         values = read_table((*patterns, *statistics), given, where, Path())
         if "compare" not in values:
-            raise InputError(f"{where}: compare: expected {' or '.join(get_args(Compared))}, found none")
+            raise InputError(f"{where}: compare: expected one of {', '.join(get_args(Compared))}, found none")
+        _require_measured(values["compare"], table, where)
         rule = build(Rule, {key: values[key] for key in values if key in {each.key for each in patterns}})
         found = {each.name: values[each.key] for each in statistics if each.key in values}
         yield rule, {**dict.fromkeys(lifted), **found}
+
+
+def _require_measured(compare: str, keys: Iterable[str], where: str) -> None:
+    """Refuse limits of statistics that what the rule compares does not have, and patterns that nothing of it fits."""
+    measured = OF_QUALITY.get(compare, _OF_ARTIFACTS)
+    patterns = ("weights", "arithmetic") if compare in OF_QUALITY else ()
+    for name in (key.replace("-", "_") for key in keys):
+        if name in patterns or (name in STATISTICS and name not in measured):
+            raise InputError(f"{where}: {name}: `{compare}` has none; it has {', '.join(measured)}")
 
 
 def _level(value: Any, where: str) -> Level:

@@ -26,13 +26,19 @@ def student(freedom: int) -> float:
     return NORMAL + 2.372 / freedom + 2.823 / freedom**2  # Cornish and Fisher
 
 
+def standard_error(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Of a mean; NaN for a single value."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.nan
+
+
 def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
     """The interval of a mean; unbounded for a single value, NaN where one is NaN."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if len(array) < 2:
         return (mean, mean) if math.isnan(mean) else (-math.inf, math.inf)
-    half = student(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = student(len(array) - 1) * standard_error(array)
     return mean - half, mean + half
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Regime = Literal["short", "long", "crossing"]
@@ -79,3 +80,54 @@ class WindowScore:
     @property
     def ppl_delta_percent(self) -> float:
         return 100.0 * (self.ppl / self.ppl_reference - 1.0)
+
+
+@dataclass(frozen=True)
+class BeyondScore:
+    """The extended model beside the same model under other RoPEs, on the same windows of one length.
+
+    Args:
+        length: of the windows, in tokens, more than the original window has.
+        extended: mean NLL of each window in nats per token.
+        methods: the same of others: `original`, `PI`, `NTK`, `YaRN`.
+    """
+
+    length: int
+    extended: tuple[float, ...]
+    methods: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class PasskeyScore:
+    """Passkeys found at one length, the statement standing at other depths each time.
+
+    Args:
+        rope: `original` or `extended`.
+        length: of the prompts, in tokens.
+        samples: prompts.
+        found: those whose whole answer is the likeliest, token by token.
+    """
+
+    rope: Literal["original", "extended"]
+    length: int
+    samples: int
+    found: int
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What an extension costs inside the original window and brings beyond it.
+
+    Args:
+        inside: the extended model against the original one, by length; `ppl_reference` is the original's.
+        beyond: against the original and published methods, by length.
+        passkey: of the original inside its window, and of the extended model at every length.
+        controls: `differs`: the extended model against the original beyond its window; `same`: against itself.
+        left_out: what was not measured, by the name of its check without `quality.`, and why.
+    """
+
+    inside: tuple[WindowScore, ...] = ()
+    beyond: tuple[BeyondScore, ...] = ()
+    passkey: tuple[PasskeyScore, ...] = ()
+    controls: Mapping[str, WindowScore] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)

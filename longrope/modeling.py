@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -430,7 +430,13 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def _pin(model: nn.Module) -> PinnedRotary | RescaledRotary:
+class Pin(Protocol):
+    """What chooses the set that a model's rotary embedding uses."""
+
+    def use(self, name: FactorSet) -> None: ...
+
+
+def _pin(model: nn.Module) -> Pin:
     """Something whose `use` chooses the set, in the place of the model's rotary embedding."""
     module = rotary_module(model)
     if isinstance(module, RescaledRotary):
@@ -449,6 +455,7 @@ class TorchSource:
         name: for messages.
         pinned: choose the set from outside; False leaves transformers' own switch, which is what an artifact's user gets.
         prefill_tokens: longest pass; beyond, the window goes through the KV cache in chunks of this size.
+        pin: chooses the set before each pass, where several sources share the model; None for its rotary embedding.
     """
 
     rule: Literal["per_forward", "per_context"] = "per_forward"
@@ -461,11 +468,12 @@ class TorchSource:
         name: str = "transformers",
         pinned: bool = True,
         prefill_tokens: int = PREFILL_TOKENS,
+        pin: Pin | None = None,
     ) -> None:
         self.model, self.factors, self.name = model, factors, name
         self.vocab_size = int(text_config(model).vocab_size)
         self.prefill_tokens = prefill_tokens
-        self._pin = _pin(model) if pinned and factors is not None else None
+        self._pin = _pin(model) if pin is None and pinned and factors is not None else pin
         self._held: _Held | None = None
 
     def set_for(self, length: int) -> FactorSet:
@@ -475,11 +483,19 @@ class TorchSource:
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T], in blocks of `chunk` rows: [chunk, V] float32 on the CPU, the last one shorter."""
         ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
-        if self._pin is not None:
-            self._pin.use(factor_set)
-        for hidden_TD in hidden_blocks(self.model, ids_BT, max(self.prefill_tokens // chunk, 1) * chunk):
+        for hidden_TD in self._passes(ids_BT, factor_set, max(self.prefill_tokens // chunk, 1) * chunk):
             for block in hidden_TD.split(chunk):
                 yield head_logits(self.model, block).float().cpu()
+
+    def _passes(self, ids_BT: Tensor, factor_set: FactorSet, tokens: int) -> Iterator[Tensor]:
+        """As `hidden_blocks`; between two passes another source may have used the model under another set."""
+        blocks = hidden_blocks(self.model, ids_BT, tokens)
+        while True:
+            if self._pin is not None:
+                self._pin.use(factor_set)
+            if (hidden_TD := next(blocks, None)) is None:
+                return
+            yield hidden_TD
 
     @torch.inference_mode()
     def decode_logits(self, ids: TokenIds, prefill: int) -> Tensor:

@@ -150,6 +150,55 @@ def print_explanation(artifact: str, explanation: Explanation, *, err: bool = Fa
         say(f"  - {sentence}", err=err)
 
 
+QUALITY_HEADER = (
+    "tokens",
+    "extended against",
+    "ppl extended",
+    "ppl other",
+    "Δ %",
+    "± standard error",
+    "KL",
+    "verdict",
+)
+
+
+def print_quality(validations: Sequence[Validation], *, err: bool = False) -> None:
+    """What each extension costs and brings; artifacts of the same one share a table."""
+    measured = [validation for validation in validations if validation.quality is not None]
+    while measured:
+        alike = [validation for validation in measured if validation.quality == measured[0].quality]
+        measured = [validation for validation in measured if validation not in alike]
+        title = f"The extension of {', '.join(validation.artifact for validation in alike)} against other RoPEs"
+        # Without `found`: those that limits decide, not findings that a stranger's file gives such a name.
+        checks = {each.id: each for each in alike[0].checks if each.id.startswith("quality.") and each.found is None}
+        print_table(title, QUALITY_HEADER, quality_rows(checks), err=err)
+        rows = [
+            [id.rpartition(".")[2], check.actual["found"], check.actual["original"], check.status]
+            for id, check in checks.items()
+            if id.startswith("quality.passkey.") and check.actual is not None
+        ]
+        if rows:
+            print_table("Passkeys found", ("tokens", "extended", "original", "verdict"), rows, err=err)
+
+
+def quality_rows(checks: Mapping[str, Check]) -> list[list[str]]:
+    """One row for each comparison of perplexities, inside the original window and beyond it."""
+    return [
+        [
+            id.rpartition(".")[2],
+            "original" if id.startswith("quality.inside.") else id.split(".")[2],
+            number(check.actual["ppl"], ".4f"),
+            number(check.actual.get("ppl_original", check.actual.get("ppl_method")), ".4f"),
+            number(check.actual.get("ppl_rise_percent"), "+.2f"),
+            number(check.actual.get("standard_error"), ".2f"),
+            number(check.actual.get("kl_mean"), ".1e"),
+            check.status,
+        ]
+        for id, check in checks.items()
+        if id.startswith(("quality.inside.", "quality.beyond.")) and check.actual is not None
+    ]
+
+
 def _check_line(check: Check) -> str:
     """One line, whatever the width of the terminal: ids must stay whole, to be searched for."""
     found = f"expected {_short(check.expected)}, got {_short(check.actual)}"

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from converters.base import Check
 from converters.measurements import SCHEMA_VERSION, SCORES, Validation
 from longrope.files import json_text
-from longrope.measures import WindowScore
+from longrope.measures import Quality, WindowScore
 from longrope_export.recipes import SCHEMA
 
 _PLAIN: Mapping[Any, Mapping[str, Any]] = {
@@ -35,7 +35,7 @@ _ADDED = {
     "decided_agreements",
 }
 _ADDED |= {"kl_mean_low", "kl_median", "kl_median_low", "kl_p99_low", "kl_max", "ppl_delta_low", "ppl_delta_high"}
-_ADDED |= {"explanation", "logit_diff_mean", "logit_diff_median", "logit_diff_p99", "non_finite_positions"}
+_ADDED |= {"explanation", "quality", "logit_diff_mean", "logit_diff_median", "logit_diff_p99", "non_finite_positions"}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _PROVENANCE = {
     "type": "object",
@@ -74,6 +74,7 @@ def validation_schema() -> dict[str, Any]:
             "artifact": _artifact(version),
             "run": {"description": "what `extend` writes into a run's folder", **_object(run)},
             "check": _schema_of(Check),
+            "quality": _quality(),
             "window": _with(_schema_of(WindowScore), ppl_delta_percent=_schema_of(float)),
         },
     }
@@ -85,8 +86,17 @@ def _artifact(version: Mapping[str, Any]) -> dict[str, Any]:
     more = {"schema_version": version, "passed": _schema_of(bool), "provenance": _PROVENANCE}
     entry = _schema_of(Validation)
     del entry["properties"]["findings"]  # which are checks, with `found`
-    written = _with(entry, **more, **lists)
+    written = _with(entry, **more, **lists, quality={"anyOf": [_reference("quality"), _schema_of(type(None))]})
     return {"description": "what `validate --json` writes about one artifact", **written}
+
+
+def _quality() -> dict[str, Any]:
+    window = _reference("window")
+    lists = {
+        "inside": {"type": "array", "items": window},
+        "controls": {"type": "object", "additionalProperties": window},
+    }
+    return {"description": "with --quality", **_with(_schema_of(Quality), **lists)}
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:

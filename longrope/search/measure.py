@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -27,9 +27,11 @@ from longrope.checkpoint import Checkpoint
 from longrope.errors import MissingRequirementError, is_out_of_memory
 from longrope.estimates import memory
 from longrope.estimates.search import MIN_PASS, MIN_ROWS, SearchMemory, search_memory
+from longrope.factors import FactorSet
 from longrope.machine import Machine
 from longrope.modeling import (
     RescaledRotary,
+    TorchSource,
     build_model,
     decoder,
     detect_layout,
@@ -68,6 +70,10 @@ class WindowModel:
         self.default_attention = default_attention
         self._checkpoint, self._machine = checkpoint, machine
         self._plans: dict[tuple[int, bool], SearchMemory] = {}
+
+    def source(self, candidate: Candidate, name: str) -> TorchSource:
+        """This model under a candidate, at every length, as a source of logits; further ones may share the model."""
+        return TorchSource(self.model, None, name=name, pin=_Under(self, candidate))
 
     def measure(self, job: Job, window: Window) -> Measurement:
         """Run one job. A gradient that does not fit is left out; a non-finite loss counts as failed.
@@ -178,7 +184,7 @@ class WindowModel:
 
     @torch.inference_mode()
     def _nll(self, candidate: Candidate, window: Window, plan: SearchMemory) -> float:
-        self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
+        self.put(candidate)
         total, start = 0.0, 0
         for hidden_TD in hidden_blocks(self.model, self._ids(window), plan.pass_tokens):
             total += self._total(hidden_TD, window, start, plan.rows)
@@ -248,6 +254,10 @@ class WindowModel:
         wanted = TOGETHER * machine.device.startswith("cuda") if machine.together is None else machine.together
         return min(wanted, self._planned(wanted).pass_tokens) if wanted else 0
 
+    def put(self, candidate: Candidate) -> None:
+        """Rotate by a candidate from now on."""
+        self.rotary.set(candidate.factors, self._attention(candidate), candidate.n_hat)
+
     def _attention(self, candidate: Candidate) -> float:
         return self.default_attention if candidate.attention_factor is None else candidate.attention_factor
 
@@ -267,6 +277,17 @@ class WindowModel:
         logits_TV = head_logits(self.model, hidden_TD).float()
         losses_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
         return (losses_T.cpu() if losses_T.device.type == "mps" else losses_T).double().sum()  # no float64 there
+
+
+@dataclass(frozen=True)
+class _Under:
+    """Puts a model under a candidate, whatever set is asked for."""
+
+    model: WindowModel
+    candidate: Candidate
+
+    def use(self, name: FactorSet) -> None:
+        self.model.put(self.candidate)
 
 
 def _split(numbers: Sequence[int], most: int) -> Iterator[list[int]]:

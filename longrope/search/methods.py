@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope import rope
+from longrope.base_rope import BaseRope
 from longrope.checkpoint import Checkpoint, unscaled_factors
 from longrope.errors import InputError, choices
 from longrope.machine import Machine
@@ -46,9 +47,15 @@ class MethodScore:
         return perplexity(self.loss)
 
 
-def known_candidates(checkpoint: Checkpoint, target: int) -> dict[str, Candidate]:
-    """The known methods as their authors define them, on the model's own RoPE: only YaRN has a temperature (0.1 ln s + 1)."""
-    base = checkpoint.base_for(target)
+def known_candidates(checkpoint: Checkpoint, target: int, base: BaseRope | None = None) -> dict[str, Candidate]:
+    """The known methods as their authors define them: only YaRN has a temperature (0.1 ln s + 1).
+
+    Args:
+        checkpoint: the model.
+        target: L' in tokens.
+        base: the RoPE that they are put on; None for the one that an extension of the model starts from.
+    """
+    base = base or checkpoint.base_for(target)
     scale, dim = target / base.window, checkpoint.rotary_dim
 
     def on_base(factors: rope.Float64, temperature: float = 1.0) -> Candidate:
@@ -98,7 +105,13 @@ def evaluate_methods(
     """
     machine, progress = machine or Machine(), progress or Silent()
     rows = {**known_rows(checkpoint, target_length, methods), **(searched or {})}
-    model = WindowModel(checkpoint, machine)
+    return score_candidates(WindowModel(checkpoint, machine), rows, windows, progress)
+
+
+def score_candidates(
+    model: WindowModel, rows: Mapping[str, Candidate], windows: Sequence[TokenIds], progress: Progress
+) -> list[MethodScore]:
+    """Perplexity of candidates on windows, all on one loaded model; a score a row."""
     counted = [Window(np.asarray(ids)) for ids in windows]
     scores = []
     with progress.task("held-out perplexity of each method", len(rows) * len(counted)) as task:

@@ -29,6 +29,7 @@ _ARTIFACTS = (
     "worst KL",
     "top-1",
 )
+_QUALITY = ("the extension", "found", "verdict")
 _WINDOWS = ("window", "regime", "ppl reference", "ppl", "Δ %", "KL", "top-1", "max logit diff")
 _ICONS = {"fail": "❌", "warn": "⚠️", "skip": "➖", "pass": "✅"}
 _READ = re.compile(r"[^\w\s.,;()+=%/≤≥–…-]|_|(?<=[wW]{3})\.")
@@ -111,8 +112,11 @@ def _percent(share: float | None) -> str:
 def _folded(suite: Suite) -> str:
     rest = suite.with_status("warn", "skip", "pass")
     title = f"{code(suite.name)} against {code(suite.reference)}: windows, and {_checks(len(rest))} that did not fail"
+    quality = [finding for finding in suite.findings if finding.name.startswith("quality.") and finding.text]
     order = sorted(rest, key=lambda finding: ("warn", "skip", "pass").index(finding.status))
     body = _table(_WINDOWS, [_window_row(window) for window in suite.windows]) if suite.windows else ""
+    if quality:
+        body += _table(_QUALITY, [[code(each.name), code(each.text), _ICONS[each.status]] for each in quality])
     lines = "".join(map(_line, order))
     return f"\n<details><summary>{title}</summary>\n\n{body}\n{lines}\n</details>\n"
 

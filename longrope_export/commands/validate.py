@@ -46,7 +46,9 @@ class ValidateRequest:
         help="Static checks and a window at the original length and at the target, cut to what fits in a minute.",
     )
     thorough: bool = option(
-        False, section="Input", help="Measure more windows of each length, and lengths between original and target."
+        False,
+        section="Input",
+        help="Measure more windows of each length, lengths between original and target, and --quality.",
     )
     budget: Seconds | None = option(
         None,
@@ -104,6 +106,13 @@ class ValidateRequest:
         None, unset="crossing; not with quick", help="Decode across the original window through the cache."
     )
     isolate: options.Isolate = options.isolate()
+    quality: bool | None = option(
+        None,
+        section="Input",
+        unset="no; with --thorough yes",
+        help="Measure, too, what the extension costs inside the original window and brings beyond it, next to PI, NTK and "
+        "YaRN, and passkeys: five passes of the reference over the longest windows.",
+    )
 
     def __post_init__(self) -> None:
         if self.explain and (self.static or self.result is not None):
@@ -114,6 +123,8 @@ class ValidateRequest:
                     "--from judges what was measured: expected no artifact, --reference, --text, --windows, or "
                     f"{_MEASURES}"
                 )
+            if self.quality:
+                raise InputError("--from judges what was measured: expected no --quality beside it")
             return
         if not self.artifacts or self.reference is None:
             raise InputError("expected an artifact and its --reference, or --from RESULT.json")
@@ -125,6 +136,12 @@ class ValidateRequest:
             )
         if not self.static and not self.texts:
             raise InputError("expected texts to measure on: --text, or --static for the checks that need none")
+        if self.quality and (self.quick or self.budget is not None):
+            raise InputError(
+                "passes of --quality are not fitted into a time: expected neither --quick nor --budget beside it"
+            )
+        if self.static and self.quality:
+            raise InputError("static checks run nothing: expected no --quality beside --static")
         if self.static and self.baseline is not None:
             raise InputError("static checks measure nothing: expected no --baseline beside --static")
 
@@ -143,7 +160,7 @@ class ValidateRequest:
 def command(request: ValidateRequest) -> int:
     """Check ARTIFACTs against a reference model: keys, tensors, factors, then perplexity, KL and top-1 in their runtimes."""
     from longrope_export.console import ConsoleProgress, write_json
-    from longrope_export.tables import print_parity
+    from longrope_export.tables import print_parity, print_quality
 
     progress = ConsoleProgress()
     results = judge_results(request, progress)
@@ -151,6 +168,7 @@ def command(request: ValidateRequest) -> int:
         count = sum(len(result.checks) - 1 for result in results)
         progress.line(f"{count} static checks; nothing was run")
     print_parity(results, err=request.json_path == "-")
+    print_quality(results, err=request.json_path == "-")
     entries = [result.to_json() for result in results]
     write_json(entries[0] if len(entries) == 1 else together(entries), request.json_path)
     write_reports(entries, request, progress)
@@ -234,6 +252,7 @@ def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Val
         threads=request.threads,
         isolate=request.isolate,
         policy=request.policy,
+        quality=request.quality,
         explain=request.explain,
         progress=progress,
     )

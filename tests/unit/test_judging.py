@@ -222,7 +222,10 @@ def test_later_limits_win_by_statistic_and_null_lifts_one() -> None:
             {"limits": [{"compare": "rounding", "kl_men": 1}]},
             r"p: limits\[0\]: unknown key kl_men; did you mean kl-mean",
         ),
-        ({"limits": [{"kl_mean": 1}]}, "compare: expected runtime or rounding, found none"),
+        (
+            {"limits": [{"kl_mean": 1}]},
+            "compare: expected one of runtime, rounding, inside, beyond, passkey, found none",
+        ),
         ({"limits": [{"compare": "runtime", "kl_mean": "low"}]}, "expected a number"),
         ({"limits": [{"compare": "runtime", "top1_agreement": 2}]}, "expected a number from 0 to 1"),
         ({"limits": {"kl_mean": 1}}, "limits: expected a list"),
