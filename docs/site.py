@@ -31,6 +31,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "../benchmarks/validation",
         "../benchmarks/confusion",
         "../benchmarks/explain",
+        "../benchmarks/hardening",
     ),
     "The project": ("../DESIGN", "../CONTRIBUTING", "../SECURITY", "../CHANGELOG"),
 }
