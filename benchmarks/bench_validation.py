@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.figures import ROOT, say
 from converters import registry
-from converters.api import validate_all
 from converters.base import Export
 from converters.judging import judge, judged
 from converters.measurements import Validation, measured_of
 from converters.policy import PRESETS
+from converters.validation import validate_all
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import LongRopeError
 from longrope.files import write_json

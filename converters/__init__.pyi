@@ -1,10 +1,10 @@
-from .api import Conversion as Conversion
-from .api import convert as convert
-from .api import validate as validate
-from .api import validate_all as validate_all
 from .base import Check as Check
 from .base import Converter as Converter
 from .base import Export as Export
 from .base import PlannedExport as PlannedExport
+from .conversion import Conversion as Conversion
+from .conversion import convert as convert
 from .factor_files import read_factors as read_factors
 from .measurements import Validation as Validation
+from .validation import validate as validate
+from .validation import validate_all as validate_all

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters import api, registry
+from converters import conversion, registry
 from longrope.errors import InputError
 from longrope.files import refuse_existing, refuse_foreign
 from longrope.locks import refuse_occupied
@@ -17,7 +17,7 @@ from longrope_export.conversion import known_factors
 from longrope_export.models import open_model
 
 if TYPE_CHECKING:
-    from converters.api import Conversion
+    from converters.conversion import Conversion
     from longrope.progress import Progress
 
 WORDS = {"true": True, "false": False}
@@ -74,7 +74,7 @@ def convert(request: ConvertRequest, progress: Progress) -> Conversion:
         refuse_foreign(request.output, registry.wrote)
     own = parse_pairs(request.pairs)
     checkpoint = open_model(request.model, request.original)
-    return api.convert(
+    return conversion.convert(
         checkpoint,
         request.output,
         to=request.format,

@@ -227,7 +227,8 @@ def write_reports(entries: Sequence[Mapping[str, Any]], request: ValidateRequest
 
 def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Validation]:
     """Static checks and parity of artifacts. Raises LongRopeError for input that cannot be used."""
-    from converters import api, registry
+    from converters import registry
+    from converters.validation import validate_all
     from longrope.text import load_corpus
     from longrope_export.conversion import load_factors
     from longrope_export.models import artifact_path, open_model
@@ -236,7 +237,7 @@ def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Val
     for path in paths:
         registry.recognize(path).check_requirements()
     reference = open_model(request.reference or "")
-    return api.validate_all(
+    return validate_all(
         paths,
         reference,
         None if request.static else load_corpus(request.texts, reference.encode),

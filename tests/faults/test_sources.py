@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from converters.api import convert
+from converters.conversion import convert
 from longrope.checkpoint import Checkpoint, hub_name, open_checkpoint
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import BoundFactors

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from converters import registry
-from converters.api import convert
 from converters.base import Export
+from converters.conversion import convert
 from converters.own_weights import OwnWeights
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError, UnsupportedError

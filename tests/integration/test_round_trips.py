@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from converters import registry
-from converters.api import convert
+from converters.conversion import convert
 from converters.factor_files import export_factors, read_factors
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import LARGEST, SMALLEST, BoundFactors, RescaleFactors
