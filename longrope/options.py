@@ -360,7 +360,10 @@ def _path(value: object, folder: Path) -> Path:
 def model_name(value: object, folder: Path) -> str:
     """A path, which is taken from the folder of the file that names it, or a Hub id or built-in name as it stands."""
     name = _text(value)
-    return str(folder / name) if (folder / name).exists() else name
+    try:
+        return str(folder / name) if (folder / name).exists() else name
+    except OSError:  # no file can be called so
+        return name
 
 
 def _seconds(value: object, _: Path = Path()) -> float:

@@ -21,6 +21,7 @@ from longrope.options import (
     build,
     check_declared,
     declared,
+    model_name,
     nested,
     option,
     read_table,
@@ -177,3 +178,9 @@ def test_a_schema_describes_every_option() -> None:
         "maximum": 9,
         "default": 3,
     }
+
+
+def test_a_model_whose_name_no_file_can_have_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert model_name("here", tmp_path) == str(tmp_path / "here")
+    assert model_name("é" * 200, tmp_path) == "é" * 200
