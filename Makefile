@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
 .PHONY: crash-test test-oldest test-newest fuzz gpu-check gpu-bundle audit lock
-.PHONY: families bench-search bench-original bench-validation bench-validate bench-quality bench-confusion bench-explain bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf bench-guards bench-inspect
+.PHONY: families
 
 setup: $(STAMP)
 
@@ -164,8 +164,13 @@ ENGINES := transformers transformers-4 vllm mlx-lm ctranslate2 llama.cpp onnxrun
 $(ENGINES:%=engine-%): engine-%: setup
 	$(BIN)/python -m benchmarks.bench_engines --only $*
 
-bench-search bench-original bench-validation bench-validate bench-quality bench-confusion bench-explain bench-gguf bench-onnx bench-train bench-progressive bench-smollm2 bench-engines bench-hf bench-guards bench-inspect: bench-%: setup
-	$(BIN)/python -m benchmarks.bench_$*
+# One bench each, or a part of one: make bench-search ARGS="--part parallel"
+BENCHES := search original validation validate quality confusion explain gguf onnx \
+           train progressive smollm2 engines hf guards inspect
+ARGS    ?=
+.PHONY: $(BENCHES:%=bench-%)
+$(BENCHES:%=bench-%): bench-%: setup
+	$(BIN)/python -m benchmarks.bench_$* $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
