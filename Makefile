@@ -7,11 +7,14 @@ WHEELS := $(HOME)/.cache/longrope-export/wheels
 TORCH  := torch==2.13.0
 LLAMA  := llama-cpp-python==0.3.36
 
+# Further options of the benches, crash-test and gpu-check: make gpu-check ARGS=--tiny
+ARGS   ?=
+
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo demo-smollm2 default-model test test-slow coverage quality style schema clean
-.PHONY: crash-test test-oldest test-newest fuzz gpu-check gpu-bundle audit lock
+.PHONY: crash-test hostile-check test-oldest test-newest fuzz gpu-check gpu-bundle audit lock
 .PHONY: families
 
 setup: $(STAMP)
@@ -60,7 +63,7 @@ test-slow: setup
 
 # Kills, signals and errors of the disk at every call that changes files, over six commands; make test has a sample.
 crash-test: setup
-	$(BIN)/python -m tests.crash
+	$(BIN)/python -m tests.crash $(ARGS)
 
 # Hostile files of every kind that strangers could send, for so long each: make fuzz MINUTES=10 KIND=gguf SEED=1
 MINUTES ?= 1
@@ -68,6 +71,10 @@ KIND    ?=
 SEED    ?= 0
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(KIND),--kind $(KIND))
+
+# Hostile inputs, faults, signals, locks and small machines by name.
+hostile-check: setup
+	$(BIN)/pytest -vv tests/hostile tests/faults tests/unit/test_signals.py tests/integration/test_one_at_a_time.py
 
 # Training, and the engine below it, with the oldest and the newest torch and transformers, in an environment of their own.
 # PyPI has other builds of torch than setup's with CUDA alone: 3 GB to fetch, 6 GB on the disk.
@@ -85,7 +92,7 @@ test-oldest test-newest: test-%:
 
 # Whether this machine's GPU computes what a CPU does, in how much memory, how fast; goes on where it was stopped.
 gpu-check: $(SMOLLM2)
-	$(BIN)/longrope-export doctor --gpu --model $(SMOLLM2) -o runs/gpu-check --resume
+	$(BIN)/longrope-export doctor --gpu --model $(SMOLLM2) -o runs/gpu-check --resume $(ARGS)
 
 # The same for a machine that can download nothing: everything it needs, in parts of 60 MiB.
 gpu-bundle: $(SMOLLM2)
@@ -165,9 +172,8 @@ $(ENGINES:%=engine-%): engine-%: setup
 	$(BIN)/python -m benchmarks.bench_engines --only $*
 
 # One bench each, or a part of one: make bench-search ARGS="--part parallel"
-BENCHES := search original validation validate quality confusion explain gguf onnx \
+BENCHES := search original sources validation validate quality confusion explain gguf onnx \
            train progressive smollm2 engines hf guards inspect
-ARGS    ?=
 .PHONY: $(BENCHES:%=bench-%)
 $(BENCHES:%=bench-%): bench-%: setup
 	$(BIN)/python -m benchmarks.bench_$* $(ARGS)

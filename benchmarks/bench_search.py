@@ -498,10 +498,7 @@ def workers(bench: Bench) -> None:
 
 
 def parallel(bench: Bench) -> None:
-    """Time of whole searches, each in a process of its own, to the same held-out perplexity with one process and with two.
-
-    To two levels: the median one at which one process ends, and the best that every search reaches.
-    """
+    """Time of whole searches, each in a process of its own, to the best held-out perplexity that all of them reach."""
     seeds = range(bench.size.parallel_seeds)
     found = {workers: [timed_search(bench, workers, seed) for seed in seeds] for workers in (1, 2)}
     ends = {workers: [held_out_at(bench, run[-1]) for run in runs] for workers, runs in found.items()}
@@ -510,15 +507,14 @@ def parallel(bench: Bench) -> None:
         what = f"{workers} process(es): held-out perplexity at the end of the budget, median of {len(seeds)} seeds"
         got = f"{statistics.median(values):.3f}, of {', '.join(f'{end:.3f}' for end in sorted(values))}"
         bench.add(section, what, "-", got)
-    time_to(bench, f"{section}, to where one process ends", found, statistics.median(ends[1]))
-    time_to(bench, f"{section}, to what every search reaches", found, max(*ends[1], *ends[2]))
+    time_to(bench, section, found, max(*ends[1], *ends[2]))
     bench.keep("parallel", found)
 
 
 def time_to(bench: Bench, section: str, found: Mapping[int, Sequence[Run]], level: float) -> None:
-    """Rows of the times to one level, and of the ratio of two processes' median to one's."""
+    """Rows of the times to a level that every search reaches, and of the ratio of two processes' median to one's."""
     reached = {
-        workers: [next((point for point in run if held_out_at(bench, point) <= level), NEVER) for run in runs]
+        workers: [next(point for point in run if held_out_at(bench, point) <= level) for run in runs]
         for workers, runs in found.items()
     }
     for clock, what in CLOCKS.items():
@@ -532,7 +528,6 @@ def time_to(bench: Bench, section: str, found: Mapping[int, Sequence[Run]], leve
 
 # Of the wall; and what the wall would show if every process had a core to itself.
 CLOCKS = {"wall": "wall time", "cpu": "CPU time of the longest way through the processes"}
-NEVER: Mapping[str, Any] = dict.fromkeys(CLOCKS, math.inf)
 Run = list[dict[str, Any]]
 """The points of a search at which its best so far changed."""
 

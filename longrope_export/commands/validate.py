@@ -1,6 +1,6 @@
 """`longrope-export validate`: artifacts against their reference: what they must carry, then what their runtimes give.
 
-ARTIFACT … ──api.measure──► Validation ─┐
+ARTIFACT … ──validate_all───► Validation ─┐
 --from RESULT.json ──measured_of────────┴─ judge(…, policy, baseline) ──► tables, JSON, reports, exit code
 """
 
