@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,11 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def data_start(file: BinaryIO) -> int:
+    """Where the bytes begin that `data_offsets` count from, of a safetensors file that was just opened."""
+    return 8 + int.from_bytes(file.read(8), "little")
+
+
 def _end_of(header: Mapping[str, Any], name: str) -> int:
     """Where the last tensor ends; all lie one behind the other, each as large as its shape says."""
     end = 0
@@ -189,7 +194,7 @@ def _ends(file: Path, entry: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """The first and the last bytes of a tensor."""
     start, end = entry["data_offsets"]
     with file.open("rb") as handle:
-        base = 8 + int.from_bytes(handle.read(8), "little")
+        base = data_start(handle)
         handle.seek(base + start)
         first = handle.read(min(_COMPARED, end - start))
         handle.seek(base + max(start, end - _COMPARED))
@@ -268,7 +273,7 @@ def require_finite(file: Path, header: Mapping[str, Any]) -> None:
         InputError: names the tensor and the place.
     """
     with file.open("rb") as handle:
-        base = 8 + int.from_bytes(handle.read(8), "little")
+        base = data_start(handle)
         for name, entry in header.items():
             if entry["dtype"] not in _BIT_PATTERNS:
                 continue

@@ -28,7 +28,7 @@ from converters.gguf.native import Importance, gguf
 from converters.gguf.writing import Content
 from longrope.errors import InputError, UnsupportedError
 from longrope.reading import one_line, printable, read_bytes
-from longrope.weights import refuse_non_finite, safetensors_header
+from longrope.weights import data_start, refuse_non_finite, safetensors_header
 
 # Elements of one block: half a megabyte of float32, so that it and what is made of it stay in a processor's cache.
 BLOCK_ELEMENTS = 1 << 17
@@ -197,7 +197,7 @@ class Constants:
 def _map_tensors(file: Path, renamed: Callable[[str], str | None]) -> Iterator[tuple[str, Stored]]:
     header = {new: entry for name, entry in safetensors_header(file).items() if (new := renamed(name))}
     with file.open("rb") as handle:
-        start = 8 + int.from_bytes(handle.read(8), "little")
+        start = data_start(handle)
         mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     for name, entry in header.items():
         dtype, (begin, end) = entry["dtype"], entry["data_offsets"]

@@ -17,7 +17,7 @@ from longrope.errors import InputError, UnsupportedError
 from longrope.files import sync, write_json
 from longrope.progress import Progress
 from longrope.reading import said_by
-from longrope.weights import FLOATS, INDEX, SINGLE, safetensors_header
+from longrope.weights import FLOATS, INDEX, SINGLE, data_start, safetensors_header
 
 DTYPE_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _COPIED_AT_ONCE = 16 << 20
@@ -60,7 +60,7 @@ def _renamed(checkpoint: Checkpoint, source: Path, target: Path) -> None:
     encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     encoded += b" " * (-len(encoded) % 8)
     with source.open("rb") as old, target.open("wb") as new:
-        old.seek(8 + int.from_bytes(old.read(8), "little"))
+        old.seek(data_start(old))
         new.write(len(encoded).to_bytes(8, "little") + encoded)
         shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
 
@@ -158,7 +158,7 @@ def _index(checkpoint: Checkpoint) -> dict[str, _Stored]:
 
 def _stored(file: Path, header: Mapping[str, Any]) -> Iterator[tuple[str, _Stored]]:
     with file.open("rb") as handle:
-        data = 8 + int.from_bytes(handle.read(8), "little")
+        data = data_start(handle)
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         yield name, _Stored(file, name, entry["dtype"], tuple(entry["shape"]), data + start, end - start)
