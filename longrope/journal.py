@@ -20,7 +20,7 @@ from typing import Any
 from longrope.errors import InputError, MissingRequirementError
 from longrope.files import errors_of_writing
 from longrope.locks import alone_at
-from longrope.reading import OBJECT, Kind, as_object, check, parsed_json, record
+from longrope.reading import OBJECT, Kind, as_object, check, cut, parsed_json, record
 
 JOURNAL_VERSION = 1
 _FIRST = record(
@@ -149,6 +149,5 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [f"{name or 'header'} was {_short(before)}, is {_short(now)}"]
 
 
-def _short(value: Any, limit: int = 40) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _short(value: Any) -> str:
+    return cut(json.dumps(value), 40)

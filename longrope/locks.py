@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrope.errors import InputError, MissingRequirementError
+from longrope.reading import cut
 from longrope.unfinished import shortened
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _command() -> str:
     program = Path(sys.argv[0] if sys.argv else sys.executable)
     name = program.parent.name if program.name == "__main__.py" else program.name
     line = " ".join([name, *sys.argv[1:]])
-    return line if len(line) <= _COMMAND_LENGTH else line[: _COMMAND_LENGTH - 1] + "…"
+    return cut(line, _COMMAND_LENGTH)
 
 
 def _holder(file: Path) -> str:
