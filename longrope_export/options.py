@@ -248,9 +248,9 @@ def factor_sets() -> Any:
     )
 
 
-def crossing() -> Any:
-    """`--crossing/--no-crossing`."""
-    return option(True, help="Decode across the original window through the cache.")
+def crossing(default: bool | None = True, *, unset: str | None = None) -> Any:
+    """`--crossing/--no-crossing`; None lets the command decide, as `unset` says."""
+    return option(default, unset=unset, help="Decode across the original window through the cache.")
 
 
 def isolate() -> Any:
@@ -267,9 +267,9 @@ def windows(help: str) -> Any:
     return option((), section="Output", unset="original, target", help=help)
 
 
-def windows_per_length() -> Any:
-    """`--windows-per-length`."""
-    return option(4, minimum=1, help="Largest number of windows measured at each length.")
+def windows_per_length(default: int | None = 4, *, unset: str | None = None) -> Any:
+    """`--windows-per-length`; None lets the command decide, as `unset` says."""
+    return option(default, minimum=1, unset=unset, help="Largest number of windows measured at each length.")
 
 
 def json_file() -> Any:

@@ -99,12 +99,8 @@ class ValidateRequest:
         help="What the reference computes in; in 16 bits it takes half the memory and sees smaller faults no more.",
     )
     threads: int | None = threads_option()
-    windows_per_length: int | None = option(
-        None, minimum=1, unset="4; quick 1, thorough 8", help="Largest number of windows measured at each length."
-    )
-    crossing: bool | None = option(
-        None, unset="crossing; not with quick", help="Decode across the original window through the cache."
-    )
+    windows_per_length: int | None = options.windows_per_length(None, unset="4; quick 1, thorough 8")
+    crossing: bool | None = options.crossing(None, unset="crossing; not with quick")
     isolate: options.Isolate = options.isolate()
     quality: bool | None = option(
         None,
