@@ -113,7 +113,7 @@ class Comparison:
     def add(self, reference_TV: Tensor, actual_TV: Tensor, targets_T: Tensor) -> None:
         """Add rows that predict `targets_T`. Logits are shifted by nothing and compared as they are."""
         for whose, rows in (("the reference's", reference_TV), ("the artifact's", actual_TV)):
-            if whose not in self.non_finite and (row := _first_non_finite(rows)) is not None:
+            if whose not in self.non_finite and (row := non_finite_row(rows)) is not None:
                 self.non_finite[whose] = self.tokens + row
         reference_lp = torch.log_softmax(reference_TV.double(), dim=-1)
         actual_lp = torch.log_softmax(actual_TV.double(), dim=-1)
@@ -121,7 +121,7 @@ class Comparison:
         best = reference_lp.topk(min(2, reference_lp.shape[-1]), dim=-1).values
         window.nll_reference.append(-reference_lp.gather(1, index)[:, 0])
         window.nll.append(-actual_lp.gather(1, index)[:, 0])
-        window.kl.append((reference_lp.exp() * (reference_lp - actual_lp)).sum(-1).clamp_min(0.0))
+        window.kl.append(_divergence(reference_lp, actual_lp))
         window.difference.append((reference_TV - actual_TV).abs().amax(-1).double())
         window.margin.append(best[:, 0] - best[:, -1])
         window.agrees.append(reference_TV.argmax(-1) == actual_TV.argmax(-1))
@@ -167,6 +167,16 @@ class Comparison:
         """One number for each position of all windows."""
         found: NDArray[Any] = torch.cat([part for window in self.windows for part in getattr(window, name)]).numpy()
         return found
+
+
+def divergence(reference_TV: Tensor, actual_TV: Tensor) -> Tensor:
+    """KL(reference || actual) of each row of logits, in nats: [T] float64."""
+    return _divergence(*(torch.log_softmax(rows.double(), dim=-1) for rows in (reference_TV, actual_TV)))
+
+
+def _divergence(reference_lp: Tensor, actual_lp: Tensor) -> Tensor:
+    """The same of log-probabilities; what rounding leaves below 0 is 0."""
+    return (reference_lp.exp() * (reference_lp - actual_lp)).sum(-1).clamp_min(0.0)
 
 
 def compare_windows(
@@ -300,13 +310,14 @@ def first_non_finite(source: LogitSource, ids: TokenIds, factor_set: FactorSet) 
     """The first position of a window [T] whose logits hold NaN or infinity; None where all are finite."""
     start = 0
     for block in source.logits(ids, factor_set, CHUNK_TOKENS):
-        if (row := _first_non_finite(block)) is not None:
+        if (row := non_finite_row(block)) is not None:
             return start + row
         start += len(block)
     return None
 
 
-def _first_non_finite(rows_TV: Tensor) -> int | None:
+def non_finite_row(rows_TV: Tensor) -> int | None:
+    """The first row that holds NaN or infinity; None where all are finite."""
     bad_T = ~torch.isfinite(rows_TV).all(-1)
     return int(bad_T.int().argmax()) if bool(bad_T.any()) else None
 

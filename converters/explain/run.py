@@ -17,13 +17,13 @@ from converters.explain.parts import KEPT, compare_parts, right_by_itself
 from converters.explain.reference import TrialModel
 from converters.explain.rotations import Rotation
 from converters.explain.trials import Verdict, try_changes
-from converters.explain.windows import Window, divergence, only_the_cache, run_window
+from converters.explain.windows import Window, only_the_cache, run_window
 from converters.isolation import Workplace
 from converters.own_weights import WeightKind
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.scoring import LogitSource
+from longrope.scoring import LogitSource, divergence
 from longrope.text import TokenIds
 
 # What a runtime's arithmetic explains, by `WeightKind.arithmetic`: KL in nats per token, and the relative error of a part.

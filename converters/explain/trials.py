@@ -11,8 +11,9 @@ import numpy as np
 from converters.explain.causes import Trial
 from converters.explain.reference import TrialModel
 from converters.explain.rotations import Hypothesis, Rotation, hypotheses, with_theta
-from converters.explain.windows import Window, divergence
+from converters.explain.windows import Window
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.scoring import divergence
 
 # A change explains a window when it leaves at most this share of the difference.
 EXPLAINED = 0.05

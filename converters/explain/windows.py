@@ -19,7 +19,7 @@ from converters.explain.causes import Shape
 from converters.explain.reference import TrialModel
 from converters.explain.rotations import Rotation
 from longrope.factors import BoundFactors, FactorSet
-from longrope.scoring import CHUNK_TOKENS, LogitSource
+from longrope.scoring import CHUNK_TOKENS, LogitSource, divergence, non_finite_row
 from longrope.text import TokenIds
 
 # Trials look at so many positions of the first so many tokens, of more where the difference begins later.
@@ -101,21 +101,14 @@ def run_window(source: LogitSource, reference: TrialModel, ids: TokenIds, factor
     kls, differences, start = list[Tensor](), list[Tensor](), 0
     expected = reference.logits(ids, Rotation.of(factors, regime), CHUNK_TOKENS)
     for wanted, actual in zip(expected, source.logits(ids, regime, CHUNK_TOKENS), strict=True):
-        if window.non_finite is None and not bool(torch.isfinite(actual).all()):
-            window.non_finite = start + int((~torch.isfinite(actual).all(-1)).int().argmax())
+        if window.non_finite is None and (row := non_finite_row(actual)) is not None:
+            window.non_finite = start + row
         kls.append(divergence(wanted, actual))
         differences.append((wanted - actual).abs().amax(-1).double())
         window.rows |= {start + row: actual[row].clone() for row in range(len(actual)) if start + row in kept}
         start += len(actual)
     window.kl, window.difference = torch.cat(kls).numpy(), torch.cat(differences).numpy()
     return window
-
-
-def divergence(reference_TV: Tensor, artifact_TV: Tensor) -> Tensor:
-    """KL(reference || artifact) of each row, in nats."""
-    reference_lp = torch.log_softmax(reference_TV.double(), dim=-1)
-    artifact_lp = torch.log_softmax(artifact_TV.double(), dim=-1)
-    return (reference_lp.exp() * (reference_lp - artifact_lp)).sum(-1).clamp_min(0.0)
 
 
 def _words(kl: NDArray[np.float64], non_finite: int | None, floor: float, original: int) -> str:
