@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +106,12 @@ class Validation:
             "provenance": dict(self.provenance),
             "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
         }
+
+
+def together(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Entries of several artifacts as the validation.json that a run's folder has."""
+    passed = all(entry["passed"] for entry in entries)
+    return {"schema_version": SCHEMA_VERSION, "passed": passed, "artifacts": list(entries)}
 
 
 def window_id(format_name: str, about: str, score: WindowScore) -> str:

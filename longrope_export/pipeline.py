@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.base import Check, PlannedExport
-from converters.measurements import Validation
+from converters.measurements import Validation, together
 from converters.parity import Artifact, validate_artifacts
 from longrope.checkpoint import Checkpoint
 from longrope.errors import LongRopeError
@@ -50,6 +50,7 @@ from longrope_export.preflight import (
 from longrope_export.report import write_report
 from longrope_export.run_files import RUN, VALIDATION
 
+# Of run.json.
 SCHEMA_VERSION = 1
 STAGES = "stages"
 # This process among those that torchrun started.
@@ -261,11 +262,6 @@ def _sound(path: Path, planned: PlannedExport) -> list[Check] | None:
 
 def _finish(run: Run, outcome: Outcome) -> None:
     run.passed, run.state = outcome.passed, "done"
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        "passed": run.passed,
-        "artifacts": [validation.to_json() for validation in outcome.validations],
-    }
-    write_json(run.folder / VALIDATION, data)
+    write_json(run.folder / VALIDATION, together([validation.to_json() for validation in outcome.validations]))
     run.save()
     write_report(run.folder)

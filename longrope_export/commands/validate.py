@@ -155,6 +155,7 @@ class ValidateRequest:
 @options.command(ValidateRequest)
 def command(request: ValidateRequest) -> int:
     """Check ARTIFACTs against a reference model: keys, tensors, factors, then perplexity, KL and top-1 in their runtimes."""
+    from converters.measurements import together
     from longrope_export.console import ConsoleProgress, write_json
     from longrope_export.tables import print_parity, print_quality
 
@@ -169,14 +170,6 @@ def command(request: ValidateRequest) -> int:
     write_json(entries[0] if len(entries) == 1 else together(entries), request.json_path)
     write_reports(entries, request, progress)
     return 0 if all(result.passed for result in results) else 1
-
-
-def together(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Entries of several artifacts as one document, the one that a run's folder has."""
-    from converters.measurements import SCHEMA_VERSION
-
-    passed = all(entry["passed"] for entry in entries)
-    return {"schema_version": SCHEMA_VERSION, "passed": passed, "artifacts": list(entries)}
 
 
 def judge_results(request: ValidateRequest, progress: Progress) -> list[Validation]:
