@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from converters.judging import REFERENCE_ARITHMETIC, judged
 from converters.measurements import Validation
 from converters.own_weights import WeightKind
 from converters.policy import PRESETS, Policy
-from converters.sources import TensorSource
+from converters.sources import BATCH_TOKENS, batch_and_alone
 from converters.tokenizer_checks import text_ids
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
@@ -59,8 +58,6 @@ from longrope.text import Corpus, TokenIds
 
 # Tokens before and after the original window in the crossing test.
 CROSSING_TOKENS = 8
-# Of the longer one of two texts in a batch.
-BATCH_TOKENS = 12
 # Of the texts that tokenizers are compared on.
 SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 8, 8192
 
@@ -476,23 +473,15 @@ class _Runs:
 
     def _score_batch(self, subject: Subject, ids: TokenIds) -> None:
         """Two texts in one pass, one of them padded, against each alone, where the runtime takes batches."""
-        source = subject.source
-        if not isinstance(source, TensorSource):
-            return
-        short, long = ids[: BATCH_TOKENS // 2], ids[:BATCH_TOKENS]
         try:
-            batched = source.padded_batch(short, long)
-            if batched is None:
-                return
-            alone = [
-                rows for text in (short, long) for rows in source.logits(text, source.set_for(len(text)), len(text))
-            ]
+            found = batch_and_alone(subject.runtime, ids)
         except RuntimeFailedError as error:
             _without_failed([subject], error)
             return
-        total = Comparison()
-        total.add(torch.cat(alone), batched, torch.as_tensor(np.concatenate((short, long))))
-        subject.result.batch.append(total.score(len(long), source.set_for(len(long))))
+        if found is not None:
+            (together, alone, tokens), total, length = found, Comparison(), min(BATCH_TOKENS, len(ids))
+            total.add(alone, together, torch.as_tensor(tokens))
+            subject.result.batch.append(total.score(length, subject.runtime.set_for(length)))
 
 
 @dataclass(frozen=True)

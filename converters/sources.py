@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from longrope.factors import FactorSet
 from longrope.sources import Hidden, Rows, Rule, Runtime, Stop, never
 from longrope.text import TokenIds
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from longrope.scoring import LogitSource
+
+# Of the longer one of two texts in a batch.
+BATCH_TOKENS = 12
 
 
 class TensorSource:
@@ -94,6 +99,23 @@ class SourceRuntime:
 
     def close(self) -> None:
         self.source.close()
+
+
+def batch_and_alone(source: LogitSource, ids: TokenIds) -> tuple[Tensor, Tensor, TokenIds] | None:
+    """Two texts in one pass, the shorter one padded in front, and each alone: rows [t, V] twice, and their tokens [t].
+
+    None where a runtime takes one text at a time. The texts are the beginning of `ids`, and half of that.
+    """
+    import torch
+
+    if not isinstance(source, TensorSource):
+        return None
+    texts = (ids[: BATCH_TOKENS // 2], ids[:BATCH_TOKENS])
+    together = source.padded_batch(*texts)
+    if together is None:
+        return None
+    alone = [rows for text in texts for rows in source.logits(text, source.set_for(len(text)), len(text))]
+    return together, torch.cat(alone), np.concatenate(texts)
 
 
 def _tensor(rows: Rows) -> Tensor:

@@ -20,6 +20,7 @@ from converters.explain.trials import Verdict, try_changes
 from converters.explain.windows import Window, only_the_cache, run_window
 from converters.isolation import Workplace
 from converters.own_weights import WeightKind
+from converters.sources import batch_and_alone
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
@@ -40,7 +41,6 @@ _ANGLE = 2.0**-24
 _ROUNDED = (0.25, 0.5)
 # Tokens that are decoded one by one, after so many in one pass.
 _DECODED, _PREFILLED = 8, 32
-_BATCH_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,8 @@ def _decoding(source: LogitSource, ids: TokenIds) -> float | None:
 
 def _padding(source: LogitSource, ids: TokenIds) -> float | None:
     """KL of two texts in one batch, one of them padded, against each alone; None where the runtime takes one text."""
-    batch = getattr(source, "padded_batch", None)
-    short, long = ids[: _BATCH_TOKENS // 2], ids[:_BATCH_TOKENS]
-    together = None if batch is None else batch(short, long)
-    if together is None:
+    found = batch_and_alone(source, ids)
+    if found is None:
         return None
-    alone = [torch.cat(list(source.logits(text, source.set_for(len(text)), len(text)))) for text in (short, long)]
-    return float(divergence(torch.cat(alone), together).mean())
+    together, alone, _ = found
+    return float(divergence(alone, together).mean())
