@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.figures import ROOT, say
 from converters import registry
 from converters.base import Export
@@ -28,6 +26,7 @@ from longrope.files import write_atomically
 from longrope.progress import Silent
 from tests import gguf_files, hf_faults, onnx_faults
 from tests.common import pico_checkpoint, pico_factors
+from tests.folder_faults import copied
 
 PAGE = ROOT / "benchmarks" / "confusion.md"
 GOOD = ROOT / "runs" / "bench" / "validation.json"
@@ -71,26 +70,9 @@ def written(room: Path, format_name: str, outtype: str | None, window: int, targ
     return Good(model, factors, path, format_name)
 
 
-def rewritten(fault: gguf_files.Fault, path: Path) -> None:
-    """Put a fault into a GGUF file."""
-    gguf_files.rewrite(path, path.with_name("rewritten"), fault).replace(path)
-
-
 def broken(change: Callable[[bytes], bytes], path: Path) -> None:
     """Damage a file's bytes."""
     path.write_bytes(change(path.read_bytes()))
-
-
-def scaled(scale: float, size: int) -> gguf_files.Fault:
-    """One layer's matrix with all scales of its blocks off."""
-
-    def fault(values: gguf_files.Values, tensors: gguf_files.Tensors) -> None:
-        content = tensors[gguf_files.UP]
-        blocks = np.array(next(iter(content.blocks()))).reshape(-1, size)
-        blocks[:, :2] = (blocks[:, :2].copy().view(np.float16) * np.float16(scale)).view(np.uint8)
-        tensors[gguf_files.UP] = gguf_files.holding(content.info, blocks.reshape(-1))
-
-    return fault
 
 
 def cases(room: Path) -> Iterator[Case]:
@@ -101,25 +83,19 @@ def cases(room: Path) -> Iterator[Case]:
     yield from (Case(graph, name, id, fault) for name, (fault, id) in onnx_faults.FAULTS.items())
     file = written(room, "gguf", "f32", 256, 1024)
     for name, (fault, id) in gguf_files.CATALOGUE.items():
-        yield Case(file, name, id, partial(rewritten, fault))
+        yield Case(file, name, id, gguf_files.in_file(fault))
     for name, change in gguf_files.BROKEN.items():
         yield Case(file, name, "gguf.readable", partial(broken, change))
     for outtype, size in BLOCKS.items():
         quantized = written(room, "gguf", outtype, 256, 1024)
         for scale in (1.05, 0.95):
-            fault = scaled(scale, size)
-            yield Case(
-                quantized, f"{outtype}: one matrix {scale:g} times too large", "gguf.weights", partial(rewritten, fault)
-            )
+            fault = gguf_files.in_file(gguf_files.scale_blocks(gguf_files.UP, scale, size))
+            yield Case(quantized, f"{outtype}: one matrix {scale:g} times too large", "gguf.weights", fault)
 
 
 def caught(case: Case, room: Path) -> list[str]:
     """The checks that fail once the fault is in."""
-    copy = room / case.good.path.name
-    if case.good.path.is_dir():
-        shutil.copytree(case.good.path, copy)
-    else:
-        shutil.copyfile(case.good.path, copy)
+    copy = copied(case.good.path, room)
     case.put(copy)
     return case.good.failed(copy)
 

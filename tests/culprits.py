@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,9 @@ from tests import gguf_files as gguf
 from tests import hf_faults as hf
 from tests import onnx_faults as onnx
 from tests.common import pico_checkpoint, pico_factors, pico_text
+from tests.folder_faults import Fault, change_json, config, copied, in_pairs, rope, weights
 
 WINDOW, TARGET = 256, 512
-Fault = Callable[[Path], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,74 +108,58 @@ class Workshop:
         """What is said of a copy with the fault in it."""
         plan, source = self.plan(case), self.path(case)
         self._count += 1
-        broken = self.folder / f"broken-{self._count}" / source.name
-        broken.parent.mkdir()
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, broken)
+        room = self.folder / f"broken-{self._count}"
+        room.mkdir()
+        broken = copied(source, room)
         case.fault(broken)
         failed = [check for check in plan.check(broken) if check.status == "fail"]
         converter = registry.converter(case.format)
         with workplace_for(converter, broken, "auto") or nullcontext() as workplace:
             found = explain(Suspect(broken, converter, plan, failed, workplace), self.ids, threads=1)
-        shutil.rmtree(broken.parent)
+        shutil.rmtree(room)
         return found
 
 
 # -- what is put in beside the catalogues
 
 
-def in_gguf(fault: gguf.Fault) -> Fault:
-    return lambda path: gguf.rewrite(path, path.with_name("rewritten"), fault).replace(path)
-
-
 def rope_in_config(**changes: Any) -> Fault:
-    return hf.in_both(lambda rope: rope.update(changes))
+    return rope(lambda data: data.update(changes))
 
 
 def each_factor(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Fault:
-    return hf.in_both(lambda rope: rope.update({name: change(np.array(rope[name])).tolist()}))
+    return rope(lambda data: data.update({name: change(np.array(data[name])).tolist()}))
 
 
 def other_type(**parameters: Any) -> Fault:
     """Another rescaling in config.json, in both spellings."""
 
-    def change(config: hf.Json) -> None:
-        theta = {"rope_theta": 10_000.0}
-        config["rope_scaling"] = {**parameters, "type": parameters["rope_type"]}
-        config["rope_parameters"] = {**parameters, **theta}
+    both = {
+        "rope_scaling": {**parameters, "type": parameters["rope_type"]},
+        "rope_parameters": {**parameters, "rope_theta": 10_000.0},
+    }
+    return config(**both)
 
-    return hf.edit_config(change)
 
+def in_weights(endings: str | tuple[str, ...], change: Callable[[Any], Any]) -> Fault:
+    """A change of every weight whose name ends so."""
 
-def in_weights(ending: str, change: Callable[[Any], Any]) -> Fault:
-    def edit(weights: hf.Json) -> None:
-        for name in [name for name in weights if name.endswith(ending)]:
-            weights[name] = change(weights[name]).contiguous()
+    def edit(tensors: hf.Json) -> None:
+        tensors.update({name: change(tensor) for name, tensor in tensors.items() if name.endswith(endings)})
 
-    return hf.edit_weights(edit)
+    return weights(edit)
 
 
 def swap_weights(one: str, other: str) -> Fault:
-    def edit(weights: hf.Json) -> None:
-        weights[one], weights[other] = weights[other].clone(), weights[one].clone()
+    def edit(tensors: hf.Json) -> None:
+        tensors[one], tensors[other] = tensors[other], tensors[one]
 
-    return hf.edit_weights(edit)
-
-
-def interleaved(weight: Any) -> Any:
-    """Rows of a head [16] as Meta's checkpoints and llama.cpp have them."""
-    return weight.unflatten(0, (-1, 2, 8)).transpose(1, 2).flatten(0, 2)
+    return weights(edit)
 
 
-def of_neighbours(weight: Any) -> Any:
+def out_of_pairs(weight: Any) -> Any:
+    """`in_pairs` backwards."""
     return weight.unflatten(0, (-1, 8, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def meta_rows(order: Callable[[Any], Any]) -> Fault:
-    def edit(weights: hf.Json) -> None:
-        for name in [name for name in weights if name.endswith(("q_proj.weight", "k_proj.weight"))]:
-            weights[name] = order(weights[name]).contiguous()
-
-    return hf.edit_weights(edit)
 
 
 def bfloat16(array: np.ndarray) -> np.ndarray:
@@ -190,13 +174,13 @@ def both_sets(change: Callable[[np.ndarray], np.ndarray]) -> Fault:
     return fault
 
 
-def of_catalogue(format_name: str, causes: dict[str, str | tuple[str, str]]) -> Iterator[Case]:
+def of_catalogue(format_name: str, causes: Mapping[str, str | tuple[str, str]], outtype: str = "") -> Iterator[Case]:
     """Faults of a format's catalogue, by name."""
     catalogue: dict[str, tuple[Any, str]] = {"hf": hf.FAULTS, "gguf": gguf.CATALOGUE, "onnx": onnx.FAULTS}[format_name]
     for name, named in causes.items():
         cause, where = (named, "") if isinstance(named, str) else named
-        fault = in_gguf(catalogue[name][0]) if format_name == "gguf" else catalogue[name][0]
-        yield Case(format_name, name, fault, cause, where)
+        fault = gguf.in_file(catalogue[name][0]) if format_name == "gguf" else catalogue[name][0]
+        yield Case(format_name, name, fault, cause, where, outtype)
 
 
 def _hf() -> Iterator[Case]:
@@ -225,13 +209,13 @@ def _hf() -> Iterator[Case]:
         ("long set of another run", each_factor("long_factor", lambda a: a * 1.3), "rope.factors", "512"),
         (
             "long set in both places",
-            hf.in_both(lambda r: r.update(short_factor=r["long_factor"])),
+            rope(lambda data: data.update(short_factor=data["long_factor"])),
             "rope.switch",
             "256",
         ),
         (
             "short set in both places",
-            hf.in_both(lambda r: r.update(long_factor=r["short_factor"])),
+            rope(lambda data: data.update(long_factor=data["short_factor"])),
             "rope.switch",
             "512",
         ),
@@ -240,12 +224,17 @@ def _hf() -> Iterator[Case]:
         ("theta 500,000", rope_in_config(rope_theta=5e5), "rope.theta", ""),
         ("theta of no known model", rope_in_config(rope_theta=31_415.0), "rope.theta", ""),
         ("linear scaling instead", other_type(rope_type="linear", factor=2.0), "rope.factors", ""),
-        ("rows of q and k interleaved", meta_rows(interleaved), "rope.layout", ""),
-        ("rows of q and k taken apart", meta_rows(of_neighbours), "rope.layout", ""),
-        ("another epsilon", hf.set_top_level(rms_norm_eps=1e-1), "settings", ""),
-        ("another activation", hf.set_top_level(hidden_act="gelu"), "settings", ""),
-        ("embeddings tied", hf.set_top_level(tie_word_embeddings=True), "settings", ""),
-        ("a layer fewer", hf.set_top_level(num_hidden_layers=3), "settings", ""),
+        ("rows of q and k interleaved", in_weights(("q_proj.weight", "k_proj.weight"), in_pairs), "rope.layout", ""),
+        (
+            "rows of q and k taken apart",
+            in_weights(("q_proj.weight", "k_proj.weight"), out_of_pairs),
+            "rope.layout",
+            "",
+        ),
+        ("another epsilon", config(rms_norm_eps=1e-1), "settings", ""),
+        ("another activation", config(hidden_act="gelu"), "settings", ""),
+        ("embeddings tied", config(tie_word_embeddings=True), "settings", ""),
+        ("a layer fewer", config(num_hidden_layers=3), "settings", ""),
         (
             "k of layer 2 scaled",
             in_weights("layers.2.self_attn.k_proj.weight", lambda w: w * 1.05),
@@ -262,7 +251,7 @@ def _hf() -> Iterator[Case]:
             "layer 1",
         ),
         ("a weight of NaN", in_weights("layers.1.mlp.up_proj.weight", lambda w: w / 0), "weights", "layer 1"),
-        ("a vocabulary of another size", hf.set_top_level(vocab_size=385), "settings", ""),
+        ("a vocabulary of another size", config(vocab_size=385), "settings", ""),
     ]
     for name, fault, cause, where in more:
         yield Case("hf", name, fault, cause, where)
@@ -317,7 +306,7 @@ def _gguf() -> Iterator[Case]:
         ("another context", gguf.set_key("context_length", u32(WINDOW)), "settings", ""),
     ]
     for name, fault, cause, where in more:
-        yield Case("gguf", name, in_gguf(fault), cause, where)
+        yield Case("gguf", name, gguf.in_file(fault), cause, where)
 
 
 def _onnx() -> Iterator[Case]:
@@ -385,22 +374,19 @@ def _onnx() -> Iterator[Case]:
 
 def _rounded() -> Iterator[Case]:
     """Faults of the rotation under the rounding of weights."""
-    gguf_faults: dict[str, tuple[gguf.Fault, str]] = {
-        "no factors": (gguf.drop(gguf.LONG, gguf.SHORT), "rope.plain"),
-        "wrong attention factor": (gguf.set_key("rope.scaling.attn_factor", f32(1.0)), "rope.attention_factor"),
-        "sets exchanged": (gguf.swap(gguf.LONG, gguf.SHORT), "rope.sets_exchanged"),
-        "another theta": (gguf.set_key("rope.freq_base", f32(5e5)), "rope.theta"),
-        "factors in reverse": (gguf.edit(gguf.LONG, lambda a: a[::-1]), "rope.factors"),
+    of_gguf = {
+        "no factors": "rope.plain",
+        "wrong attention factor": "rope.attention_factor",
+        "sets exchanged": "rope.sets_exchanged",
+        "another theta": "rope.theta",
+        "factors in reverse": "rope.factors",
     }
     for outtype in ("q8_0", "q4_0"):
-        for name, (fault, cause) in gguf_faults.items():
-            yield Case("gguf", name, in_gguf(fault), cause, outtype=outtype)
-    yield Case("gguf", "gate and up exchanged", in_gguf(gguf.swap(gguf.UP, gguf.GATE)), "weights", outtype="q8_0")
-    ones = onnx.set_initializer("rope.attention_factor", np.ones_like)
-    yield Case("onnx", "attention factor missing", ones, "rope.attention_factor", outtype="int8")
-    yield Case("onnx", "short set baked", onnx.FAULTS["short set baked"][0], "rope.switch", outtype="int8")
-    yield Case("hf", "no factors", hf.FAULTS["no factors"][0], "rope.plain", outtype="bf16")
-    yield Case("hf", "sets swapped", hf.FAULTS["sets swapped"][0], "rope.sets_exchanged", outtype="bf16")
+        yield from of_catalogue("gguf", of_gguf, outtype)
+    yield from of_catalogue("gguf", {"gate and up exchanged": "weights"}, "q8_0")
+    of_onnx = {"attention factor missing": "rope.attention_factor", "short set baked": "rope.switch"}
+    yield from of_catalogue("onnx", of_onnx, "int8")
+    yield from of_catalogue("hf", {"no factors": "rope.plain", "sets swapped": "rope.sets_exchanged"}, "bf16")
 
 
 CASES = (*_hf(), *_gguf(), *_onnx(), *_rounded())
@@ -423,22 +409,22 @@ def drawn_cases(seed: int) -> Iterator[Case]:
     yield Case("hf", f"rows of {where} mixed", mixed, "weights", f"layer {(layer + 1) % 4}")
     theta, attention = float(np.exp(rng.uniform(np.log(2e3), np.log(5e6)))), float(rng.uniform(0.7, 1.6))
     yield Case("hf", f"theta {theta:.0f}", rope_in_config(rope_theta=theta), "rope.theta")
-    yield Case("gguf", f"theta {theta:.0f}", in_gguf(gguf.set_key("rope.freq_base", f32(theta))), "rope.theta")
+    yield Case("gguf", f"theta {theta:.0f}", gguf.in_file(gguf.set_key("rope.freq_base", f32(theta))), "rope.theta")
     name = f"attention factor {attention:.4f}"
     yield Case("hf", name, rope_in_config(attention_factor=attention), "rope.attention_factor")
     key = gguf.set_key("rope.scaling.attn_factor", f32(attention))
-    yield Case("gguf", name, in_gguf(key), "rope.attention_factor")
+    yield Case("gguf", name, gguf.in_file(key), "rope.attention_factor")
     noise = np.exp(rng.normal(0.0, 0.2, 8))
     yield Case("hf", "long set with noise", each_factor("long_factor", lambda a: a * noise), "rope.factors", "512")
     shuffled = gguf.edit(gguf.SHORT, lambda a: a[rng.permutation(8)])
-    yield Case("gguf", "short set shuffled", in_gguf(shuffled), "rope.factors", "256")
+    yield Case("gguf", "short set shuffled", gguf.in_file(shuffled), "rope.factors", "256")
     original = int(rng.integers(WINDOW + 2, TARGET - 1))
-    moved = hf.edit_config(lambda config: _set_original(config, original))
+    moved = change_json("config.json", lambda data: _set_original(data, original))
     yield Case("hf", f"original window {original}", moved, "rope.switch")
 
 
-def _set_original(config: hf.Json, original: int) -> None:
-    for place in (config, config["rope_scaling"], config["rope_parameters"]):
+def _set_original(data: hf.Json, original: int) -> None:
+    for place in (data, data["rope_scaling"], data["rope_parameters"]):
         place["original_max_position_embeddings"] = original
 
 

@@ -133,6 +133,11 @@ def weights(change: Callable[[dict[str, Any]], object]) -> Fault:
     return fault
 
 
+def in_pairs(weight: Any) -> Any:
+    """The rows of q or k as Meta's files and llama.cpp have them, the two of a rotary pair side by side; heads of 16."""
+    return weight.unflatten(0, (-1, 2, 8)).transpose(1, 2).flatten(0, 2)
+
+
 def in_two_files(folder: Path) -> None:
     """Cut model.safetensors into two files and an index, as large models are saved."""
     from safetensors.torch import load_file, save_file

@@ -192,6 +192,11 @@ def rewrite(source: Path, target: Path, fault: Fault) -> Path:
     return target
 
 
+def in_file(fault: Fault) -> Callable[[Path], Path]:
+    """The fault, put into a file that keeps its name."""
+    return lambda path: rewrite(path, path.with_name("rewritten"), fault).replace(path)
+
+
 # -- the catalogue: each fault with the check that names it
 
 
@@ -240,6 +245,18 @@ def edit(name: str, change: Callable[[Array], Array], type: int = F32) -> Fault:
         data = next(iter(content.blocks())).view(np.float32).reshape(content.info.shape)
         changed = np.ascontiguousarray(change(data.copy()))
         tensors[name] = holding(TensorInfo(name, changed.shape, type), changed)
+
+    return fault
+
+
+def scale_blocks(name: str, scale: float, block_bytes: int) -> Fault:
+    """The scales of a quantized tensor times a number; a block begins with its scale, in float16."""
+
+    def fault(values: Values, tensors: Tensors) -> None:
+        content = tensors[name]
+        blocks = np.array(next(iter(content.blocks()))).reshape(-1, block_bytes)
+        blocks[:, :2] = (blocks[:, :2].copy().view(np.float16) * np.float16(scale)).view(np.uint8)
+        tensors[name] = holding(content.info, blocks.reshape(-1))
 
     return fault
 

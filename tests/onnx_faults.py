@@ -11,9 +11,9 @@ import onnx
 from onnx import numpy_helper
 
 from tests.common import WINDOW
+from tests.folder_faults import Fault, config, half, lose, put
 
 Graph = onnx.GraphProto
-Fault = Callable[[Path], None]
 
 # -- tools to break things with
 
@@ -74,11 +74,22 @@ def swap_inputs(node_name: str, first: int, second: int) -> Fault:
     return on_graph(fault)
 
 
+def set_entry(tensor: onnx.TensorProto, key: str, value: str) -> None:
+    for entry in tensor.external_data:
+        if entry.key == key:
+            entry.value = value
+
+
 def set_external(tensor: str, key: str, value: str) -> Fault:
+    return on_graph(lambda graph: set_entry(initializer(graph, tensor), key, value))
+
+
+def set_locations(place: str) -> Fault:
+    """Another file that all external data are said to lie in."""
+
     def fault(graph: Graph) -> None:
-        for entry in initializer(graph, tensor).external_data:
-            if entry.key == key:
-                entry.value = value
+        for tensor in graph.initializer:
+            set_entry(tensor, "location", place)
 
     return on_graph(fault)
 
@@ -153,40 +164,14 @@ def set_metadata(model: onnx.ModelProto) -> None:
     entry.value = json.dumps({**json.loads(entry.value), "n_hat": 8})
 
 
-def set_config(**changes: object) -> Fault:
-    def fault(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-    return fault
-
-
 def move_data_outside(folder: Path) -> None:
     (folder / "model.onnx_data").rename(folder.parent / "model.onnx_data")
-    edited(
-        lambda model: (
-            [
-                setattr(entry, "value", "../model.onnx_data")
-                for tensor in model.graph.initializer
-                for entry in tensor.external_data
-                if entry.key == "location"
-            ]
-            and None
-        )
-    )(folder)
+    set_locations("../model.onnx_data")(folder)
 
 
 def link_data_outside(folder: Path) -> None:
     (folder / "model.onnx_data").rename(folder.parent / "elsewhere")
     (folder / "model.onnx_data").symlink_to(folder.parent / "elsewhere")
-
-
-def truncate(name: str) -> Fault:
-    def fault(folder: Path) -> None:
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[: len(data) // 2])
-
-    return fault
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -263,8 +248,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "position_ids missing": (on_graph(lambda graph: graph.input.__delitem__(2)), "onnx.inputs"),
     "opset too old": (set_opset(22), "onnx.opset"),
     "opset without native attention": (set_opset(25), "onnx.opset"),
-    "external data missing": (lambda folder: (folder / "model.onnx_data").unlink(), "onnx.external_data"),
-    "external data truncated": (truncate("model.onnx_data"), "onnx.external_data"),
+    "external data missing": (lose("model.onnx_data"), "onnx.external_data"),
+    "external data truncated": (half("model.onnx_data"), "onnx.external_data"),
     "external data outside the folder": (move_data_outside, "onnx.external_data"),
     "external data linked outside": (link_data_outside, "onnx.external_data"),
     "external data at an absolute path": (set_external(Q_WEIGHT, "location", "/etc/hostname"), "onnx.external_data"),
@@ -272,10 +257,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "external data at another place": (set_external(Q_WEIGHT, "offset", "0"), "onnx.weights"),
     "weights of two layers swapped": (on_graph(swap_weights), "onnx.weights"),
     "one bit of one weight": (flip_a_byte, "onnx.weights"),
-    "model file truncated": (truncate("model.onnx"), "onnx.readable"),
-    "model file empty": (lambda folder: (folder / "model.onnx").write_bytes(b""), "onnx.readable"),
+    "model file truncated": (half("model.onnx"), "onnx.readable"),
+    "model file empty": (put("model.onnx", b""), "onnx.readable"),
     "metadata of another export": (edited(set_metadata), "onnx.metadata"),
-    "config without rope_parameters": (set_config(rope_parameters=None), "onnx.config.rope_parameters"),
-    "config with another window": (set_config(max_position_embeddings=WINDOW), "onnx.config.max_position_embeddings"),
-    "config missing": (lambda folder: (folder / "config.json").unlink(), "onnx.config"),
+    "config without rope_parameters": (config(rope_parameters=None), "onnx.config.rope_parameters"),
+    "config with another window": (config(max_position_embeddings=WINDOW), "onnx.config.max_position_embeddings"),
+    "config missing": (lose("config.json"), "onnx.config"),
 }

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from converters import registry
 from converters.base import Export
-from converters.gguf.container import f32
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
 from longrope.progress import Silent
 from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
-from tests.gguf_files import drop, reorder_heads, rewrite, set_key
+from tests.folder_faults import Fault, copied
+from tests.gguf_files import CATALOGUE as GGUF_CATALOGUE
+from tests.gguf_files import in_file
 from tests.hf_faults import FAULTS as HF_CATALOGUE
-from tests.hf_faults import ORIGINAL, TARGET, Fault, Json
+from tests.hf_faults import ORIGINAL, TARGET, Json
 from tests.onnx_faults import FAULTS as ONNX_CATALOGUE
 
 
@@ -67,27 +65,19 @@ def failed(data: Json) -> set[str]:
 # -- faults
 
 
-def in_gguf(fault: Callable[[Any, Any], None]) -> Fault:
-    def apply(path: Path) -> None:
-        rewrite(path, path.with_name("rewritten"), fault).replace(path)
-
-    return apply
-
-
 FAULTS: dict[str, dict[str, tuple[Fault, str]]] = {
     "hf": HF_CATALOGUE,
     "gguf": {
-        "no factors": (in_gguf(drop("rope_factors_long.weight", "rope_factors_short.weight")), "gguf.factors.long"),
-        "wrong attention factor": (
-            in_gguf(set_key("rope.scaling.attn_factor", f32(1.0))),
-            "gguf.rope.scaling.attn_factor",
-        ),
-        "no original length": (
-            in_gguf(set_key("rope.scaling.original_context_length", None)),
-            "gguf.rope.scaling.original_context_length",
-        ),
-        "scaling factor written": (in_gguf(set_key("rope.scaling.factor", f32(4.0))), "gguf.rope.scaling.factor"),
-        "q and k not permuted": (in_gguf(reorder_heads(undo=True)), "gguf.weights"),
+        name: (in_file(fault), id)
+        for name, (fault, id) in GGUF_CATALOGUE.items()
+        if name
+        in (
+            "no factors",
+            "wrong attention factor",
+            "no original length",
+            "stale scaling factor",
+            "q and k not interleaved",
+        )
     },
     "onnx": {
         name: ONNX_CATALOGUE[name]
@@ -100,13 +90,8 @@ CASES = [(kind, name) for kind, faults in FAULTS.items() for name in faults]
 def break_artifact(studio: Studio, room: Path, kind: str, name: str) -> tuple[Path, str]:
     """A copy with the fault in it, and the check that must name it."""
     fault, id = FAULTS[kind][name]
-    source = studio.artifacts[kind]
-    copy = room / "broken" / source.name
-    copy.parent.mkdir(parents=True)
-    if source.is_dir():
-        shutil.copytree(source, copy)
-    else:
-        shutil.copyfile(source, copy)
+    (room / "broken").mkdir()
+    copy = copied(studio.artifacts[kind], room / "broken")
     fault(copy)
     return copy, id
 

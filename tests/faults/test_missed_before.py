@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, models, normalizers
 
 from converters import registry
 from converters.base import Export, PlannedExport
-from converters.gguf.container import text, u32
+from converters.gguf.container import Value, text, u32
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
 from longrope.progress import Silent
 from tests.common import pico_factors, pico_folder, pico_text, run_cli
 from tests.folder_faults import Fault, config, copied, edit, half, lose, put, tokenizer
-from tests.gguf_files import rewrite, set_key
+from tests.gguf_files import in_file, set_key
 from tests.onnx_faults import mix_rows, unmask
 
 ORIGINAL, TARGET = 256, 512
@@ -68,6 +68,10 @@ def lose_merges(count: int) -> Fault:
         loaded.model = models.BPE(vocab=model["vocab"], merges=merges[:-count])
 
     return tokenizer(change)
+
+
+def key(name: str, value: Value | None) -> Fault:
+    return in_file(set_key(name, value))
 
 
 FOLDERS: dict[str, tuple[Fault, str]] = {
@@ -126,17 +130,13 @@ OWN: dict[str, dict[str, tuple[Fault, str]]] = {
         ),
     },
     "gguf": {
-        "chat template lost": (set_key("tokenizer.chat_template", None), "gguf.chat_template"),
-        "another chat template": (set_key("tokenizer.chat_template", text("{{ messages }}")), "gguf.chat_template"),
-        "a word ends a turn": (set_key("tokenizer.ggml.eot_token_id", u32(300)), "gguf.vocab.token_ids"),
-        "a word ends a message": (set_key("tokenizer.ggml.eom_token_id", u32(301)), "gguf.vocab.token_ids"),
-        "an id beyond the vocabulary": (set_key("tokenizer.ggml.eot_token_id", u32(9999)), "gguf.readable"),
-        "an adapter by name": (set_key("general.type", text("adapter")), "gguf.general.type"),
+        "chat template lost": (key("tokenizer.chat_template", None), "gguf.chat_template"),
+        "another chat template": (key("tokenizer.chat_template", text("{{ messages }}")), "gguf.chat_template"),
+        "a word ends a turn": (key("tokenizer.ggml.eot_token_id", u32(300)), "gguf.vocab.token_ids"),
+        "a word ends a message": (key("tokenizer.ggml.eom_token_id", u32(301)), "gguf.vocab.token_ids"),
+        "an id beyond the vocabulary": (key("tokenizer.ggml.eot_token_id", u32(9999)), "gguf.readable"),
+        "an adapter by name": (key("general.type", text("adapter")), "gguf.general.type"),
     },
-}
-OWN["gguf"] = {
-    name: (lambda path, fault=fault: rewrite(path, path.with_name("rewritten"), fault).replace(path), id)  # type: ignore[misc]
-    for name, (fault, id) in OWN["gguf"].items()
 }
 
 

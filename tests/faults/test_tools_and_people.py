@@ -37,6 +37,7 @@ from tests.folder_faults import (
     copied,
     edit,
     half,
+    in_pairs,
     in_two_files,
     lose,
     on_bytes,
@@ -46,9 +47,10 @@ from tests.folder_faults import (
     tokenizer,
     weights,
 )
-from tests.gguf_files import LONG, SHORT, Tensors, Values, edit_list, holding, rewrite, set_key, swap
+from tests.gguf_files import LONG, SHORT, Tensors, Values, edit_list, holding, in_file, set_key, swap
+from tests.gguf_files import Fault as GgufFault
 from tests.gguf_files import edit as edit_tensor
-from tests.onnx_faults import edited, initializer, node, on_graph, set_initializer
+from tests.onnx_faults import initializer, node, on_graph, set_initializer, set_locations
 
 ORIGINAL, TARGET = 256, 512
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -131,11 +133,6 @@ def exchange(one: str, other: str) -> Callable[[Json], None]:
 def reorder_layers(tensors: Json) -> None:
     for name in [name for name in tensors if ".layers.0." in name]:
         exchange(name, name.replace(".layers.0.", ".layers.1."))(tensors)
-
-
-def rotate_in_pairs(tensor: Any) -> Any:
-    """The rows of q or k as Meta's files have them; heads of 16."""
-    return tensor.view(-1, 2, 8, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
 
 
 def with_prefix(prefix: str) -> Callable[[Json], None]:
@@ -249,7 +246,7 @@ COMPANIONS: Catalogue = {
     "a path of somebody's": (config(_name_or_path="/data/models/m"), Harmless("where it was; publish looks for such")),
     "unsloth was here": (config(unsloth_fixed=True, unsloth_version="2026.1"), Harmless("who saved it")),
     "padding named": (config(pad_token_id=0), Harmless("padding is masked; the source named none")),
-    "no start of another spread": (config(initializer_range=0.5), Harmless("for training from nothing")),
+    "another spread of weights at the start": (config(initializer_range=0.5), Harmless("for training from nothing")),
     # tokenizer
     "a tokenizer's pointer": (pointer("tokenizer.json"), "tokenizer"),
     "tokenizer.json with CRLF": (
@@ -417,8 +414,8 @@ HF: Catalogue = {
     "weights in bfloat16": (cast(torch.bfloat16), Harmless("rounded, and compared as rounded")),
     "weights in float8 without a scale": (cast(torch.float8_e4m3fn), "hf.weights"),
     "weights in int8 without a scale": (cast(torch.int8), "hf.weights"),
-    "q and k in Meta's order": (both(change(Q, rotate_in_pairs), change(K, rotate_in_pairs)), "hf.weights"),
-    "q alone in Meta's order": (change(Q, rotate_in_pairs), "hf.weights"),
+    "q and k in Meta's order": (both(change(Q, in_pairs), change(K, in_pairs)), "hf.weights"),
+    "q alone in Meta's order": (change(Q, in_pairs), "hf.weights"),
     "the norms of a layer exchanged": (
         both(change(NORMS[0], lambda tensor: tensor * 1.5), weights(exchange(*NORMS))),
         "hf.weights",
@@ -503,17 +500,7 @@ def renamed_data(*, told: bool) -> Fault:
     def act(folder: Path) -> None:
         (folder / "model.onnx_data").rename(folder / "weights.bin")
         if told:
-            edited(
-                lambda model: (
-                    [
-                        setattr(entry, "value", "weights.bin")
-                        for tensor in model.graph.initializer
-                        for entry in tensor.external_data
-                        if entry.key == "location"
-                    ]
-                    and None
-                )
-            )(folder)
+            set_locations("weights.bin")(folder)
 
     return act
 
@@ -595,7 +582,7 @@ ONNX: Catalogue = {
     "a graph's pointer": (pointer("model.onnx"), "onnx.readable"),
     "the weights' pointer": (pointer("model.onnx_data"), "onnx.external_data"),
     "weights under another name, told": (
-        both(renamed_data(told=True)),
+        renamed_data(told=True),
         Harmless("the graph says where its weights are"),
     ),
     "weights under another name, not told": (renamed_data(told=False), "onnx.external_data"),
@@ -613,7 +600,10 @@ ONNX: Catalogue = {
     "logits in float16": (on_graph(head_of_half), "onnx.outputs"),
     "a weight left over": (on_graph(unused_weight), Harmless("nobody reads it")),
     "a text on the graph": (on_graph(lambda g: setattr(g, "doc_string", "mine")), Harmless("a text")),
-    "both sets in reverse": (set_initializer("rope.long_factor", lambda data: data[::-1]), "onnx.factors.long"),
+    "both sets in reverse": (
+        both(*(set_initializer(f"rope.{name}_factor", lambda data: data[::-1]) for name in ("short", "long"))),
+        "onnx.factors.short",
+    ),
     "the long set for both": (
         on_graph(
             lambda graph: initializer(graph, "rope.short_factor").CopyFrom(
@@ -671,12 +661,7 @@ ONNX: Catalogue = {
 
 # -- GGUF
 
-GgufFault = Callable[[Values, Tensors], None]
 I32 = gguf.GGUFValueType.INT32
-
-
-def in_file(fault: GgufFault) -> Fault:
-    return lambda path: rewrite(path, path.with_name("rewritten"), fault).replace(path)
 
 
 def key(name: str, value: Value | None) -> Fault:
@@ -840,10 +825,6 @@ GGUF: Catalogue = {
     "an embedding with padding": (
         tensor("token_embd.weight", lambda data: np.concatenate([data, np.zeros((64, 64), np.float32)])),
         "gguf.tensors.shapes",
-    ),
-    "gate and up exchanged in one layer": (
-        in_file(swap("blk.0.ffn_up.weight", "blk.0.ffn_gate.weight")),
-        "gguf.weights",
     ),
     # vocabulary
     "no pre-tokenizer": (key("tokenizer.ggml.pre", None), "gguf.vocab.pre"),

@@ -17,7 +17,7 @@ from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.scoring import compare_windows
 from tests import common
-from tests.gguf_files import BROKEN, CATALOGUE, GATE, UP, Tensors, Values, holding, rewrite, swap
+from tests.gguf_files import BROKEN, CATALOGUE, GATE, UP, Tensors, Values, holding, rewrite, scale_blocks, swap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +114,7 @@ def test_one_layer_of_a_4_bit_file_whose_scale_is_off(good: Good, tmp_path: Path
     path = tmp_path / "q4_0.gguf"
     GgufConverter().convert(Export(good.model, good.factors, "q4_0"), path, Silent())
     assert failures(good, path) == {}
-
-    def fault(values: Values, tensors: Tensors) -> None:
-        content = tensors[UP]
-        blocks = np.array(next(iter(content.blocks()))).reshape(-1, 18)  # a scale in float16, then 32 numbers
-        blocks[:, :2] = (blocks[:, :2].copy().view(np.float16) * np.float16(scale)).view(np.uint8)
-        tensors[UP] = holding(content.info, blocks.reshape(-1))
-
+    fault = scale_blocks(UP, scale, block_bytes=18)
     (found,) = failures(good, rewrite(path, tmp_path / "bad.gguf", fault)).values()
     assert found.id == "gguf.weights"
     assert f"{UP}: its numbers are {1.0 if scale > 1 else 0.9}" in str(found.actual)
