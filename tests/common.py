@@ -17,9 +17,12 @@ import pytest
 from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from converters import registry
+from converters.base import Export, PlannedExport
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors, RescaleFactors, read_authors_csv
+from longrope.progress import Silent
 from longrope.text import Corpus, Document
 
 WINDOW = 64
@@ -296,6 +299,19 @@ def unscaled(original: int, target: int, *, rotary_dim: int = 32) -> BoundFactor
     return RescaleFactors(ones, ones, attention_factor=1.0).bound_to(
         original=original, target=target, rope_theta=10_000.0, rotary_dim=rotary_dim, model_type="llama"
     )
+
+
+def write_every_format(checkpoint: Checkpoint, factors: BoundFactors, room: Path) -> dict[str, Path]:
+    """An artifact of every format in a folder, in float32: format → place."""
+    artifacts = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
+    for name, path in artifacts.items():
+        plan_in_float32(name, checkpoint, factors).save(path, Silent())
+    return artifacts
+
+
+def plan_in_float32(format_name: str, checkpoint: Checkpoint, factors: BoundFactors) -> PlannedExport:
+    """The plan of an export whose weights are those of a pico model, to the bit."""
+    return registry.converter(format_name).plan(Export(checkpoint, factors, "f32" if format_name == "gguf" else None))
 
 
 # -- the command line

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters import registry
-from converters.base import Export
 from longrope.checkpoint import Checkpoint
 from longrope.factors import RescaleFactors
-from longrope.progress import Silent
-from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli
+from tests.common import Outcome, pico_checkpoint, pico_factors, pico_text, run_cli, write_every_format
 from tests.folder_faults import Fault, copied
 from tests.gguf_files import CATALOGUE as GGUF_CATALOGUE
 from tests.gguf_files import in_file
@@ -42,10 +39,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     room = tmp_path_factory.mktemp("studio")
     plain = pico_checkpoint(room / "model", max_position_embeddings=ORIGINAL)
     factors = plain.bind(pico_factors(target=TARGET, original_max_position_embeddings=ORIGINAL))
-    artifacts = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
-    for name, path in artifacts.items():
-        outtype = "f32" if name == "gguf" else None
-        registry.converter(name).convert(Export(plain, factors, outtype), path, Silent())
+    artifacts = write_every_format(plain, factors, room)
     (room / "text.txt").write_text(pico_text(60), encoding="utf-8")
     return Studio(plain, factors, artifacts, room / "text.txt")
 

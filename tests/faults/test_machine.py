@@ -99,7 +99,7 @@ WRITERS = (
 )
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no such file system here")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this system has no /proc")
 @pytest.mark.parametrize("command", WRITERS)
 def test_a_place_where_no_file_can_be_made(command: str, pico: Checkpoint, factors_file: Path, texts: Path) -> None:
     """To the library of locks such a place looks like one that somebody holds."""

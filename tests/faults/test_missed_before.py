@@ -13,13 +13,11 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
-from converters import registry
-from converters.base import Export, PlannedExport
+from converters.base import PlannedExport
 from converters.gguf.container import Value, text, u32
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
-from longrope.progress import Silent
-from tests.common import pico_factors, pico_folder, pico_text, run_cli
+from tests.common import pico_factors, pico_folder, pico_text, plan_in_float32, run_cli, write_every_format
 from tests.folder_faults import Fault, config, copied, edit, half, lose, put, tokenizer
 from tests.gguf_files import in_file, set_key
 from tests.onnx_faults import mix_rows, unmask
@@ -48,11 +46,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     model = open_checkpoint(folder)
     factors = model.bind(pico_factors(target=TARGET, original_max_position_embeddings=ORIGINAL))
-    artifacts = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
-    plans = {}
-    for name, path in artifacts.items():
-        plans[name] = registry.converter(name).plan(Export(model, factors, "f32" if name == "gguf" else None))
-        plans[name].save(path, Silent())
+    artifacts = write_every_format(model, factors, room)
+    plans = {name: plan_in_float32(name, model, factors) for name in artifacts}
     (room / "text.txt").write_text(pico_text(60), encoding="utf-8")
     return Studio(model, factors, artifacts, plans, room / "text.txt")
 

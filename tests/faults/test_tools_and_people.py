@@ -23,12 +23,11 @@ from onnx import numpy_helper
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from converters import registry
-from converters.base import Check, Export, PlannedExport
+from converters.base import Check, PlannedExport
 from converters.gguf.container import TensorInfo, Value, array, f32, flag, text, u32
 from converters.gguf.native import gguf
 from longrope.checkpoint import open_checkpoint
-from longrope.progress import Silent
-from tests.common import pico_factors, pico_folder, pico_tokenizer
+from tests.common import pico_factors, pico_folder, pico_tokenizer, plan_in_float32, write_every_format
 from tests.folder_faults import (
     Fault,
     both,
@@ -104,11 +103,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     tokens.model.save(str(folder))  # vocab.json and merges.txt
     model = open_checkpoint(folder)
     factors = model.bind(pico_factors(target=TARGET, original_max_position_embeddings=ORIGINAL))
-    artifacts = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
-    plans = {}
-    for name, path in artifacts.items():
-        plans[name] = registry.converter(name).plan(Export(model, factors, "f32" if name == "gguf" else None))
-        plans[name].save(path, Silent())
+    artifacts = write_every_format(model, factors, room)
+    plans = {name: plan_in_float32(name, model, factors) for name in artifacts}
     return Studio(artifacts, plans)
 
 

@@ -64,7 +64,7 @@ def test_links_lead_nowhere_else(model: Path, private: Path, factors_file: Path,
         assert "is a link to a file outside of the model's folder; refused" in line, (name, line)
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no such file on this system")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="this system has no /proc/self/environ")
 def test_the_environment_stays_here(
     model: Path, factors_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

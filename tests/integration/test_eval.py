@@ -13,16 +13,14 @@ import pytest
 import torch
 
 from converters import registry
-from converters.base import Export
 from longrope import scoring
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors, FactorSet
 from longrope.modeling import TorchSource, build_model
-from longrope.progress import Silent
 from longrope.scoring import LogitSource, PromptSource, greedy, tail_logits
 from longrope.text import TokenIds
 from longrope_export.evaluation import open_artifact
-from tests.common import TARGET, WINDOW, pico_factors, run_cli
+from tests.common import TARGET, WINDOW, pico_factors, run_cli, write_every_format
 
 FORMATS = ("hf", "gguf", "onnx")
 SETS: tuple[FactorSet, ...] = ("short", "long")
@@ -31,12 +29,7 @@ SETS: tuple[FactorSet, ...] = ("short", "long")
 @pytest.fixture(scope="module")
 def artifacts(pico: Checkpoint, dual: BoundFactors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every format with both sets, in float32."""
-    room = tmp_path_factory.mktemp("artifacts")
-    paths = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
-    for name, path in paths.items():
-        export = Export(pico, dual, "f32" if name == "gguf" else None)
-        registry.converter(name).convert(export, path, Silent())
-    return paths
+    return write_every_format(pico, dual, tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="module", params=FORMATS)
@@ -77,7 +70,7 @@ def test_tail_rows_are_those_of_the_whole_window(source: LogitSource, name: Fact
     assert isinstance(source, PromptSource)
     ids = ids_of(WINDOW if name == "short" else TARGET)
     if source.rule == "per_context" and name == "short":
-        pytest.skip("a context of 256 tokens is above the pico model's window")
+        pytest.skip("llama.cpp's smallest context, 256 tokens, is above the pico model's window")
     for first in (0, len(ids) // 2, len(ids) - 1):
         found = tail_logits(source, ids, name, first)
         torch.testing.assert_close(found, all_rows(source, ids, name)[first:], rtol=1e-4, atol=1e-4)

@@ -12,16 +12,14 @@ import onnx
 import pytest
 from rich.text import Text
 
-from converters import hub_heads, registry
-from converters.base import Export
+from converters import hub_heads
 from converters.gguf import remote
 from converters.gguf.container import Value, f32, text, u32
 from longrope.base_rope import base_rope
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors
-from longrope.progress import Silent
 from longrope_export.terminal_plot import log_plot
-from tests.common import WINDOW, pico_config, pico_folder, run_cli
+from tests.common import WINDOW, pico_config, pico_folder, run_cli, write_every_format
 from tests.gguf_files import CATALOGUE, add, checkpoint, export, factors_for, rewrite, set_key, stock
 from tests.hub import LocalHub
 
@@ -32,11 +30,7 @@ FACTS = ("format", "facts", "factors", "factor_sets", "base", "rope", "runtimes"
 
 @pytest.fixture(scope="module")
 def artifacts(pico: Checkpoint, dual: BoundFactors, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    room = tmp_path_factory.mktemp("artifacts")
-    paths = {"hf": room / "hf", "gguf": room / "model.gguf", "onnx": room / "onnx"}
-    for name, path in paths.items():
-        registry.converter(name).convert(Export(pico, dual, "f32" if name == "gguf" else None), path, Silent())
-    return paths
+    return write_every_format(pico, dual, tmp_path_factory.mktemp("artifacts"))
 
 
 def found(path: object, *more: object) -> Json:

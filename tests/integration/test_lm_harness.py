@@ -12,7 +12,7 @@ import pytest
 from longrope.checkpoint import Checkpoint
 from tests.common import run_cli
 
-installed = pytest.mark.skipif(find_spec("lm_eval") is None, reason="pip install lm_eval")
+installed = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (pip install lm_eval)")
 TASK = """
 task: {name}
 dataset_path: json

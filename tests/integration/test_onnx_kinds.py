@@ -92,6 +92,14 @@ def changed(checkpoint: Checkpoint, folder: Path, config: dict[str, object], **w
     return open_checkpoint(folder)
 
 
+def logit_difference(checkpoint: Checkpoint, factors: BoundFactors, folder: Path) -> float:
+    """The largest, of an export from transformers."""
+    ids = tokens(WINDOW)
+    ours = torch.cat(list(OnnxSource(folder, factors, threads=1).logits(ids, "long", 64)))
+    theirs = build_model(checkpoint, factors)(torch.as_tensor(ids)[None]).logits[0]
+    return float((ours - theirs).abs().max())
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return pico_checkpoint(tmp_path_factory.mktemp("llama"), num_hidden_layers=1)
@@ -101,10 +109,7 @@ def test_a_head_of_its_own_stays_where_config_says_tied(llama: Checkpoint, tmp_p
     tied = changed(llama, tmp_path / "tied", {"tie_word_embeddings": True})
     factors = tied.bind(pico_factors(tied.rotary_dim, dual=False))
     OnnxConverter().convert(Export(tied, factors), tmp_path / "onnx", Silent())
-    ids = tokens(WINDOW)
-    ours = torch.cat(list(OnnxSource(tmp_path / "onnx", factors, threads=1).logits(ids, "long", 64)))
-    theirs = build_model(tied, factors)(torch.as_tensor(ids)[None]).logits[0]
-    assert float((ours - theirs).abs().max()) < 1e-3
+    assert logit_difference(tied, factors, tmp_path / "onnx") < 1e-3
 
 
 def test_an_equal_head_is_stored_once(llama: Checkpoint, tmp_path: Path) -> None:
@@ -134,7 +139,4 @@ def test_a_correction_chooses_experts_and_does_not_weigh_them(tmp_path: Path) ->
     odd = changed(checkpoint, tmp_path / "odd", {}, **{name: bias})
     factors = odd.bind(pico_factors(odd.rotary_dim, dual=False))
     OnnxConverter().convert(Export(odd, factors), tmp_path / "onnx", Silent())
-    ids = tokens(WINDOW)
-    ours = torch.cat(list(OnnxSource(tmp_path / "onnx", factors, threads=1).logits(ids, "long", 64)))
-    theirs = build_model(odd, factors)(torch.as_tensor(ids)[None]).logits[0]
-    assert float((ours - theirs).abs().max()) < 1e-3
+    assert logit_difference(odd, factors, tmp_path / "onnx") < 1e-3

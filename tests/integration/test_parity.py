@@ -117,7 +117,7 @@ def test_a_crossing_that_no_stale_cache_explains_fails(
     model: Checkpoint, artifact: tuple[Path, BoundFactors], source: type[OnnxSource]
 ) -> None:
     if source is OneSetPerContext and artifact[1].factor_sets == "single":
-        pytest.skip("one set is one set")
+        pytest.skip("an artifact with a single factor set has nothing to switch")
     found = statuses(validated(model, *artifact, OtherRuntime(source)))
     assert [id for id, status in found.items() if status in ("fail", "warn")] == [CROSSING]
     assert found[CROSSING] == "fail"

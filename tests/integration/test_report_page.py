@@ -11,7 +11,7 @@ from longrope_export.report import write_comparison, write_report
 from tests.browser import AXE, CHROMIUM, Page
 from tests.runs import fail, run_documents, write_run
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the PATH")
 PHONE, DESK = 390, 1200
 
 

@@ -31,26 +31,21 @@ from longrope.search.evaluators import (
 from longrope.search.objective import Objective, Window
 from longrope.search.processes import worker_context
 from longrope.search.trial import Candidate, Job, Measurement
-from tests.common import TARGET, pico_checkpoint, pico_corpus
+from tests.common import TARGET, pico_corpus
 
 GOOD = [Candidate(tuple(1.0 + 0.1 * k * np.arange(8))) for k in range(4)]
 CURSED = Candidate((6.66,) * 8)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return pico_checkpoint(tmp_path_factory.mktemp("pico") / "model")
+def corpus(pico):
+    return pico_corpus(pico)
 
 
 @pytest.fixture(scope="module")
-def corpus(checkpoint):
-    return pico_corpus(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def recipe(checkpoint, corpus):
+def recipe(pico, corpus):
     objective = Objective(tuple(Window(ids) for ids in corpus.windows(128, 2)))
-    return Recipe(checkpoint.path, checkpoint.name, objective, Machine(threads=1), 1.1)
+    return Recipe(pico.path, pico.name, objective, Machine(threads=1), 1.1)
 
 
 def jobs_of(candidates):
@@ -232,11 +227,11 @@ def test_errors_with_a_message_come_through(recipe, tmp_path):
         pool.close()
 
 
-def test_a_search_with_processes_is_the_same_search(checkpoint, corpus, tmp_path):
+def test_a_search_with_processes_is_the_same_search(pico, corpus, tmp_path):
     options = SearchOptions(strategy="evolution", max_evals=12, num_documents=2, threads=1)
-    alone = search(checkpoint, corpus, TARGET, options=options)
+    alone = search(pico, corpus, TARGET, options=options)
     together = search(
-        checkpoint, corpus, TARGET, options=replace(options, executor="processes", workers=2), journal_dir=tmp_path
+        pico, corpus, TARGET, options=replace(options, executor="processes", workers=2), journal_dir=tmp_path
     )
     assert together.history == alone.history
     assert together.factors.long_factor == alone.factors.long_factor
@@ -244,11 +239,11 @@ def test_a_search_with_processes_is_the_same_search(checkpoint, corpus, tmp_path
 
 
 @pytest.fixture(scope="module")
-def two_at_once(checkpoint, corpus, tmp_path_factory):
+def two_at_once(pico, corpus, tmp_path_factory):
     """`auto` on two processes, with its journal; enough for one turn of gradient steps, and mutants."""
     folder, progress = tmp_path_factory.mktemp("two"), Silent()
     options = SearchOptions(max_evals=24, num_documents=3, threads=1, executor="processes", workers=2)
-    return options, folder, search(checkpoint, corpus, TARGET, options=options, journal_dir=folder, progress=progress)
+    return options, folder, search(pico, corpus, TARGET, options=options, journal_dir=folder, progress=progress)
 
 
 def test_two_workers_take_two_gradients_a_step_and_race_two_mutants(two_at_once):
@@ -261,18 +256,18 @@ def test_two_workers_take_two_gradients_a_step_and_race_two_mutants(two_at_once)
     assert found.factors.provenance["workers"] == 2
 
 
-def test_their_search_does_not_depend_on_time(checkpoint, corpus, two_at_once, tmp_path):
+def test_their_search_does_not_depend_on_time(pico, corpus, two_at_once, tmp_path):
     """Killed anywhere it goes on to the same end, on as many workers as there are then; it says that it began with two."""
     options, folder, found = two_at_once
     lines = (folder / "search.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "search.jsonl").write_text("".join(lines[: len(lines) // 2]))
     alone, progress = replace(options, executor="local", workers=1), Silent()
-    again = search(checkpoint, corpus, TARGET, options=alone, journal_dir=tmp_path, resume=True, progress=progress)
+    again = search(pico, corpus, TARGET, options=alone, journal_dir=tmp_path, resume=True, progress=progress)
     assert again.history == found.history
     assert again.factors.provenance["workers"] == 2
     assert not [text for text in progress.warnings if "began with" in text]
     many = replace(options, workers=3)
-    replayed = search(checkpoint, corpus, TARGET, options=many, journal_dir=folder, resume=True, progress=progress)
+    replayed = search(pico, corpus, TARGET, options=many, journal_dir=folder, resume=True, progress=progress)
     assert replayed.history == found.history
     assert [text for text in progress.warnings if "began with 2 workers" in text]
 
