@@ -8,12 +8,12 @@ from pathlib import Path
 from converters import registry
 from converters.hub_factors import hub_factors
 from longrope import rope
-from longrope.checkpoint import hub_name, is_hub_id
 from longrope.config_fields import check_config
 from longrope.errors import InputError
 from longrope.factors import MODEL_FACTS, BoundFactors, FactorSet, RescaleFactors, read_authors_csv
 from longrope.files import write_json
 from longrope.hf_config import extended_config, from_config
+from longrope.hub import hub_id_of
 from longrope.reading import read_json
 
 CSV_SUFFIXES = (".csv", ".txt")
@@ -30,9 +30,9 @@ def read_factors(file: str | Path) -> RescaleFactors:
         InputError: no such file, or it holds no factors.
         MissingRequirementError: the Hub cannot be reached.
     """
-    path, name = Path(file), hub_name(str(file))
-    if not path.exists() and is_hub_id(name):
-        return hub_factors(name)
+    if hub_id := hub_id_of(str(file)):
+        return hub_factors(hub_id)
+    path = Path(file)
     if path.suffix.lower() in CSV_SUFFIXES:
         values = read_authors_csv(path)
         return RescaleFactors(values, values, method="imported", provenance={"imported_from": path.name})

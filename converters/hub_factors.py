@@ -11,10 +11,10 @@ from pathlib import Path
 
 from converters import registry
 from converters.hub_files import RemoteFile, hub_errors
-from longrope.checkpoint import hub_snapshot
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
 from longrope.hf_config import from_config
+from longrope.hub import hub_snapshot
 from longrope.reading import read_object
 from longrope.unfinished import temporary_folder
 

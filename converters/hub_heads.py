@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from converters.hub_files import RemoteFile, hub_errors
-from longrope.checkpoint import hub_snapshot
 from longrope.errors import InputError
+from longrope.hub import hub_snapshot
 from longrope.weights import INDEX, MAX_HEADER, SINGLE
 
 # What describes a model: small, and of use to whoever reads headers.

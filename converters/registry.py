@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from converters.base import Converter
-from longrope.checkpoint import hint_for
 from longrope.errors import InputError, LongRopeError, choices
+from longrope.hub import hint_for
 
 GROUP = "longrope_export.formats"
 OURS = {

@@ -29,7 +29,7 @@ from longrope.architectures import (
 from longrope.base_rope import BaseRope, base_rope, plain_rope
 from longrope.config_fields import Config, check_config
 from longrope.config_sizes import refuse_unfilled_sizes
-from longrope.errors import FactorError, InputError, MissingRequirementError, UnsupportedError
+from longrope.errors import FactorError, InputError, UnsupportedError
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.family import BETA_FAST, BETA_SLOW, FamilyName, RopeFamily
 from longrope.hf_config import (
@@ -43,6 +43,7 @@ from longrope.hf_config import (
     with_one_set,
     with_window,
 )
+from longrope.hub import hint_for, hub_id_of, hub_snapshot
 from longrope.reading import own_file, read_object, said_by
 from longrope.tokenizer_files import TokenizerFile, tokenizer_file
 from longrope.weights import (
@@ -58,13 +59,6 @@ from longrope.weights import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-HUB_PAGE = re.compile(
-    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?(?P<id>[\w.-]+/[\w.-]+?)(?:/tree/(?P<revision>[\w./-]+?)|/blob/.*)?/?"
-)
-URL = re.compile(r"\w+:/|git@")  # a path has lost the second slash
-HUB_FILE, OLLAMA = re.compile(r"[\w.-]+/[\w.-]+/.+\.(gguf|safetensors)"), re.compile(r"[\w./-]+:[\w.-]+")
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 OPENERS = "longrope.checkpoint_openers"  # entry points: file suffix → callable(path) -> Checkpoint
 SUFFIXES = {b"GGUF": ".gguf"}  # first bytes of files that come without a suffix, such as Ollama's blobs
 # Bytes of a weight file that its fingerprint takes: its start, and a sample in every so many.
@@ -635,13 +629,12 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         UnsupportedError: the model type is not in the table.
     """
     path = Path(name)
-    name = hub_name(str(name))
     if path.is_file():
         return _opener(path)(path)
     if path.is_dir():
         return open_folder(path, str(name))
-    if is_hub_id(str(name)):
-        return open_folder(hub_snapshot(str(name)), str(name))
+    if hub_id := hub_id_of(str(name)):
+        return open_folder(hub_snapshot(hub_id), hub_id)
     raise InputError(f"{name}: no such file or folder{hint_for(str(name))}")
 
 
@@ -697,55 +690,3 @@ def _opener(path: Path) -> Callable[[Path], Checkpoint]:
         )
     opener: Callable[[Path], Checkpoint] = found[0].load()
     return opener
-
-
-def hub_name(name: str) -> str:
-    """`org/name@revision` of what people copy from the Hub's pages, `https://huggingface.co/org/name/tree/revision`.
-
-    A name that is none, or that is a path here, comes back as it is.
-    """
-    if Path(name).exists():
-        return name
-    found = HUB_PAGE.fullmatch(name)
-    if found is None:
-        return name
-    return f"{found['id']}@{found['revision']}" if found["revision"] else found["id"]
-
-
-def hint_for(name: str) -> str:
-    """What to do about a name that is no path here, where it reads like one of another program's."""
-    if URL.match(name):
-        return (
-            "; nothing is downloaded but repositories of the Hub, by the name ORG/NAME. Download it, and give its path"
-        )
-    if HUB_FILE.fullmatch(name):
-        return "; download the file from its repository (hf download ORG/NAME FILE), and give its path"
-    if OLLAMA.fullmatch(name):
-        return "; if Ollama has a model of this name, `ollama show NAME --modelfile` says where its file lies"
-    return ""
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name that is no path here reads like `org/name` or `org/name@revision`."""
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not Path(name).parent.exists()
-
-
-def hub_snapshot(hub_id: str, patterns: Sequence[str] = HUB_FILES) -> Path:
-    """The folder of a repository's files that match, downloaded where they are not in the Hub's cache.
-
-    Raises:
-        InputError: there is no such repository.
-        MissingRequirementError: the Hub cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    repo, _, revision = hub_id.partition("@")
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
-    except RepositoryNotFoundError:
-        raise InputError(f"{hub_id}: neither a folder here nor a repository on the Hub (or a private one)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MissingRequirementError(
-            f"{hub_id}: not a folder here, and the Hub cannot be reached ({type(error).__name__})"
-        ) from None

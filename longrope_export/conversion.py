@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longrope.checkpoint import Checkpoint, hub_name, hub_snapshot, is_hub_id
+from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import BoundFactors, RescaleFactors
+from longrope.hub import hub_id_of, hub_snapshot
 
 # What `publish FACTORS.json` calls the file.
 FACTORS_FILE = "factors.json"
@@ -19,13 +20,14 @@ def load_factors(file: Path) -> RescaleFactors:
         InputError: neither is there.
         MissingRequirementError: the Hub cannot be reached.
     """
-    name = hub_name(str(file))
-    if file.exists() or not is_hub_id(name):
+    hub_id = hub_id_of(str(file))
+    if hub_id is None:
         return RescaleFactors.load(file)
-    found = hub_snapshot(name, (FACTORS_FILE,)) / FACTORS_FILE
+    found = hub_snapshot(hub_id, (FACTORS_FILE,)) / FACTORS_FILE
     if not found.is_file():
         raise InputError(
-            f"{name}: has no {FACTORS_FILE}; `longrope-export factors import {name} -o {FACTORS_FILE}` takes a model's own"
+            f"{hub_id}: has no {FACTORS_FILE}; `longrope-export factors import {hub_id} -o {FACTORS_FILE}` takes the "
+            "model's own"
         )
     return RescaleFactors.load(found)
 

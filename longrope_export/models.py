@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from longrope.checkpoint import HUB_FILES, Checkpoint, hub_name, hub_snapshot, is_hub_id, open_checkpoint
+from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError
+from longrope.hub import HUB_FILES, hub_id_of, hub_snapshot
 from longrope.progress import Progress
 from longrope.text import Corpus, load_corpus
 from longrope_export import default_model
@@ -29,9 +30,13 @@ def open_model(name: str, original: int | None = None) -> Checkpoint:
     Raises:
         LongRopeError: as `open_checkpoint` and `Checkpoint.from_original`.
     """
-    built_in = name == DEFAULT and not Path(name).exists()
-    checkpoint = open_checkpoint(default_model.CHECKPOINT if built_in else name)
+    checkpoint = open_checkpoint(default_model.CHECKPOINT if is_built_in(name) else name)
     return checkpoint if original is None else checkpoint.from_original(original)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a name means the built-in model."""
+    return name == DEFAULT and not Path(name).exists()
 
 
 def artifact_path(name: str) -> Path:
@@ -41,18 +46,20 @@ def artifact_path(name: str) -> Path:
         InputError: a Hub repository of several GGUF files, or none such.
         MissingRequirementError: the Hub cannot be reached.
     """
-    name = hub_name(name)
-    if Path(name).exists() or not (name == DEFAULT or is_hub_id(name)):
-        return Path(name)
-    if name == DEFAULT:
+    if is_built_in(name):
         return default_model.CHECKPOINT
-    folder = hub_snapshot(name, ARTIFACT_FILES)
+    hub_id = hub_id_of(name)
+    if hub_id is None:
+        return Path(name)
+    folder = hub_snapshot(hub_id, ARTIFACT_FILES)
     if (folder / "config.json").is_file():
         return folder
     files = [file.name for file in sorted(folder.glob("*.gguf")) if not _LATER_PART.search(file.name)]
     if len(files) != 1:
         found = ", ".join(files) or "none"
-        raise InputError(f"{name}: expected a model's folder or one GGUF file, found {found}; download one and name it")
+        raise InputError(
+            f"{hub_id}: expected a model's folder or one GGUF file, found {found}; download one and name it"
+        )
     return folder / files[0]
 
 

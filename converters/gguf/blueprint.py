@@ -41,10 +41,11 @@ from converters.gguf.tokenizer import vocabulary_of
 from converters.gguf.vocabulary import Vocabulary, loadable_name
 from converters.gguf.weights import DEFAULT, OUTTYPES, OutType, Planned, SafetensorsSource
 from converters.gguf.writing import Content, total_bytes, write_parts
-from longrope.checkpoint import HUB_ID, Checkpoint
+from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError
 from longrope.factors import BoundFactors
 from longrope.hf_config import rope_parameters, switch_length
+from longrope.hub import hub_id_of
 from longrope.progress import Progress
 from longrope.provenance import cached_hub_id, usable_cpus
 from longrope.reading import NUMBER, TEXT, WHOLE, Kind, check_fields, one_line, own_file, read_object, said_by
@@ -421,8 +422,8 @@ def _base_model(checkpoint: Checkpoint, metadata: Any) -> dict[str, str]:
 
 def _hub_id(checkpoint: Checkpoint) -> str | None:
     """`organization/name` of a checkpoint that came from the Hub, or lies in its cache."""
-    if HUB_ID.fullmatch(checkpoint.name) and not Path(checkpoint.name).exists():
-        return checkpoint.name.partition("@")[0]
+    if hub_id := hub_id_of(checkpoint.name):
+        return hub_id.partition("@")[0]
     return cached_hub_id(checkpoint.path)
 
 

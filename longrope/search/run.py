@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from longrope import __version__
-from longrope.checkpoint import Checkpoint, is_hub_id
+from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError
 from longrope.estimates.compute import slow_seconds
 from longrope.estimates.memory import FREE_SHARE
 from longrope.estimates.search import SearchEstimate, search_estimate
 from longrope.estimates.shape import DecoderShape
 from longrope.factors import WHO_READS_ATTENTION, BoundFactors, RescaleFactors
+from longrope.hub import hub_id_of
 from longrope.journal import Journal
 from longrope.metrics import perplexity
 from longrope.progress import Progress, Silent, Task
@@ -439,7 +440,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "longrope_export": __version__,
-        "model": checkpoint.name if is_hub_id(checkpoint.name) else Path(checkpoint.name).name,  # no path of a machine
+        "model": hub_id_of(checkpoint.name) or Path(checkpoint.name).name,  # no path of a machine
         "model_fingerprint": checkpoint.fingerprint,
         "text_fingerprint": replace(problem.objective, short_cap=None).fingerprint,
         "settings": options.settings(),

@@ -65,13 +65,12 @@ def found_artifact(name: str) -> Iterator[tuple[Path, Sequence[str]]]:
     from huggingface_hub import constants
 
     from converters.hub_heads import hollow_artifact
-    from longrope.checkpoint import hub_name, is_hub_id
+    from longrope.hub import hub_id_of
     from longrope.unfinished import temporary_folder
-    from longrope_export.models import DEFAULT, artifact_path
+    from longrope_export.models import artifact_path
 
-    hub_id = hub_name(name)
-    on_hub = name != DEFAULT and not Path(hub_id).exists() and is_hub_id(hub_id)
-    if not on_hub or constants.HF_HUB_OFFLINE:
+    hub_id = hub_id_of(name)
+    if hub_id is None or constants.HF_HUB_OFFLINE:
         yield artifact_path(name), ()
         return
     with temporary_folder("hub") as room:

@@ -18,9 +18,9 @@ from converters.factor_files import read_factors
 from converters.judging import judge
 from converters.measurements import measured_of
 from converters.policy import PRESETS
-from longrope.checkpoint import is_hub_id
 from longrope.errors import InputError
 from longrope.factors import RescaleFactors
+from longrope.hub import hub_id_of
 from longrope.locks import refuse_occupied
 from longrope.reading import TEXT, Kind, check_fields, read_utf8, said_by
 from longrope_export import default_model
@@ -172,7 +172,7 @@ def _open_run(folder: Path, base: Base, validation: Path | None) -> Subject:
 def _base_of(run: Mapping[str, Any], given: Base) -> Base:
     """What the run knows: a Hub id, and the metadata of the card in the model's folder."""
     name = str(run.get("recipe", {}).get("model", ""))
-    id = given.id or (name.partition("@")[0] if is_hub_id(name) else None)
+    id = given.id or (hub_id_of(name) or "").partition("@")[0] or None
     card = (default_model.CHECKPOINT if name == DEFAULT else Path(name)) / "README.md"
     known = inherited(read_utf8(card), str(card)) if name and card.is_file() else {}
     return Base(id, {**known, **given.metadata})

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from converters.conversion import convert
-from longrope.checkpoint import Checkpoint, hub_name, open_checkpoint
+from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import BoundFactors
+from longrope.hub import hub_name
 from longrope.loading import announced_weights, require_loadable
 from longrope.modeling import build_model
 from tests.common import pico_folder, run_cli
