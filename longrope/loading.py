@@ -226,13 +226,21 @@ def _loaded(
         )
     if renamed:
         _forget_renaming(model)
-    missing, extra = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
-    mismatched = sorted(loading["mismatched_keys"])
-    extra = [name for name in extra if not DERIVED.fullmatch(name)]
+    missing, mismatched = sorted(loading["missing_keys"]), sorted(loading["mismatched_keys"])
+    extra = [name for name in sorted(loading["unexpected_keys"]) if not DERIVED.fullmatch(name)]
     if packed:
         modules = tuple({_module(name) for name in extra})
         missing = [name for name in missing if not any(module.startswith(_module(name)) for module in modules)]
         extra, mismatched = [], []
+    _refuse_unfit(checkpoint, missing, mismatched, extra)
+    _refuse_ignored(checkpoint, config, extra, model.state_dict())
+    return model, extra
+
+
+def _refuse_unfit(
+    checkpoint: Checkpoint, missing: Sequence[str], mismatched: Sequence[tuple[str, Any, Any]], extra: Sequence[str]
+) -> None:
+    """Raise InputError for weights that are missing, or have another shape than the configuration's."""
     if missing:
         raise InputError(
             f"{checkpoint.name}: {len(missing)} weights are missing, the first is {missing[0]}{_hint(missing, extra)}"
@@ -243,8 +251,6 @@ def _loaded(
             f"{checkpoint.name}: {len(mismatched)} weights have another shape than config.json says, the first is {name}: "
             f"expected {list(expected)}, got {list(found)}"
         )
-    _refuse_ignored(checkpoint, config, extra, model.state_dict())
-    return model, extra
 
 
 def _forget_renaming(model: Any) -> None:

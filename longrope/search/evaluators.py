@@ -129,6 +129,13 @@ class Report:
     error: LongRopeError | None = None
     reason: str = ""
 
+    @classmethod
+    def of(cls, worker: int, answer: Measurement | LongRopeError) -> Report:
+        """What a worker that lives sent."""
+        if isinstance(answer, LongRopeError):
+            return cls(worker, error=answer)
+        return cls(worker, measurement=answer)
+
 
 class WorkerPool(Protocol):
     """Workers of one kind, by number; the pool decides who does what."""
@@ -231,6 +238,22 @@ class PoolEvaluator:
         return True
 
 
+class Worker:
+    """A model and its windows, built at the first job: what a worker process and a Ray actor hold."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._model: WindowModel | None = None
+
+    def measure(self, job: Job) -> Measurement | LongRopeError:
+        """One job's measurement, or the error to raise where the search runs."""
+        try:
+            self._model = self._model or self._recipe.build()
+            return self._model.measure(job, self._recipe.objective.windows[job.window])
+        except LongRopeError as error:
+            return error
+
+
 # -- processes
 
 
@@ -307,9 +330,7 @@ class ProcessWorkerPool:
         except (EOFError, OSError):
             self.stop(worker)
             return Report(worker)
-        if isinstance(answer, LongRopeError):
-            return Report(worker, error=answer)
-        return Report(worker, measurement=answer)
+        return Report.of(worker, answer)
 
 
 def _work(serve: Callable[[Recipe, Connection], None], connection: Connection) -> None:
@@ -325,17 +346,13 @@ def _work(serve: Callable[[Recipe, Connection], None], connection: Connection) -
 
 def serve_jobs(recipe: Recipe, connection: Connection) -> None:
     """Measure what comes through the pipe until it closes."""
-    model: WindowModel | None = None
+    worker = Worker(recipe)
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:
             return
-        try:
-            model = model or recipe.build()
-            connection.send(model.measure(job, recipe.objective.windows[job.window]))
-        except LongRopeError as error:
-            connection.send(error)
+        connection.send(worker.measure(job))
 
 
 def _end_with_parent() -> None:
@@ -374,7 +391,7 @@ class RayWorkerPool:
         machine = recipes[0].machine
         needed = {"CPU": machine.threads or 1, "GPU": int(machine.device.startswith("cuda"))}
         self._refuse_crowding(needed, ray.cluster_resources())
-        self._actor_class = ray.remote(num_cpus=needed["CPU"], num_gpus=needed["GPU"])(RayWorker)
+        self._actor_class = ray.remote(num_cpus=needed["CPU"], num_gpus=needed["GPU"])(Worker)
         self._actors: dict[int, Any] = {}
         self._pending: dict[int, Any] = {}
 
@@ -409,22 +426,4 @@ class RayWorkerPool:
         except self._ray.exceptions.RayError as error:  # of the actor, of its machine, or of what it ran
             self.stop(worker)
             return Report(worker, reason=f" ({str(error).strip().splitlines()[-1]})" if str(error).strip() else "")
-        if isinstance(answer, LongRopeError):
-            return Report(worker, error=answer)
-        return Report(worker, measurement=answer)
-
-
-class RayWorker:
-    """The actor: a model and its windows."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._model: WindowModel | None = None
-
-    def measure(self, job: Job) -> Measurement | LongRopeError:
-        """One job's measurement, or the error to raise where the search runs."""
-        try:
-            self._model = self._model or self._recipe.build()
-            return self._model.measure(job, self._recipe.objective.windows[job.window])
-        except LongRopeError as error:
-            return error
+        return Report.of(worker, answer)

@@ -247,14 +247,18 @@ def solve(
                         f"strategy {options.strategy} needs gradients, and one did not fit into memory ({plan.gradient}); "
                         "use strategy auto, a smaller dtype, or another machine"
                     )
+    for omission in _omissions(problem, cache):
+        progress.warn(omission)
+    return _result(checkpoint, problem, options, cache, time.perf_counter() - start, progress)
+
+
+def _omissions(problem: Problem, cache: EvaluationCache) -> Iterator[str]:
+    """What a finished search did without, in words."""
     measured = {point.label for point in cache.history}
     if left_out := [start.name for start in problem.starting_points if start.name not in measured]:
-        progress.warn(
-            f"the budget was too small for these starting points: {', '.join(left_out)}; a larger one measures them"
-        )
+        yield f"the budget was too small for these starting points: {', '.join(left_out)}; a larger one measures them"
     if cache.lost_gradients:
-        progress.warn(f"{cache.lost_gradients} gradients did not fit into memory; the search went on without them")
-    return _result(checkpoint, problem, options, cache, time.perf_counter() - start, progress)
+        yield f"{cache.lost_gradients} gradients did not fit into memory; the search went on without them"
 
 
 def _as_begun(
