@@ -210,6 +210,11 @@ class RescaleFactors:
         """[rotary_dim / 2] factors of the RoPE that these were put on: ones where it is plain."""
         return (1.0,) * self.num_pairs if self.base is None else self.base.long_factor
 
+    @property
+    def original_set(self) -> tuple[float, ...]:
+        """[rotary_dim / 2] factors that sequences of the original window had before these were put on: ones on plain RoPE."""
+        return (1.0,) * self.num_pairs if self.base is None else self.base.short_factor
+
     def set(self, name: FactorSet) -> tuple[float, ...]:
         return self.short_factor if name == "short" else self.long_factor
 
@@ -229,11 +234,6 @@ class RescaleFactors:
         if given is not None and formula is not None and not math.isclose(given, formula, rel_tol=1e-6):
             found.append(f"attention_factor {given:g} is not the formula's {formula:g}: {WHO_READS_ATTENTION}")
         return found
-
-    @property
-    def original_set(self) -> tuple[float, ...]:
-        """[rotary_dim / 2] factors that sequences of the original window had before these were put on: ones on plain RoPE."""
-        return (1.0,) * self.num_pairs if self.base is None else self.base.short_factor
 
     # -- new values from old ones
 

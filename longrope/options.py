@@ -437,7 +437,7 @@ Counts = Annotated[
     Kind(
         "N,N,…",
         "whole numbers like 0,1,4",
-        partial(_list, lambda v: _bounded(_whole(v), 0)),
+        partial(_list, _count),
         _or_commas({"type": "integer"}),
     ),
 ]

@@ -154,10 +154,15 @@ def factor_info(name: str, data: NDArray[np.float32]) -> TensorInfo:
 def scaling_values(factors: BoundFactors, rope: GgufRope, switch: int | None = None) -> dict[str, Value]:
     """The keys `rope.scaling.*`, without the architecture.
 
+    `rope.scaling.factor` is left out of free factors on purpose: llama.cpp would apply it on top.
+
     Args:
+        factors: of the file.
+        rope: how the architecture takes them.
         switch: tokens up to which the short set is used; None for the original window.
 
-    `rope.scaling.factor` is left out of free factors on purpose: llama.cpp would apply it on top.
+    Raises:
+        UnsupportedError: llama.cpp would compute other factors from any keys.
     """
     if factors.family is not None:
         return _family_values(factors, factors.family)
@@ -419,8 +424,8 @@ def _yarn(file: GgufFile, scale: float) -> dict[str, Any]:
         "original_max_position_embeddings": int(
             file.model_key("rope.scaling.original_context_length") or file.required_key("context_length")
         ),
-        "beta_fast": _positive(file, "rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": _positive(file, "rope.scaling.yarn_beta_slow", 1.0),
+        "beta_fast": _positive(file, "rope.scaling.yarn_beta_fast", BETA_FAST),
+        "beta_slow": _positive(file, "rope.scaling.yarn_beta_slow", BETA_SLOW),
         "attention_factor": (1.0 + 0.1 * math.log(scale)) * _positive(file, "rope.scaling.attn_factor", 1.0),
     }
 
