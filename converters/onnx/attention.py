@@ -12,7 +12,7 @@ finite, so a padding query that sees nothing gives a mean and not NaN.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,18 @@ from converters.onnx.decoder import Decoder
 from converters.onnx.graph import CONTRIB, Dim, GraphBuilder
 from converters.onnx.names import BATCH, PAST, TOTAL
 from longrope.errors import UnsupportedError
+
+
+class Operands(NamedTuple):
+    """What a layer's attention takes: q, k and v [B,T,heads × size], the cache [B,kv_heads,P,size], a bias, sinks [heads]."""
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    past_key: ir.Value
+    past_value: ir.Value
+    bias: ir.Value
+    sinks: ir.Value | None
 
 
 class CachedAttention(ABC):
@@ -40,26 +52,18 @@ class CachedAttention(ABC):
     def attend(self, index: int, query: ir.Value, key: ir.Value, value: ir.Value, sinks: ir.Value | None) -> ir.Value:
         """Layer `index`: q [B,T,heads × head_dim], k and v [B,T,kv_heads × head_dim], sinks [heads] or none → as q."""
         dtype = self.graph.dtype
-        past = [
+        past_key, past_value = (
             self.graph.input(f"past_key_values.{index}.{kind}", dtype, shape)
             for kind, shape in self._cache_shapes(PAST).items()
-        ]
+        )
         bias = self.bias[self.decoder.layers[index].window]
-        mixed, *present = self._node(query, key, value, past, bias, sinks)
+        mixed, *present = self._node(Operands(query, key, value, past_key, past_value, bias, sinks))
         for (kind, shape), cache in zip(self._cache_shapes(TOTAL).items(), present, strict=True):
             self.graph.output(cache, f"present.{index}.{kind}", dtype, shape)
         return mixed
 
     @abstractmethod
-    def _node(
-        self,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        past: list[ir.Value],
-        bias: ir.Value,
-        sinks: ir.Value | None,
-    ) -> list[ir.Value]:
+    def _node(self, given: Operands) -> list[ir.Value]:
         """The operator: mixed values, the grown keys and values."""
 
     def _cache_shapes(self, length: str) -> dict[str, list[Dim]]:
@@ -79,24 +83,19 @@ class StandardAttention(CachedAttention):
     It has no sinks; a sink is a key behind all others, of zeros, whose score is its bias, and whose value is zero.
     """
 
-    def _node(
-        self,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        past: list[ir.Value],
-        bias: ir.Value,
-        sinks: ir.Value | None,
-    ) -> list[ir.Value]:
-        if sinks is None:
-            return self._attention(OUTPUTS, query, key, value, bias, *past)
+    def _node(self, given: Operands) -> list[ir.Value]:
+        if given.sinks is None:
+            return self._attention(
+                OUTPUTS, given.query, given.key, given.value, given.bias, given.past_key, given.past_value
+            )
         present = [
-            self._grown(name, *pair) for name, pair in {"key": (past[0], key), "value": (past[1], value)}.items()
+            self._grown("key", given.past_key, given.key),
+            self._grown("value", given.past_value, given.value),
         ]
         padded = [self._with_zeros(name, cache) for name, cache in zip(("keys", "values"), present, strict=True)]
-        heads = self.graph.op("Reshape", query, self._by_head(), name="q_heads")
+        heads = self.graph.op("Reshape", given.query, self._by_head(), name="q_heads")
         heads = self.graph.op("Transpose", heads, name="q_by_head", perm=[0, 2, 1, 3])
-        (mixed,) = self._attention(("by_head",), heads, *padded, self._with_sinks(bias, sinks))
+        (mixed,) = self._attention(("by_head",), heads, *padded, self._with_sinks(given.bias, given.sinks))
         mixed = self.graph.op("Transpose", mixed, name="by_token", perm=[0, 2, 1, 3])
         return [self.graph.op("Reshape", mixed, self.graph.ints(0, 0, -1), name="mixed"), *present]
 
@@ -158,19 +157,12 @@ class GroupedAttention(CachedAttention):
             )
             self.last = graph.op("Expand", last, batch, name="last_by_row")
 
-    def _node(
-        self,
-        query: ir.Value,
-        key: ir.Value,
-        value: ir.Value,
-        past: list[ir.Value],
-        bias: ir.Value,
-        sinks: ir.Value | None,
-    ) -> list[ir.Value]:
+    def _node(self, given: Operands) -> list[ir.Value]:
         no_tables = (None, None, None)
         found = self.graph.ops(
             "GroupQueryAttention",
-            *(query, key, value, *past, self.last, self.total, *no_tables, bias, sinks),
+            *(given.query, given.key, given.value, given.past_key, given.past_value),
+            *(self.last, self.total, *no_tables, given.bias, given.sinks),
             outputs=OUTPUTS,
             name="attention",
             domain=CONTRIB,
