@@ -1,16 +1,11 @@
-"""Static checks. Ids are stable; converters/check_table.py lists them.
-
-static_checks   a finished file against the blueprint of what it must hold
-splice_checks   a file whose weights were kept against the one it was made from: only the factors may have changed
-"""
+"""Static checks of a file against the blueprint of what it must hold; converters/check_table.py lists their ids."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +13,11 @@ from numpy.typing import NDArray
 from converters.base import Check
 from converters.expectations import record_check
 from converters.gguf.blueprint import Blueprint
-from converters.gguf.container import Bytes, GgufFile, TensorInfo, Value, dequantize, type_name
-from converters.gguf.factors import FREQS, LONG, MEANINGS, OWN_PREFIX, SHORT, factor_tensors, record_of
+from converters.gguf.container import Bytes, GgufFile, Value, dequantize, type_name
+from converters.gguf.factors import FREQS, LONG, MEANINGS, SHORT, factor_tensors, record_of
 from converters.gguf.native import gguf
 from converters.gguf.vocabulary import PREFIX
-from converters.gguf.weights import Planned, encode
+from converters.gguf.weights import FLOATS, Planned, encode
 from converters.precision import ggml_angles, precision_check
 from longrope.errors import InputError, UnsupportedError
 
@@ -47,7 +42,6 @@ _ROUNDING_BELOW_4_BITS = 0.7
 # How far a whole tensor's scale may be off by a quantizer's own choice.
 _SCALE_ROOM = 0.02
 _SAMPLED_ROWS, _SAMPLED_ROWS_OF_OWN = 64, 8
-_FLOATS = ("f32", "f16", "bf16")
 
 Floats = NDArray[np.float32]
 
@@ -225,12 +219,12 @@ def _weight_fault(file: GgufFile, planned: Planned, *, whole: bool) -> str | Non
     stored = file.tensors[planned.info.name]
     name = type_name(stored.type)
     actual = planned.retyped(stored.type)
-    if whole and name in _FLOATS:
+    if whole and name in FLOATS:
         return None if _same_bytes(file, actual) else f"{stored.name}: {_kind_of_fault(file, actual)}"
     count = _SAMPLED_ROWS if whole else _SAMPLED_ROWS_OF_OWN
     if all(_rounds_alike(expected, rows, stored.type) for expected, rows in _sampled(file, actual, count)):
         return None
-    if name in _FLOATS:
+    if name in FLOATS:
         return f"{stored.name}: {_kind_of_fault(file, actual)}"
     error = max(_row_error(expected, rows, stored.type) for expected, rows in _sampled(file, actual, count))
     if error > _ROUNDING.get(name, _ROUNDING_BELOW_4_BITS):
@@ -297,96 +291,3 @@ def _row_error(expected: Floats, rows: Bytes, type: int) -> float:
     scale = np.maximum(np.linalg.norm(expected, axis=1), np.finfo(np.float32).tiny)
     worst = float((np.linalg.norm(dequantize(rows, type) - expected, axis=1) / scale).max())
     return worst if np.isfinite(worst) else float("inf")
-
-
-# -- kept weights
-
-PATCHED_KEYS = (
-    "context_length",
-    "rope.scaling.type",
-    "rope.scaling.original_context_length",
-    "rope.scaling.attn_factor",
-    "rope.scaling.factor",
-)
-# Of larger tensors, this many bytes at each end are compared; the data was copied in one piece.
-_COMPARED_BYTES = 1 << 20
-
-
-class Readable(Protocol):
-    """A file or a part of one."""
-
-    @property
-    def values(self) -> Mapping[str, Value]: ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    def raw(self, name: str) -> Bytes: ...
-
-
-def splice_checks(
-    after: Readable,
-    before: Readable,
-    values: Mapping[str, Value],
-    arrays: Mapping[str, NDArray[np.float32]],
-    *,
-    whole: bool = False,
-) -> list[Check]:
-    """Compare the two files.
-
-    Args:
-        values: what the metadata must be now.
-        arrays: what the factor tensors must be now.
-        whole: compare every byte of every tensor, not the ends of large ones.
-    """
-    return [
-        *_spliced_key_checks(after, values),
-        *_spliced_factor_checks(after, arrays),
-        _tensors_check(after, before, arrays),
-        _data_check(after, before, arrays, whole=whole),
-    ]
-
-
-def _spliced_key_checks(after: Readable, values: Mapping[str, Value]) -> Iterator[Check]:
-    """The keys that a patch writes one by one, then all others together; our own record is no fact about the model."""
-    prefix = f"{values['general.architecture'].data}."
-    changed = {prefix + name: name for name in PATCHED_KEYS}
-    for key, name in changed.items():
-        expected, actual = (found.data if (found := side.get(key)) else None for side in (values, after.values))
-        yield Check.equal(f"gguf.{name}", expected, actual, MEANINGS[name])
-    keys = {key for key in {*after.values, *values} if key not in changed and not key.startswith(OWN_PREFIX)}
-    wrong = sorted(key for key in keys if after.values.get(key) != values.get(key))
-    yield Check.equal("gguf.patch.keys", [], wrong, "metadata that a patch has no business with")
-
-
-def _spliced_factor_checks(after: Readable, arrays: Mapping[str, NDArray[np.float32]]) -> Iterator[Check]:
-    for name, expected in arrays.items():
-        id = f"gguf.factors.{'short' if name == SHORT else 'long'}"
-        info = after.tensors.get(name)
-        readable = info is not None and info.type == gguf.GGMLQuantizationType.F32
-        actual = after.raw(name).view(np.float32).tolist() if readable else None
-        yield Check.equal_factors(id, expected.tolist(), actual)
-
-
-def _tensors_check(after: Readable, before: Readable, arrays: Mapping[str, NDArray[np.float32]]) -> Check:
-    """All but the factors, and the one set of a base RoPE, which gives its place to them."""
-    factors = {*arrays, FREQS}
-    old = [(info.name, info.shape, info.type) for info in before.tensors.values() if info.name not in factors]
-    new = [(info.name, info.shape, info.type) for info in after.tensors.values() if info.name not in arrays]
-    odd = [pair for pair in zip_longest(old, new) if pair[0] != pair[1]]
-    return Check.equal("gguf.patch.tensors", [], odd[:1], "a tensor changed its name, shape, type or place")
-
-
-def _data_check(after: Readable, before: Readable, arrays: Mapping[str, NDArray[np.float32]], *, whole: bool) -> Check:
-    names = [name for name in before.tensors if name in after.tensors and name not in arrays]
-    wrong = [name for name in names if not _same(after.raw(name), before.raw(name), whole=whole)]
-    return Check.equal("gguf.patch.data", [], wrong[:5], f"{len(wrong)} tensors are not the source's bytes")
-
-
-def _same(one: Bytes, other: Bytes, *, whole: bool) -> bool:
-    if len(one) != len(other):
-        return False
-    if whole or len(one) <= 2 * _COMPARED_BYTES:
-        return bool(np.array_equal(one, other))
-    ends = (slice(0, _COMPARED_BYTES), slice(len(one) - _COMPARED_BYTES, None))
-    return all(np.array_equal(one[end], other[end]) for end in ends)

@@ -35,7 +35,7 @@ from converters.gguf.own_weights import own_weights
 from converters.gguf.patch import GgufCopy, keeps_weights, may_be_copy
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.tokenizer import difference
-from converters.gguf.weights import OUTTYPES, OutType, outtype_named, read_importance
+from converters.gguf.weights import FLOATS, OUTTYPES, OutType, outtype_named, read_importance
 from converters.gguf.writing import Content, total_bytes, write_gguf, write_parts
 from converters.own_weights import WeightKind
 from longrope.base_rope import BaseRope
@@ -47,10 +47,6 @@ from longrope.progress import Progress
 
 if TYPE_CHECKING:
     from converters.gguf.runtime import LlamaCppRuntime
-
-# Weight types whose products llama.cpp computes in that type; of all others it rounds the activations to 8 bits.
-_FLOATS = ("f32", "f16", "bf16")
-
 
 # Architectures whose MLP is GELU, which llama.cpp looks up in a table of float16 on a CPU: up to 3.6e-3 in the logits of
 # pico models whose scale is 7, whatever rescales their RoPE.
@@ -167,13 +163,15 @@ class GgufConverter(Converter):
     def weight_kind(self, path: Path, reference: Checkpoint) -> WeightKind:
         with GgufFile(path) as file:
             names = {type_name(info.type) for info in file.tensors.values()}
-            half_gelu, copy = file.architecture in HALF_GELU, _may_be_copy(file, reference)
+            half_gelu = file.architecture in HALF_GELU
+            copy = isinstance(reference, GgufCheckpoint) and may_be_copy(file, reference.file)
         source = {entry["dtype"].lower() for header in reference.weight_headers.values() for entry in header.values()}
         coarsest = max(names, key=_coarseness, default="f32")
-        arithmetic = coarsest if coarsest in _FLOATS else "int8"
+        # llama.cpp multiplies floats in their own type, and rounds the activations to 8 bits for all others.
+        arithmetic = coarsest if coarsest in FLOATS else "int8"
         return WeightKind(
             coarsest,
-            rounded=not copy and not names <= {*(source & set(_FLOATS)), "f32"},
+            rounded=not copy and not names <= {*(source & set(FLOATS)), "f32"},
             arithmetic="f16" if half_gelu and arithmetic == "f32" else arithmetic,
         )
 
@@ -342,11 +340,7 @@ class GgufExport(PlannedExport):
 def _coarseness(name: str) -> tuple[bool, float]:
     """Orders weight types from finest to coarsest: floats, then by the bits that a weight takes."""
     size, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
-    return name not in _FLOATS, (_FLOATS.index(name) if name in _FLOATS else -nbytes / size)
-
-
-def _may_be_copy(file: GgufFile, reference: Checkpoint) -> bool:
-    return isinstance(reference, GgufCheckpoint) and may_be_copy(file, reference.file)
+    return name not in FLOATS, (FLOATS.index(name) if name in FLOATS else -nbytes / size)
 
 
 def _check_imatrix(options: GgufOptions, outtype: OutType) -> None:

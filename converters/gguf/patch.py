@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from converters.base import Check, Export, FailedReadBackError, PlannedExport
 from converters.gguf.blueprint import GgufOptions, write_export
 from converters.gguf.carriers import COMPUTES_FAMILIES, LOADS_FREQS, LOADS_SETS, TARGETS, GgufRope
-from converters.gguf.checks import checks_of_file, splice_checks
+from converters.gguf.checks import checks_of_file
 from converters.gguf.container import (
     SPLIT_SET,
     GgufFile,
@@ -55,6 +55,7 @@ from converters.gguf.factors import (
 )
 from converters.gguf.native import gguf
 from converters.gguf.source import GgufCheckpoint
+from converters.gguf.splice_checks import splice_checks
 from converters.gguf.weights import outtype_named
 from converters.gguf.writing import Content, Output, encode_head, write_gguf
 from longrope.errors import InputError, UnsupportedError

@@ -44,6 +44,8 @@ _NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+# The float types by their names in ggml, finest first.
+FLOATS = ("f32", "f16", "bf16")
 
 
 # -- the types a user can ask for, one row each

@@ -34,20 +34,11 @@ ANGLE_TOLERANCE = 1e-6
 # Relative: the product, the division by 2 pi and its rounding, and 2 pi itself, half of a last bit each.
 ANGLE_ROUNDING = 4 * 2.0**-53
 # Of genai_config.json: the name of the graph, which has a check of its own, where it runs, and how it samples.
-_GENAI_FREE = frozenset(
-    {
-        *(
-            GENAI_MODEL,
-            "session_options",
-            "run_options",
-            "do_sample",
-            "num_beams",
-            "num_return_sequences",
-            "min_length",
-        ),
-        *("temperature", "top_k", "top_p", "repetition_penalty", "random_seed", "early_stopping", "length_penalty"),
-    }
-)
+_GENAI_FREE = {
+    *(GENAI_MODEL, "session_options", "run_options"),
+    *("do_sample", "num_beams", "num_return_sequences", "min_length", "early_stopping", "length_penalty"),
+    *("temperature", "top_k", "top_p", "repetition_penalty", "random_seed"),
+}
 
 
 def static_checks(path: Path, planned: OnnxExport) -> list[Check]:
