@@ -61,6 +61,11 @@ def config(**changes: Any) -> Fault:
     return edit("config.json", **changes)
 
 
+def overwrite(name: str, **changes: Any) -> Fault:
+    """Set fields of a JSON file; None is written as null."""
+    return change_json(name, lambda data: data.update(changes))
+
+
 def rope(change: Callable[[dict[str, Any]], object]) -> Fault:
     """A change of both spellings of the rope parameters in config.json."""
     return change_json("config.json", lambda data: [change(data[name]) for name in ("rope_scaling", "rope_parameters")])
@@ -79,6 +84,11 @@ def put(name: str, content: str | bytes) -> Fault:
 
 def on_bytes(name: str, change: Callable[[bytes], bytes]) -> Fault:
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def cut(name: str, size: int) -> Fault:
+    """Keep so many bytes; of a negative size, all but so many."""
+    return on_bytes(name, lambda content: content[:size])
 
 
 def half(name: str) -> Fault:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.common import PICO_BUDGET, TARGET, Outcome, run_cli
-
-Breaking = Callable[[Path], object]
+from tests.folder_faults import Fault, overwrite
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Case:
     command: str
     code: int
     line: str
-    breaking: Breaking = lambda room: None
+    breaking: Fault = lambda room: None
 
 
 EXTEND = f"extend MODEL --target-length {TARGET} -o OUT --text TEXT {PICO_BUDGET}"
@@ -35,20 +33,8 @@ CONVERT = "convert MODEL --factors FACTORS -o OUT --to hf"
 VALIDATE = "validate HF --reference MODEL --text TEXT --windows 64 --threads 1 --json OUT"
 
 
-def put(name: str, content: str | bytes) -> Breaking:
-    return lambda room: (room / name).write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def cut(name: str, size: int) -> Breaking:
-    return lambda room: (room / name).write_bytes((room / name).read_bytes()[:size])
-
-
-def config(**changes: object) -> Breaking:
-    def change(room: Path) -> None:
-        file = room / "model" / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-    return change
+def config(**changes: object) -> Fault:
+    return overwrite("model/config.json", **changes)
 
 
 def arguments(room: Path, command: str) -> list[str]:

@@ -14,24 +14,22 @@ import pytest
 
 from longrope.factors import RescaleFactors
 from tests.common import TARGET, cli_process, run_cli
+from tests.folder_faults import Fault, cut, put
 from tests.rooms import (
     CONVERT,
     EXTEND,
     SEARCH,
     VALIDATE,
-    Breaking,
     Case,
     arguments,
     assert_one_line,
     config,
-    cut,
     listing,
-    put,
     refused,
 )
 
 
-def factors(num_pairs: int = 8, **changes: object) -> Breaking:
+def factors(num_pairs: int = 8, **changes: object) -> Fault:
     values: dict[str, object] = {
         "schema_version": 1,
         "short_factor": [1.0] * num_pairs,

@@ -22,17 +22,16 @@ from longrope.hub import hub_name
 from longrope.loading import announced_weights, require_loadable
 from longrope.modeling import build_model
 from tests.common import pico_folder, run_cli
+from tests.folder_faults import Fault, both, overwrite, put
 from tests.rooms import (
     CONVERT,
     EXTEND,
     SEARCH,
     VALIDATE,
-    Breaking,
     Case,
     arguments,
     config,
     listing,
-    put,
     refused,
 )
 
@@ -47,7 +46,7 @@ def to(format_name: str) -> str:
     return CONVERT.replace("--to hf", f"--to {format_name}")
 
 
-def weights(change: Callable[[Tensors], Tensors], folder: str = "model") -> Breaking:
+def weights(change: Callable[[Tensors], Tensors], folder: str = "model") -> Fault:
     """Writes a model's weights again, changed."""
 
     def write(room: Path) -> None:
@@ -57,15 +56,11 @@ def weights(change: Callable[[Tensors], Tensors], folder: str = "model") -> Brea
     return write
 
 
-def both(*breakings: Breaking) -> Breaking:
-    return lambda room: [breaking(room) for breaking in breakings]
-
-
-def without(*names: str) -> Breaking:
+def without(*names: str) -> Fault:
     return weights(lambda tensors: {name: value for name, value in tensors.items() if name not in names})
 
 
-def added(name: str, tensor: torch.Tensor) -> Breaking:
+def added(name: str, tensor: torch.Tensor) -> Fault:
     return weights(lambda tensors: {**tensors, name: tensor})
 
 
@@ -79,7 +74,7 @@ def norms_of_keys(room: Path) -> None:
     weights(lambda tensors: {**tensors, **{name: torch.ones(16) for name in names}})(room)
 
 
-def with_biases(module: str) -> Breaking:
+def with_biases(module: str) -> Fault:
     """A bias in every layer that config.json does not announce."""
     width = {"self_attn.q_proj": 64, "mlp.up_proj": 128}[module]
     biases = {f"model.layers.{layer}.{module}.bias": torch.ones(width) for layer in range(2)}
@@ -123,7 +118,7 @@ def as_mlx(tensors: Tensors) -> Tensors:
     return found
 
 
-QUANTIZATIONS: dict[str, Breaking] = {
+QUANTIZATIONS: dict[str, Fault] = {
     "awq": both(weights(packed), config(quantization_config={"quant_method": "awq", "bits": 4})),
     "bitsandbytes": both(weights(as_integers), config(quantization_config={"load_in_8bit": True})),
     "compressed-tensors": both(weights(as_fp8), config(quantization_config={"quant_method": "compressed-tensors"})),
@@ -133,7 +128,7 @@ QUANTIZATIONS: dict[str, Breaking] = {
 }
 
 
-def quantized(method: str = "gptq") -> Breaking:
+def quantized(method: str = "gptq") -> Fault:
     return both(weights(packed), config(quantization_config={"quant_method": method, "bits": 4, "group_size": -1}))
 
 
@@ -149,7 +144,7 @@ def sharded(tensors: Tensors, folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": table}))
 
 
-def shards_beside(change: Callable[[Tensors], Tensors], *, whole: bool = True, index: bool = True) -> Breaking:
+def shards_beside(change: Callable[[Tensors], Tensors], *, whole: bool = True, index: bool = True) -> Fault:
     """Two complete shards beside, or in place of, the whole file."""
 
     def write(room: Path) -> None:
@@ -167,7 +162,7 @@ def doubled(tensors: Tensors) -> Tensors:
     return {name: 2 * value for name, value in tensors.items()}
 
 
-def renamed(name: str) -> Breaking:
+def renamed(name: str) -> Fault:
     return lambda room: (room / "model" / WEIGHTS).rename(room / "model" / name)
 
 
@@ -184,17 +179,12 @@ def deeper(room: Path) -> None:
     (room / "checkpoint-10").rename(room / "model" / "checkpoint-10")
 
 
-def settings(**changes: object) -> Breaking:
+def settings(**changes: object) -> Fault:
     """Other fields in tokenizer_config.json."""
-
-    def write(room: Path) -> None:
-        file = room / "model" / "tokenizer_config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-    return write
+    return overwrite("model/tokenizer_config.json", **changes)
 
 
-def link(name: str) -> Breaking:
+def link(name: str) -> Fault:
     """A file of the model that is a link to something of the user's."""
 
     def write(room: Path) -> None:
@@ -634,7 +624,7 @@ def test_two_weights_of_one_name_are_refused(room: Path) -> None:
     ],
     ids=["identical", "shards alone", "partial"],
 )
-def test_one_set_of_weights_is_taken_as_transformers_does(room: Path, pico: Checkpoint, breaking: Breaking) -> None:
+def test_one_set_of_weights_is_taken_as_transformers_does(room: Path, pico: Checkpoint, breaking: Fault) -> None:
     breaking(room)
     converted(room, "hf")
     ours, theirs = build_model(open_checkpoint(room / "out")).state_dict(), build_model(pico).state_dict()

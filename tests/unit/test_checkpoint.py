@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from longrope.hf_config import extended_config
 from longrope.rope import attention_factor_formula
 from longrope.weights import safetensors_header
 from tests.common import TARGET, WINDOW, pico_factors
+from tests.folder_faults import Fault, cut, lose, on_bytes, overwrite, put
 
 
 @pytest.fixture
@@ -28,9 +28,8 @@ def folder(pico: Checkpoint, tmp_path: Path) -> Path:
     return shutil.copytree(pico.path, tmp_path / "model")
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+def config(**changes: Any) -> Fault:
+    return overwrite("config.json", **changes)
 
 
 # -- facts
@@ -80,7 +79,7 @@ def test_the_fingerprint_shows_any_change(folder: Path) -> None:
 
     before = fingerprint()
     assert fingerprint() == before
-    edit_config(folder, rms_norm_eps=1e-4)
+    config(rms_norm_eps=1e-4)(folder)
     changed_config = fingerprint()
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -107,7 +106,7 @@ def make_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def make_index(weight_map: Any) -> Callable[[Path], None]:
+def make_index(weight_map: Any) -> Fault:
     def write(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -115,36 +114,20 @@ def make_index(weight_map: Any) -> Callable[[Path], None]:
     return write
 
 
-def cut(name: str, size: int) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
-
-
-def extend_by(data: bytes) -> Callable[[Path], None]:
-    def append(folder: Path) -> None:
-        with (folder / "model.safetensors").open("ab") as file:
-            file.write(data)
-
-    return append
-
-
-def put(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
-
-
-def config(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edit_config(folder, **changes)
+def extend_by(data: bytes) -> Fault:
+    return on_bytes("model.safetensors", lambda content: content + data)
 
 
 def header(content: bytes) -> bytes:
     return len(content).to_bytes(8, "little") + content
 
 
-BROKEN: dict[str, tuple[Callable[[Path], None], type[LongRopeError], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), InputError, "found no config.json"),
+BROKEN: dict[str, tuple[Fault, type[LongRopeError], str]] = {
+    "no config": (lose("config.json"), InputError, "found no config.json"),
     "config cut off": (cut("config.json", 100), InputError, "config.json is not valid JSON"),
     "config not UTF-8": (put("config.json", b"\xff\xfe{}"), InputError, "config.json is not valid JSON"),
     "config is a list": (put("config.json", b"[]"), InputError, r"expected an object, got \[\]"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), InputError, "found neither"),
+    "no weights": (lose("model.safetensors"), InputError, "found neither"),
     "pickle weights": (make_pickle, InputError, r"only pickle weights \(pytorch_model.bin\), which can run code"),
     "index outside": (make_index({"a": "../model.safetensors"}), InputError, "lies outside the folder; refused"),
     "index absolute": (make_index({"a": "/etc/passwd"}), InputError, "lies outside the folder; refused"),
@@ -223,7 +206,7 @@ def test_a_broken_folder_is_refused_by_name(folder: Path, name: str) -> None:
     ],
 )
 def test_a_sliding_window_that_cuts_nothing_is_accepted(folder: Path, changes: dict[str, Any]) -> None:
-    edit_config(folder, **changes)
+    config(**changes)(folder)
     assert open_checkpoint(folder).model_type == changes["model_type"]
 
 
@@ -235,7 +218,7 @@ LISTS = {"short_factor": [1.0] * 8, "long_factor": [1.0 + i / 4 for i in range(8
 
 
 def with_rope(folder: Path, **parameters: Any) -> Checkpoint:
-    edit_config(folder, rope_parameters={"rope_theta": 1e4, **parameters}, rope_scaling=None)
+    config(rope_parameters={"rope_theta": 1e4, **parameters}, rope_scaling=None)(folder)
     return open_checkpoint(folder)
 
 
