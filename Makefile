@@ -115,7 +115,8 @@ quality: setup
 lock: setup
 	$(BIN)/pip list --format=freeze --exclude-editable | sed '/^pip==/d; s/+cpu$$//' > requirements-ci.txt
 
-# Known holes in it, with pip-audit in an environment of its own; skipped with a word where its database is out of reach.
+# Known vulnerabilities in it, by pip-audit in an environment of its own; skipped with a line that says so where its database
+# is out of reach.
 AUDIT := .venv-audit
 audit:
 	$(PYTHON) -m venv $(AUDIT)

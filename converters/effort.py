@@ -1,6 +1,6 @@
 """How much a validation measures: presets, and what of them fits in a time.
 
-EFFORTS[quick | default | thorough] ──lengths, windows a length──► Wish ─┐
+EFFORTS[quick | default | thorough] ─lengths, windows per length─► Wish ─┐
 a first window ──seconds──► cost of any length, by its FLOPs ────────────┴─ fitted ──► Fit: what is run, what is left out
 """
 

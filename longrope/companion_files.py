@@ -77,12 +77,12 @@ def _require_jinja(file: Path) -> None:
 
 
 def _require_merges(file: Path) -> None:
-    """Two parts a line, after a line with the version."""
+    """Two parts per line, after a line with the version."""
     lines = _text(file).split("\n")
     rules = lines[1:] if lines[0].startswith("#version") else lines
     odd = next((number for number, line in enumerate(rules, 1) if line and line.count(" ") != 1), None)
     if odd is not None:
-        raise InputError(f"{file}: expected two tokens a line, as lists of merges have; line {odd} is none. Refused")
+        raise InputError(f"{file}: expected two tokens per line, as lists of merges have; line {odd} is none. Refused")
 
 
 def _require_vocabulary(file: Path) -> None:

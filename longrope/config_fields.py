@@ -38,7 +38,7 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         "max_position_embeddings",
         "original_max_position_embeddings",
     ),
-    COUNTS: (  # one for the model, or one a layer
+    COUNTS: (  # one for the model, or one per layer
         "intermediate_size",
         "moe_intermediate_size",
         "num_key_value_heads",

@@ -75,6 +75,6 @@ def _parts(config: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[
 
 
 def _largest(size: Any) -> int:
-    """A size, or the largest where there is one a layer; 0 for what is none."""
+    """A size, or the largest where there is one per layer; 0 for what is none."""
     sizes = size if isinstance(size, list) else [size]
     return max((each for each in sizes if isinstance(each, int) and not isinstance(each, bool)), default=0)

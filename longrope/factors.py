@@ -435,7 +435,7 @@ class BoundFactors(RescaleFactors):
 def read_authors_csv(path: Path) -> tuple[float, ...]:
     """One factor set from the LongRoPE authors' file: a matrix of layers × rotary pairs whose rows are all equal.
 
-    Numbers are separated by commas, white space or line breaks. A file of one row, or of one number a line, is one set.
+    Numbers are separated by commas, white space or line breaks. A file of one row, or of one number per line, is one set.
 
     Raises:
         InputError: not numbers, rows of unequal length, or rows that differ (factors per layer fit no runtime).

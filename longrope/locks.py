@@ -223,7 +223,7 @@ def _holder(file: Path) -> str:
 
 
 def _soft_holder(file: Path) -> str:
-    """Of a lock file that is the lock itself: a process id and a host, one a line."""
+    """Of a lock file that is the lock itself: a process id and a host, one per line."""
     with contextlib.suppress(OSError, ValueError):
         pid, host, *_ = file.read_text(encoding="utf-8").split()
         return f"process {int(pid)} on {_printable(host)}"

@@ -32,7 +32,7 @@ class Machine:
         checkpointing: recompute activations for gradients; None lets the memory estimate choose.
         available: bytes that the model and its passes may take; None for what is free before the model is loaded.
         together: tokens that several short windows may fill one pass with; None for 16,384 on a GPU, where a short pass
-            leaves most of the chip idle, and one window a pass elsewhere.
+            leaves most of the chip idle, and one window per pass elsewhere.
     """
 
     device: str = "cpu"

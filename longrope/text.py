@@ -102,7 +102,7 @@ def load_corpus(paths: Sequence[str | Path], encode: Callable[[str], Sequence[in
     """Read documents and turn them into token ids.
 
     Args:
-        paths: UTF-8 files (.txt, .md: one document; .jsonl: one a line, field `text`) or folders of such files.
+        paths: UTF-8 files (.txt, .md: one document; .jsonl: one per line, field `text`) or folders of such files.
         encode: text to token ids.
 
     Raises:

@@ -43,7 +43,7 @@ def plot_factors(
 
 
 def plot_retrieval(named: Mapping[str, Sequence[RetrievalRow]], path: Path) -> None:
-    """Heat maps of retrieval, one a name, side by side."""
+    """Heat maps of retrieval, one per name, side by side."""
     check_picture(path)
     write_atomically(path, render(retrieval_figure(named), path.suffix[1:].lower()))
 

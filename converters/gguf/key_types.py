@@ -25,12 +25,12 @@ WHOLES = Kind(
     "an array of whole numbers",
     lambda value: isinstance(value, tuple) and (not value or (isinstance(value[0], int) and value[0] is not True)),
 )
-# One number for the model, or one a layer.
+# One number for the model, or one per layer.
 SIZES = Kind(
-    "a whole number of 0 or more, or one a layer",
+    "a whole number of 0 or more, or one per layer",
     lambda value: COUNT_OR_ZERO.fits(value) or _is_array(value, COUNT_OR_ZERO),
 )
-SCALES = Kind("a finite number, or one a layer", lambda value: NUMBER.fits(value) or _is_array(value, NUMBER))
+SCALES = Kind("a finite number, or one per layer", lambda value: NUMBER.fits(value) or _is_array(value, NUMBER))
 
 # Keys by their whole name.
 _WHOLE: Mapping[Kind, tuple[str, ...]] = {

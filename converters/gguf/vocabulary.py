@@ -114,7 +114,7 @@ def vocabulary_in(values: Mapping[str, Value]) -> Vocabulary:
         raise InputError(f"the GGUF file has no vocabulary ({keys.LIST})")
     for key in (keys.TOKEN_TYPE, keys.SCORES):
         if key in values and len(values[key].data) != len(tokens):
-            raise InputError(f"{key}: expected {len(tokens)} numbers, one a token, got {len(values[key].data)}")
+            raise InputError(f"{key}: expected {len(tokens)} numbers, one per token, got {len(values[key].data)}")
     template = get(keys.CHAT_TEMPLATE)
     return Vocabulary(
         model=str(get(keys.MODEL)),

@@ -101,7 +101,7 @@ def spread(device: str, workers: int) -> list[str]:
 
 
 def free_for_each(devices: Sequence[str]) -> int | None:
-    """Bytes that each of some processes, one a name, may count on; None when a device does not say."""
+    """Bytes that each of some processes, one per name, may count on; None when a device does not say."""
     free = {device: free_memory(device) for device in set(devices)}
     shares = [amount // count for device, count in Counter(devices).items() if (amount := free[device]) is not None]
     return min(shares, default=None)

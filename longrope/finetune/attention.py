@@ -149,5 +149,5 @@ def flash_attention(
 
 @lru_cache(maxsize=4)
 def _on_device(cu_seqlens: tuple[int, ...], device: torch.device) -> Tensor:
-    """The boundaries as flash-attention wants them; copied once a step, not once a layer."""
+    """The boundaries as flash-attention wants them; copied once per step, not once per layer."""
     return torch.tensor(cu_seqlens, dtype=torch.int32, device=device)

@@ -46,7 +46,7 @@ class Mixture:
         short_share: part of the rows that hold short sequences; above 0, training is mixed.
         retrieval_share: part of the rows that hold passkeys.
         retrieval_distractors: other numbers in their texts, per 1,024 tokens.
-        answer_share: part of a retrieval sequence's loss that its answer makes; by count it would be nearly nothing.
+        answer_share: part of a retrieval sequence's loss that its answer makes up; by count it would be nearly nothing.
         distil_short: sequences of short rows are for a teacher, every other one under the long set.
         seed: of the order, the cuts, the keys.
     """

@@ -85,7 +85,7 @@ class TrainOptions:
         None, unset="8192", help="Tokens of one forward pass in training, at least a row."
     )
     checkpointing: bool | None = option(
-        None, unset="when memory asks for it", help="Recompute activations in the backward pass to save memory."
+        None, unset="when memory is short", help="Recompute activations in the backward pass to save memory."
     )
     liger: bool = option(False, help="Use Liger's kernels for norms and MLPs (needs liger-kernel and a GPU).")
     peak_flops: float | None = option(

@@ -65,7 +65,7 @@ class StageTraining:
             in turn under the short and the long set (`teacher`); needs a short_share.
         retrieval_share: part of the rows that hold passkeys in real text.
         retrieval_distractors: other numbers in such a text, per 1,024 tokens: as many as in a text hundreds of times longer.
-        answer_share: part of a passkey sequence's loss that its answer makes; by count it would be nearly nothing.
+        answer_share: part of a passkey sequence's loss that its answer makes up; by count it would be nearly nothing.
 
     Raises:
         InputError: a value is out of range.
@@ -93,7 +93,7 @@ class StageTraining:
     retrieval_distractors: float = option(
         0.0, minimum=0, maximum=MAX_DISTRACTORS, help="Other numbers in texts with passkeys, per 1,024 tokens."
     )
-    answer_share: Share = option(0.1, help="Share of a passkey row's loss that its answer makes.")
+    answer_share: Share = option(0.1, help="Share of a passkey row's loss that its answer makes up.")
 
     def __post_init__(self) -> None:
         check_declared(self)
@@ -207,7 +207,7 @@ def read_stages(tables: Sequence[Any], where: str, folder: Path) -> tuple[Stage,
     """Stages out of the tables of a file.
 
     Args:
-        tables: one a stage, with the names of `Stage`.
+        tables: one per stage, with the names of `Stage`.
         where: the file, for messages.
         folder: what paths in it are relative to.
 

@@ -143,7 +143,7 @@ def _records(file: Path, steps: int) -> tuple[StepRecord, ...]:
     """Every step of a finished stage. Raises InputError."""
     records = tuple(read_log(file))
     if [record.step for record in records] != list(range(1, steps + 1)):
-        raise InputError(f"{file}: damaged: expected the steps 1 to {steps}, one a line; start the training anew")
+        raise InputError(f"{file}: damaged: expected the steps 1 to {steps}, one per line; start the training anew")
     return records
 
 

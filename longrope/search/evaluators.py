@@ -275,7 +275,7 @@ class ProcessWorkerPool:
     """One process a recipe; each builds its own model and sees nothing of the others. All start with the first job.
 
     Args:
-        recipes: one a worker.
+        recipes: one per worker.
         serve: what a process runs.
     """
 
@@ -367,7 +367,7 @@ def _end_with_parent() -> None:
 
 
 class RayWorkerPool:
-    """Ray actors, one a recipe; Ray places them on the machines of its cluster.
+    """Ray actors, one per recipe; Ray places them on the machines of its cluster.
 
     The checkpoint's folder must be readable under the same path on every machine.
 

@@ -249,7 +249,7 @@ class WindowModel:
 
     @cached_property
     def _together(self) -> int:
-        """Tokens that short windows fill one pass with, where that fits; 0 for one window a pass."""
+        """Tokens that short windows fill one pass with, where that fits; 0 for one window per pass."""
         machine = self._machine
         wanted = TOGETHER * machine.device.startswith("cuda") if machine.together is None else machine.together
         return min(wanted, self._planned(wanted).pass_tokens) if wanted else 0

@@ -43,7 +43,7 @@ class SearchOptions:
         dtype: `float32`, `bfloat16` or `float16`; `auto` for the checkpoint's own on a GPU, float32 on a CPU.
         device: a torch device; `auto` for the GPU when there is one.
         threads: torch's threads in each process; None for torch's own choice here, and one in worker processes.
-        executor: `local` (this process), `processes` (one a device), or `ray` (actors on many machines).
+        executor: `local` (this process), `processes` (one per device), or `ray` (actors on many machines).
         workers: number of processes or actors; on a GPU, as many devices are used in turn. `auto` takes so many gradients a
             step and races so many candidates, so that another number finds other factors; the same number the same ones.
 
@@ -97,8 +97,8 @@ class SearchOptions:
     family: FamilyName = option(
         "free",
         section="Factors",
-        help="Rescaling to search: free factors, one a rotary pair, or the parameters of yarn or linear, which engines that "
-        "hold no factors compute too.",
+        help="Rescaling to search: free factors, one per rotary pair, or the parameters of yarn or linear, which engines "
+        "that hold no factors compute, too.",
     )
     num_short_windows: int = 16
     dtype: Dtype = option(

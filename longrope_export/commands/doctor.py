@@ -57,9 +57,9 @@ class DoctorRequest:
     gpu: bool = option(
         False,
         section="Machine",
-        help="Check the device: right, memory, speed and the method itself; some 7 minutes on an H100.",
+        help="Check the device: correct numbers, memory, speed and the method itself; about 8 minutes on an H100.",
     )
-    tiny: bool = option(False, section="Machine", help="With --gpu: the same code with a budget that a CPU can do.")
+    tiny: bool = option(False, section="Machine", help="With --gpu: the same code with a budget for a CPU.")
     device: str = device_option()
     model: ModelName = option(
         "default", section="Input", help="Model that --gpu checks: a folder, a Hub id or a GGUF file."
@@ -76,7 +76,7 @@ class DoctorRequest:
         None,
         metavar="FOLDER",
         alone=".",
-        help="Remove what dead processes left under FOLDER (here, for no name) and among temporary files.",
+        help="Remove what dead processes left under FOLDER (the current folder without a name) and among temporary files.",
     )
     json_path: str | None = options.json_file()
 
@@ -173,7 +173,7 @@ def _check_device(request: DoctorRequest) -> int:
     device = resolve_device(request.device)
     require_device(device)
     if device == "cpu" and not request.tiny:
-        raise InputError("--gpu found no GPU here: expected one, or --tiny for a budget that a CPU can do")
+        raise InputError("--gpu found no GPU here: expected one, or --tiny for a budget for a CPU")
     if not request.resume:
         refuse_existing(request.output, overwrite=False)
     setting = Setting(

@@ -45,7 +45,7 @@ class EvalRequest:
     windows_per_length: int = options.windows_per_length()
     depths: Depths = option((0.0, 0.25, 0.5, 0.75, 1.0), help="Depths of what is hidden, 0 (first) to 1 (last).")
     samples: int = option(2, minimum=1, help="Retrieval prompts for each length and depth.")
-    generate: bool = option(False, help="Put retrieval prompts to greedy decoding, too.")
+    generate: bool = option(False, help="Answer retrieval prompts by greedy decoding, too.")
     shots: Counts = option((0, 1, 4, 16), help="Numbers of examples before a many-shot query.")
     queries: int = option(16, minimum=1, help="Many-shot queries, the last lines of the file.")
     task_windows: Lengths = option(

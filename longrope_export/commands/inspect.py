@@ -32,7 +32,7 @@ OTHERS_SHOWN = 4
 class InspectRequest:
     """The options of `inspect`."""
 
-    artifact: str = option(argument=True, help="Artifact to look into: a folder, a GGUF or ONNX file, or a Hub id.")
+    artifact: str = option(argument=True, help="Artifact to inspect: a folder, a GGUF or ONNX file, or a Hub id.")
     json_path: str | None = options.json_file()
     isolate: options.Isolate = options.isolate()
 
@@ -183,7 +183,11 @@ def _curves(result: Mapping[str, Any]) -> dict[str, list[float]]:
 def _print_problems(problems: Sequence[Mapping[str, Any]]) -> None:
     from longrope_export.console import say
 
-    say("Problems" if problems else "Problems: none found without its reference; `validate` compares it with that")
+    say(
+        "Problems"
+        if problems
+        else "Problems: none found without a reference; `validate` compares the artifact with one"
+    )
     for problem in problems:
         _paragraph(f"{problem['severity']}: {problem['id'] and problem['id'] + ': '}{problem['message']}")
         if problem["mend"]:

@@ -82,7 +82,7 @@ class ValidateRequest:
     explain: bool = option(
         False,
         section="Output",
-        help="Of what fails, find the likeliest cause: where its logits leave the reference's, over positions and layers.",
+        help="Find the likeliest cause of a failure: where logits leave the reference's, over positions and layers.",
     )
     json_path: str | None = options.json_file()
     junit: Path | None = option(None, section="Output", metavar="FILE", help="Write the checks as JUnit XML to a file.")
@@ -96,7 +96,7 @@ class ValidateRequest:
     reference_dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32",
         section="Machine",
-        help="What the reference computes in; in 16 bits it takes half the memory and sees smaller faults no more.",
+        help="What the reference computes in; in 16 bits it takes half the memory and no longer shows the smallest faults.",
     )
     threads: int | None = threads_option()
     windows_per_length: int | None = options.windows_per_length(None, unset="4; quick 1, thorough 8")
@@ -106,7 +106,7 @@ class ValidateRequest:
         None,
         section="Input",
         unset="no; with --thorough yes",
-        help="Measure, too, what the extension costs inside the original window and brings beyond it, next to PI, NTK and "
+        help="Also measure what the extension costs inside the original window and brings beyond it, next to PI, NTK and "
         "YaRN, and passkeys: five passes of the reference over the longest windows.",
     )
 

@@ -1,4 +1,4 @@
-"""Speed: tokens a second and memory against plain transformers, the share of the chip's peak, and where time goes."""
+"""Speed: tokens per second and memory against plain transformers, the share of the chip's peak, and where time goes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _compared(
     ours: Callable[[], object] | float,
     theirs: Callable[[], object],
 ) -> Iterator[Row]:
-    """Tokens a second, the share of the peak, and how much faster than transformers."""
+    """Tokens per second, the share of the peak, and how much faster than transformers."""
     spent = ours if isinstance(ours, float) else seconds(ours, setting.device)
     yield Row(what, f"{tokens / spent:.0f} tokens/s", tokens / spent)
     if peak := peak_flops(setting.device):

@@ -106,7 +106,7 @@ def metadata(page: Page) -> dict[str, Any]:
 
 
 def _results(page: Page) -> list[Any]:
-    """Measured perplexities of the first artifact that has a proof, one a window."""
+    """Measured perplexities of the first artifact that has a proof, one per window."""
     from huggingface_hub import EvalResult
 
     proof = next((each.proof for each in page.exported if each.proof is not None), None)
@@ -185,7 +185,7 @@ def _inside(subject: Subject) -> dict[str, Any] | None:
 
 
 def _runtimes(page: Page) -> list[dict[str, Any]]:
-    """How each runtime is started, once a runtime, with this repository's names filled in."""
+    """How each runtime is started, once per runtime, with this repository's names filled in."""
     found: dict[str, dict[str, Any]] = {}
     gguf = next((place for place in page.files if place.endswith(".gguf")), "")
     graph = next((place.split("/")[-1] for place in page.files if place.endswith(".onnx")), "")
@@ -231,7 +231,7 @@ def _parts(existing: str) -> tuple[dict[str, Any], str]:
         return {}, existing
     data = parsed_yaml(match.group(1), "README.md there: its metadata") or {}
     if not isinstance(data, dict):
-        raise InputError("README.md there: its metadata are no mapping; mend it on the Hub first")
+        raise InputError("README.md there: its metadata is no mapping; correct it on the Hub first")
     return data, existing[match.end() :]
 
 
@@ -257,7 +257,7 @@ def _placed(text: str, section: str) -> str:
     begin, end = text.find(BEGIN), text.find(END)
     if (begin < 0) != (end < 0) or end < begin:
         raise InputError(
-            f"README.md there: expected {BEGIN} and {END} in this order, or neither; mend it on the Hub first"
+            f"README.md there: expected {BEGIN} and {END} in this order, or neither; correct it on the Hub first"
         )
     if begin < 0:
         return f"{text.rstrip()}\n\n{section}" if text.strip() else section

@@ -70,7 +70,7 @@ class Knots:
 
     @property
     def size(self) -> int:
-        """Numbers to optimize: one a knot, and one for the attention factor when that is searched."""
+        """Numbers to optimize: one per knot, and one for the attention factor when that is searched."""
         return len(self._places) + self._space.space.search_attention
 
     def decode(self, offsets: Float64) -> Candidate:

@@ -35,7 +35,7 @@ class Monotone:
 
     @property
     def size(self) -> int:
-        """Free numbers: one a pair, and one for the attention factor when that is searched."""
+        """Free numbers: one per pair, and one for the attention factor when that is searched."""
         return self.space.num_pairs + self.space.search_attention
 
     def encode(self, candidate: Candidate) -> Float64:

@@ -55,7 +55,7 @@ class NaturalDescent:
         return self._decode(self._u)
 
     def step(self, outcomes: Sequence[Outcome]) -> None:
-        """Move by gradients that were measured here, one a window; failed measurements move nothing."""
+        """Move by gradients that were measured here, one per window; failed measurements move nothing."""
         slopes = [o.gradient[: len(self._u)] for o in outcomes if o.gradient is not None]
         slopes = [slope for slope in slopes if np.isfinite(slope).all()]
         if not slopes:
