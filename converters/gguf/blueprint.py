@@ -20,22 +20,14 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gguf.architectures import (
-    COMMON_KEYS,
-    Key,
-    Layout,
-    TensorPlanner,
-    has_own_head,
-    layout_of,
-    refuse_factors,
-    renamed_config,
-    target_of,
-)
+from converters.gguf.architectures import refuse_factors, target_of
 from converters.gguf.carriers import Target, num_key_value_heads
 from converters.gguf.container import GgufFile, TensorInfo, Value, array, f32, text, u32
 from converters.gguf.factors import factor_arrays, factor_info, own_record, scaling_values
+from converters.gguf.layouts import COMMON_KEYS, Key, Layout, layout_of, renamed_config
 from converters.gguf.model_card import model_metadata
 from converters.gguf.native import gguf
+from converters.gguf.tensor_planner import TensorPlanner, has_own_head
 from converters.gguf.tokenizer import vocabulary_of
 from converters.gguf.vocabulary import Vocabulary, loadable_name
 from converters.gguf.weights import DEFAULT, OUTTYPES, OutType, Planned, SafetensorsSource

@@ -23,12 +23,12 @@ from converters.gguf.container import MAGIC, GgufFile, Value, block_size, first_
 from converters.gguf.factors import (
     CARRIED_KEY,
     FACTOR_TENSORS,
-    base_of,
     factors_of,
     read_factors,
     record_of,
     recorded_factors,
 )
+from converters.gguf.file_rope import base_of
 from converters.gguf.native import EXTRA, gguf, llama_cpp
 from converters.gguf.own_checks import own_checks
 from converters.gguf.own_weights import own_weights

@@ -14,11 +14,10 @@ from converters.gguf.factors import (
     MEANINGS,
     NO_RAMP,
     SHORT,
-    YARN_OVERRIDES,
     factors_of,
-    file_rope,
     record_of,
 )
+from converters.gguf.file_rope import YARN_OVERRIDES, file_rope
 from converters.gguf.native import gguf
 from longrope.errors import UnsupportedError
 from longrope.factors import RescaleFactors

@@ -49,10 +49,10 @@ from converters.gguf.factors import (
     factor_arrays,
     factor_info,
     own_record,
-    put_on_file,
     require_expressible,
     scaling_values,
 )
+from converters.gguf.file_rope import put_on_file
 from converters.gguf.native import gguf
 from converters.gguf.source import GgufCheckpoint
 from converters.gguf.splice_checks import splice_checks

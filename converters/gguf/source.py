@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.gguf.architectures import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.carriers import own_rows
 from converters.gguf.container import GgufFile, dequantize, f32, type_name
-from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file, file_rope
+from converters.gguf.factors import FREQS, LONG, SHORT, bound_to_file
+from converters.gguf.file_rope import file_rope
+from converters.gguf.layouts import COMMON_KEYS, LAYOUTS, Layout
 from converters.gguf.native import gguf
 from converters.gguf.tokenizer import rebuilt_tokenizer, rebuilt_tokenizer_config
 from converters.gguf.vocabulary import Vocabulary, vocabulary_in
+from converters.gguf.weights import FLOATS
 from converters.gguf.writing import Output
 from longrope.checkpoint import Checkpoint, open_folder
 from longrope.errors import UnsupportedError
@@ -35,8 +37,6 @@ from longrope.files import errors_of_writing, write_json
 from longrope.hf_config import extended_config
 from longrope.unfinished import temporary_folder
 
-# ggml types that safetensors can hold as they are.
-_FLOATS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _ROWS_AT_ONCE = 1 << 22  # elements, 16 MB of float32
 
 
@@ -238,7 +238,7 @@ def _restored(file: GgufFile, layout: Layout) -> Iterator[Restored]:
     for name, info in file.tensors.items():
         if name in (LONG, SHORT, FREQS):
             continue
-        dtype = _FLOATS.get(type_name(info.type), "F32")
+        dtype = type_name(info.type).upper() if type_name(info.type) in FLOATS else "F32"
         permuted = heads.get(name.split(".")[-2], 0) if permute_qk and name.startswith("blk.") else 0
         yield Restored(_source_name(file, layout, name), dtype, info.shape, file, name, permuted)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import gguf
 import pytest
 
-from converters.gguf.architectures import COMMON_KEYS, LAYOUTS
 from converters.gguf.carriers import LOADS_FREQS, LOADS_SETS, TARGETS
 from converters.gguf.factors import FREQS, LONG, MEANINGS, SHORT
+from converters.gguf.layouts import COMMON_KEYS, LAYOUTS
 from converters.gguf.native import OptionalLibrary
 from converters.gguf.weights import OUTTYPES
 from longrope.errors import MissingRequirementError
