@@ -150,10 +150,17 @@ def in_pairs(weight: Any) -> Any:
 
 def in_two_files(folder: Path) -> None:
     """Cut model.safetensors into two files and an index, as large models are saved."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
+    write_shards(tensors, folder)
+
+
+def write_shards(tensors: dict[str, Any], folder: Path) -> None:
+    """Write tensors as two files and an index."""
+    from safetensors.torch import save_file
+
     names = sorted(tensors)
     table = {
         name: f"model-0000{1 + (2 * place >= len(names))}-of-00002.safetensors" for place, name in enumerate(names)

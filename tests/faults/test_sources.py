@@ -22,7 +22,7 @@ from longrope.hub import hub_name
 from longrope.loading import announced_weights, require_loadable
 from longrope.modeling import build_model
 from tests.common import pico_folder, run_cli
-from tests.folder_faults import Fault, both, overwrite, put
+from tests.folder_faults import Fault, both, overwrite, pointer, put, write_shards
 from tests.rooms import (
     CONVERT,
     EXTEND,
@@ -132,24 +132,12 @@ def quantized(method: str = "gptq") -> Fault:
     return both(weights(packed), config(quantization_config={"quant_method": method, "bits": 4, "group_size": -1}))
 
 
-def sharded(tensors: Tensors, folder: Path) -> None:
-    names = sorted(tensors)
-    parts = {
-        "model-00001-of-00002.safetensors": names[: len(names) // 2],
-        "model-00002-of-00002.safetensors": names[len(names) // 2 :],
-    }
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, folder / file)
-    table = {name: file for file, part in parts.items() for name in part}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": table}))
-
-
 def shards_beside(change: Callable[[Tensors], Tensors], *, whole: bool = True, index: bool = True) -> Fault:
     """Two complete shards beside, or in place of, the whole file."""
 
     def write(room: Path) -> None:
         folder = room / "model"
-        sharded(change(load_file(folder / WEIGHTS)), folder)
+        write_shards(change(load_file(folder / WEIGHTS)), folder)
         if not whole:
             (folder / WEIGHTS).unlink()
         if not index:
@@ -206,7 +194,6 @@ def beyond_the_rows(room: Path) -> None:
     text.write_text("<beyond> " + text.read_text("utf-8"), "utf-8")
 
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 BEYOND, BIASES = "holds the token '<beyond>' (384)", "Set attention_bias to true in config.json"
 DIFFERENT = "hold different weights; transformers would load model.safetensors"
@@ -226,7 +213,7 @@ CASES: dict[str, Case] = {
     "config with half a surrogate pair": Case(
         CONVERT, 2, "config.json is not valid JSON", put("model/config.json", r'{"a": "\ud800"}')
     ),
-    "config that git left behind": Case(CONVERT, 2, "fetch it with `git lfs pull`", put("model/config.json", POINTER)),
+    "config that git left behind": Case(CONVERT, 2, "fetch it with `git lfs pull`", pointer("model/config.json")),
     "index nested too deep": Case(
         CONVERT, 2, "is nested too deep", both(put(f"model/{INDEX}", DEEP), renamed("model-00001-of-00001.safetensors"))
     ),
@@ -373,10 +360,10 @@ CASES: dict[str, Case] = {
     ),
     "an adapter": Case(EXTEND, 2, "holds an adapter for 'org/base', not a model; merge it first", adapter),
     **{
-        f"a {name} that git left behind": Case(f"inspect ROOM/{name}", 2, "is a Git LFS pointer", put(name, POINTER))
+        f"a {name} that git left behind": Case(f"inspect ROOM/{name}", 2, "is a Git LFS pointer", pointer(name))
         for name in ("model.gguf", "model.onnx")
     },
-    "weights that git left behind": Case(CONVERT, 2, "is a Git LFS pointer", put(f"model/{WEIGHTS}", POINTER * 2)),
+    "weights that git left behind": Case(CONVERT, 2, "is a Git LFS pointer", pointer(f"model/{WEIGHTS}")),
     # that they are the model's
     "a head missing, to hf": Case(CONVERT, 2, "start the output head at random", without("lm_head.weight")),
     "a head missing, to gguf": Case(to("gguf"), 2, "output.weight is missing", without("lm_head.weight")),
