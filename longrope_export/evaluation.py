@@ -212,7 +212,7 @@ def _retrieval(
     corpus: Corpus,
     progress: Progress,
 ) -> tuple[RetrievalRow, ...]:
-    """One row a length and depth. Late statements come first: the next prompt then shares its start with the last one."""
+    """One row per length and depth. Late statements come first: the next prompt then shares its start with the last one."""
     if not lengths:
         return ()
     start = opened.checkpoint.added_around[0]
@@ -249,7 +249,7 @@ def _tasks(
     opened: Opened,
     progress: Progress,
 ) -> tuple[TaskRow, ...]:
-    """One row a task and window, of many-shot one for each number of shots."""
+    """One row per task and window, of many-shot one for each number of shots."""
     windows = request.task_windows or (opened.window,)
     counts = {
         task: request.queries * len(request.shots) if task == "many-shot" else len(lines)

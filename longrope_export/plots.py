@@ -30,7 +30,7 @@ Points = Sequence[tuple[float, float]]
 def plot_factors(
     named: Mapping[str, RescaleFactors], path: Path, *, beside: Mapping[str, RescaleFactors] | None = None
 ) -> None:
-    """λ over rotary pairs, log scale, one line a set; known methods dashed, other models' long sets (`beside`) dotted.
+    """λ over rotary pairs, log scale, one line per set; known methods dashed, other models' long sets (`beside`) dotted.
 
     Known methods and other models' shapes are drawn at the first one's length scale.
 
@@ -113,7 +113,7 @@ def factors_figure(named: Mapping[str, RescaleFactors], beside: Mapping[str, Res
 
 
 def retrieval_figure(named: Mapping[str, Sequence[RetrievalRow]]) -> Any:
-    """Figure of the share of answers found by length (across) and depth (down), one heat map a name.
+    """Figure of the share of answers found by length (across) and depth (down), one heat map per name.
 
     Raises:
         InputError: nothing was measured.

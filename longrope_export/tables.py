@@ -34,7 +34,7 @@ PARITY_HEADER = (
 
 
 def parity_rows(validations: Sequence[Validation]) -> list[list[str]]:
-    """One row an artifact and window; "KL own weights" is that to the reference with the artifact's rounded weights."""
+    """One row per artifact and window; "KL own weights" is that to the reference with the artifact's rounded weights."""
     return [
         [
             validation.artifact,
@@ -88,7 +88,7 @@ def print_harness(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_task(task: str, rows: Sequence[TaskRow]) -> None:
-    """Scores of one task, one row a window and number of shots."""
+    """Scores of one task, one row per window and number of shots."""
     names = list(rows[0].scores)
     shots = ("shots",) if rows[0].shots is not None else ()
     lines = [
