@@ -41,6 +41,7 @@ from longrope.estimates.shape import DecoderShape
 from longrope.factors import BoundFactors, FactorSet
 from longrope.measures import WindowScore
 from longrope.modeling import DTYPES, TorchSource, build_model, set_threads
+from longrope.pass_cache import PassCache
 from longrope.progress import Progress
 from longrope.provenance import provenance
 from longrope.scoring import (
@@ -110,6 +111,7 @@ class ValidateOptions:
         device: torch device of the reference.
         reference_dtype: what the reference computes in: a name of `modeling.DTYPES`.
         chunk: rows of logits held at a time.
+        cache: where passes of the reference are kept between calls (`longrope.pass_cache`); None for nowhere.
     """
 
     windows: tuple[int, ...]
@@ -122,6 +124,7 @@ class ValidateOptions:
     device: str = "cpu"
     reference_dtype: str = "float32"
     chunk: int = CHUNK_TOKENS
+    cache: Path | None = None
 
 
 def validate_artifacts(
@@ -255,8 +258,12 @@ class _Runs:
     ) -> None:
         set_threads(options.threads)
         self.checkpoint, self.factors, self.options, self.progress = reference, factors, options, progress
-        model = build_model(reference, factors, dtype=options.reference_dtype, device=options.device)
-        self.reference = TorchSource(model, factors, name=reference.name)
+        dtype, device, folder = options.reference_dtype, options.device, options.cache
+        self.passes = None
+        if folder is not None:
+            self.passes = PassCache.of(reference, factors, dtype=dtype, device=device, folder=folder)
+        model = build_model(reference, factors, dtype=dtype, device=device)
+        self.reference = TorchSource(model, factors, name=reference.name, passes=self.passes)
 
     def measure(
         self, subjects: Sequence[Subject], texts: Mapping[int, Sequence[TokenIds]], end: float | None = None
@@ -274,11 +281,22 @@ class _Runs:
                 self._score_length(length, windows, [subject for subject in subjects if subject.runs])
             if crossing:
                 self._score_crossing([subject for subject in subjects if subject.runs], texts)
+            self._say_kept([subject.result for subject in subjects])
         finally:
             for source in (each for subject in subjects for each in (subject.source, subject.own)):
                 if source is not None:
                     source.close()
             self.reference.close()
+
+    def _say_kept(self, results: Sequence[Validation]) -> None:
+        """How many passes of the reference were not run, for the cache had them."""
+        if self.passes is None:
+            return
+        found, missing = self.passes.found, self.passes.missing
+        if found:
+            self.progress.line(f"{found} of {found + missing} passes of the reference were in the cache")
+        for result in results:
+            result.provenance = {**result.provenance, "reference_passes": {"kept": found, "run": missing}}
 
     def _open(self, subject: Subject, max_length: int) -> None:
         """The artifact in its runtime; an artifact that does not load is a failed check."""

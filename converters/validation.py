@@ -23,6 +23,7 @@ from longrope.errors import InputError, choices
 from longrope.factors import BoundFactors, RescaleFactors
 from longrope.machine import Machine, resolve_device
 from longrope.measures import Quality
+from longrope.pass_cache import cache_folder
 from longrope.progress import Progress, Silent
 from longrope.provenance import provenance
 from longrope.text import Corpus
@@ -48,6 +49,7 @@ def validate(
     reference_dtype: str = "float32",
     threads: int | None = None,
     isolate: Isolate = "auto",
+    cache: bool = True,
     quality: bool | None = None,
     policy: Policy | str = "default",
     explain: bool = False,
@@ -72,6 +74,8 @@ def validate(
         reference_dtype: what it computes in: `float32`, or `bfloat16` or `float16` with the limits of such arithmetic.
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
+        cache: keep the reference's passes in the user's cache folder, and take those of earlier calls with the same model,
+            factors, texts, machine and versions.
         quality: measure, too, what the extension costs inside the original window and brings beyond it; None for the
             effort's. Takes no budget.
         policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
@@ -101,6 +105,7 @@ def validate(
         reference_dtype=reference_dtype,
         threads=threads,
         isolate=isolate,
+        cache=cache,
         quality=quality,
         policy=policy,
         explain=explain,
@@ -125,6 +130,7 @@ def validate_all(
     reference_dtype: str = "float32",
     threads: int | None = None,
     isolate: Isolate = "auto",
+    cache: bool = True,
     quality: bool | None = None,
     policy: Policy | str = "default",
     explain: bool = False,
@@ -136,7 +142,7 @@ def validate_all(
         artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
         reference, corpus, factors, factor_sets: as of `validate`.
         windows, windows_per_length, crossing, effort, budget: as of `validate`; the budget is for all of them.
-        device, reference_dtype, threads, isolate, quality, policy, explain, progress: as of `validate`.
+        device, reference_dtype, threads, isolate, cache, quality, policy, explain, progress: as of `validate`.
 
     Returns:
         One `Validation` for each, in their order.
@@ -176,6 +182,7 @@ def validate_all(
             threads=threads,
             device=resolve_device(device),
             reference_dtype=reference_dtype,
+            cache=cache_folder() if cache else None,
         )
         progress = progress or Silent()
         results = _measured(jobs, reference, corpus, options, preset, progress)

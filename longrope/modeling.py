@@ -27,6 +27,7 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError, 
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import FULL, transformers_config
 from longrope.loading import load_pretrained
+from longrope.pass_cache import PassCache
 from longrope.sources import Stop, never
 from longrope.text import TokenIds
 
@@ -456,6 +457,7 @@ class TorchSource:
         pinned: choose the set from outside; False leaves transformers' own switch, which is what an artifact's user gets.
         prefill_tokens: longest pass; beyond, the window goes through the KV cache in chunks of this size.
         pin: chooses the set before each pass, where several sources share the model; None for its rotary embedding.
+        passes: where passes over whole windows are kept between calls; None for nowhere.
     """
 
     rule: Literal["per_forward", "per_context"] = "per_forward"
@@ -469,8 +471,9 @@ class TorchSource:
         pinned: bool = True,
         prefill_tokens: int = PREFILL_TOKENS,
         pin: Pin | None = None,
+        passes: PassCache | None = None,
     ) -> None:
-        self.model, self.factors, self.name = model, factors, name
+        self.model, self.factors, self.name, self.passes = model, factors, name, passes
         self.vocab_size = int(text_config(model).vocab_size)
         self.prefill_tokens = prefill_tokens
         self._pin = _pin(model) if pin is None and pinned and factors is not None else pin
@@ -482,10 +485,23 @@ class TorchSource:
     @torch.inference_mode()
     def logits(self, ids: TokenIds, factor_set: FactorSet, chunk: int) -> Iterator[Tensor]:
         """Logits of one window [T], in blocks of `chunk` rows: [chunk, V] float32 on the CPU, the last one shorter."""
-        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
-        for hidden_TD in self._passes(ids_BT, factor_set, max(self.prefill_tokens // chunk, 1) * chunk):
+        tokens = max(self.prefill_tokens // chunk, 1) * chunk
+        for hidden_TD in self._kept_passes(ids, factor_set, tokens):
             for block in hidden_TD.split(chunk):
                 yield head_logits(self.model, block).float().cpu()
+
+    def _kept_passes(self, ids: TokenIds, factor_set: FactorSet, tokens: int) -> Iterator[Tensor]:
+        """The hidden states [t, D] of `_passes`, from the cache where they are in it."""
+        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        if self.passes is None or len(ids) > tokens:  # several passes are of this size only
+            yield from self._passes(ids_BT, factor_set, tokens)
+            return
+        if (known_TD := self.passes.get(ids, factor_set)) is not None:
+            yield known_TD.to(self.model.device)
+            return
+        for hidden_TD in self._passes(ids_BT, factor_set, tokens):
+            self.passes.put(ids, factor_set, hidden_TD)
+            yield hidden_TD
 
     def _passes(self, ids_BT: Tensor, factor_set: FactorSet, tokens: int) -> Iterator[Tensor]:
         """As `hidden_blocks`; between two passes another source may have used the model under another set."""

@@ -33,6 +33,7 @@ from longrope.journal import differences
 from longrope.loading import require_loadable
 from longrope.locks import refuse_occupied
 from longrope.modeling import require_device
+from longrope.pass_cache import cache_folder
 from longrope.progress import Progress
 from longrope.provenance import cached_hub_id
 from longrope.reading import OBJECT, check, read_object, record
@@ -259,6 +260,7 @@ def validate_options(request: ExtendRequest, checkpoint: Checkpoint) -> Validate
         crossing=request.crossing,
         threads=request.options.search.threads,
         device=request.options.search.device,
+        cache=cache_folder(),
     )
 
 

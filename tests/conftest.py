@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["LONGROPE_CACHE"] = ""  # nothing is kept between tests
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

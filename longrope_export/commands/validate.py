@@ -102,6 +102,11 @@ class ValidateRequest:
     windows_per_length: int | None = options.windows_per_length(None, unset="4; quick 1, thorough 8")
     crossing: bool | None = options.crossing(None, unset="crossing; not with quick")
     isolate: options.Isolate = options.isolate()
+    cache: bool = option(
+        True,
+        section="Machine",
+        help="Keep the reference's passes in the user's cache folder, and take what earlier calls kept there.",
+    )
     quality: bool | None = option(
         None,
         section="Input",
@@ -241,6 +246,7 @@ def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Val
         reference_dtype=request.reference_dtype,
         threads=request.threads,
         isolate=request.isolate,
+        cache=request.cache,
         policy=request.policy,
         quality=request.quality,
         explain=request.explain,

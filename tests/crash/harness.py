@@ -189,6 +189,7 @@ class Box:
             "CRASH_ROOT": f"{self.folder}/box/",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "LONGROPE_CACHE": "",
         }
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "tests.crash.zygote"],

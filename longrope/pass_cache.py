@@ -1,0 +1,125 @@
+"""A model's passes kept between calls: its last hidden states, in the user's cache folder.
+
+    tokens, factor set ─┐
+    PassCache.of(...) ──┴─SHA-256──► FOLDER/HASH.safetensors: hidden states [T, D]
+
+A pass through the layers is most of what a window costs; the logits are made of its hidden states anew, since those of a
+window of 16,384 tokens and 49 thousand words take 3.2 GB and the hidden states 38 MB. What a pass depends on is in its
+name: every byte of the weights, the configuration, the factors, the tokens, and all of the machine and the versions that
+could change the last bit. Files are read without pickle, and one that is not what its name promises is measured anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longrope.errors import LongRopeError
+from longrope.files import sha256_of, write_atomically
+from longrope.provenance import versions
+from longrope.reading import said_by
+from longrope.text import TokenIds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longrope.checkpoint import Checkpoint
+    from longrope.factors import BoundFactors, FactorSet
+
+# A folder in the place of the user's; empty for no cache at all.
+VARIABLE = "LONGROPE_CACHE"
+# Of all files together; those that were not used for longest make room.
+LIMIT = 4 * 2**30
+_SUFFIX, _NAME = ".safetensors", "hidden_states"
+
+
+def cache_folder() -> Path | None:
+    """Where passes are kept: what `VARIABLE` says, or the user's cache folder by the system's custom; None for nowhere."""
+    if (given := os.environ.get(VARIABLE)) is not None:
+        return Path(given) if given else None
+    from platformdirs import user_cache_path
+
+    return user_cache_path("longrope-export", appauthor=False) / "passes"
+
+
+class PassCache:
+    """Passes of one model.
+
+    Args:
+        folder: where they lie.
+        about: all that they depend on, beside the tokens and the set: JSON-able.
+
+    Attributes:
+        found, missing: passes that were there, and that were not.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder, self.found, self.missing = folder, 0, 0
+        self._about = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, factors: BoundFactors, *, dtype: str, device: str, folder: Path) -> PassCache:
+        """The passes of `build_model(checkpoint, factors, dtype=…, device=…)` on this machine, with torch's threads now."""
+        import torch
+
+        place = torch.device(device)
+        chip = torch.cuda.get_device_name(place) if place.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        says = factors.to_json()
+        about = {
+            "weights": [sha256_of(file) for file in checkpoint.weight_files],
+            "config": checkpoint.whole_config,
+            "factors": {name: value for name, value in says.items() if name not in ("provenance", "base")},
+            "dtype": dtype,
+            "device": [place.type, chip, platform.machine(), platform.processor(), torch.get_num_threads()],
+            "versions": versions(),
+        }
+        return cls(folder, about)
+
+    def get(self, ids: TokenIds, factor_set: FactorSet) -> Tensor | None:
+        """Hidden states [T, D] of one window [T], as they came; None where they are not there."""
+        from safetensors.torch import load_file
+
+        path, states = self._path(ids, factor_set), None
+        if path.is_file():
+            with suppress(LongRopeError, OSError), said_by("safetensors", path.name):
+                states = load_file(path).get(_NAME)
+                path.touch()
+        if states is None or states.ndim != 2 or len(states) != len(ids):
+            self.missing += 1
+            return None
+        self.found += 1
+        return states
+
+    def put(self, ids: TokenIds, factor_set: FactorSet, states: Tensor) -> None:
+        """Keep the hidden states [T, D] of a window; what does not fit, or cannot be written, is not kept."""
+        from safetensors.torch import save
+
+        size = states.numel() * states.element_size()
+        with suppress(OSError, LongRopeError):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if size <= min(LIMIT, shutil.disk_usage(self.folder).free // 2):
+                self._make_room(size)
+                write_atomically(self._path(ids, factor_set), save({_NAME: states.cpu().contiguous()}))
+
+    def _path(self, ids: TokenIds, factor_set: FactorSet) -> Path:
+        digest = self._about.copy()
+        digest.update(f"{factor_set} {len(ids)} ".encode())
+        digest.update(ids.astype("<i8").tobytes())
+        return self.folder / f"{digest.hexdigest()}{_SUFFIX}"
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was not used for longest until `size` bytes more keep the limit."""
+        files = [(entry.stat(), Path(entry.path)) for entry in os.scandir(self.folder) if entry.name.endswith(_SUFFIX)]
+        taken = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda each: each[0].st_mtime):
+            if taken + size <= LIMIT:
+                return
+            path.unlink(missing_ok=True)
+            taken -= stat.st_size
