@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from converters.tokenizer_checks import text_ids
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
 from longrope.estimates.compute import attention_flops, duration, linear_flops
+from longrope.estimates.memory import free_memory
 from longrope.estimates.shape import DecoderShape
 from longrope.factors import BoundFactors, FactorSet
 from longrope.measures import WindowScore
@@ -545,10 +545,9 @@ def require_room(checkpoint: Checkpoint, device: str, dtype: str) -> None:
     """Raise MissingRequirementError where no second model fits beside the reference."""
     headers = checkpoint.weight_headers.values()
     needed = DTYPES[dtype].itemsize * sum(math.prod(entry["shape"]) for header in headers for entry in header.values())
-    is_cuda = torch.device(device).type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
+    free = free_memory(device)
     # Weights are read into memory, and the model is made of them.
-    if free < 2 * needed:
+    if free is not None and free < 2 * needed:
         raise MissingRequirementError(
             f"a second model in {dtype} takes {2 * needed / 1e9:.1f} GB to make, and {free / 1e9:.1f} GB are free"
         )

@@ -21,7 +21,7 @@ from converters.policy import Policy, read_policy
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, choices
 from longrope.factors import BoundFactors, RescaleFactors
-from longrope.machine import Machine, resolve_device
+from longrope.machine import SHARDED, Machine, resolve_device
 from longrope.measures import Quality
 from longrope.pass_cache import cache_folder
 from longrope.progress import Progress, Silent
@@ -70,7 +70,7 @@ def validate(
             second reference and takes a minute.
         budget: seconds; what does not fit, by the rate of a first window, is left out, and a skipped check says so.
             None for the effort's, by default no limit.
-        device: torch device of the reference; `auto` is the GPU when there is one.
+        device: torch device of the reference; `auto` is the GPU when there is one, and `sharded` all GPUs, layer by layer.
         reference_dtype: what it computes in: `float32`, or `bfloat16` or `float16` with the limits of such arithmetic.
         threads: CPU threads of every runtime; None for their defaults.
         isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
@@ -155,6 +155,10 @@ def validate_all(
     if quality and (corpus is None or seconds is not None):
         raise InputError(
             "quality: expected texts to measure it on, and no budget: its passes are not fitted into a time"
+        )
+    if device == SHARDED and (measures_quality or explain):
+        raise InputError(
+            "device sharded: quality and explanations are computed on one device; expected neither beside it"
         )
     paths = [Path(each) for each in artifacts]
     found = [registry.recognize(path) for path in paths]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from longrope.checkpoint import Checkpoint
 
 AUTO: Final = "auto"
+# Layer by layer over all GPUs of this machine, and over main memory where they are full; not a device of torch's.
+SHARDED: Final = "sharded"
 Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", Precision]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -51,14 +53,9 @@ class Machine:
 # Options that several dataclasses share, each worded once.
 
 
-def device_option() -> Any:
+def device_option(help: str = "Torch device: auto (the GPU when there is one), cpu, cuda, cuda:1 or mps.") -> Any:
     """`--device`."""
-    return option(
-        AUTO,
-        section="Machine",
-        metavar="DEVICE",
-        help="Torch device: auto (the GPU when there is one), cpu, cuda, cuda:1 or mps.",
-    )
+    return option(AUTO, section="Machine", metavar="DEVICE", help=help)
 
 
 def threads_option() -> Any:

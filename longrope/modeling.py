@@ -8,6 +8,7 @@ Two rotary modules live here, each with one purpose:
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from longrope.errors import InputError, LongRopeError, MissingRequirementError, 
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import FULL, transformers_config
 from longrope.loading import load_pretrained
+from longrope.machine import SHARDED
 from longrope.pass_cache import PassCache
 from longrope.sources import Stop, never
 from longrope.text import TokenIds
@@ -53,6 +55,14 @@ def build_config(checkpoint: Checkpoint, factors: BoundFactors | None) -> Any:
 
 
 # -- models
+
+
+def require_sharding() -> None:
+    """Raise MissingRequirementError where nothing spreads models over devices."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingRequirementError(
+            "device sharded: accelerate is missing; install with: pip install 'longrope-export[sharded]'"
+        )
 
 
 def require_device(device: str) -> None:
@@ -91,7 +101,7 @@ def build_model(
         checkpoint: what `open_checkpoint` returned.
         factors: None leaves the checkpoint's own rotary embedding, extended or not.
         dtype: a name of `DTYPES`.
-        device: a torch device.
+        device: a torch device, or `machine.SHARDED`.
         as_it_is: do not compare the model with its own factors; for artifacts whose faults are to be measured.
         weights: tensors by their name in the checkpoint's files, to be taken in place of those; None for the files'.
 
@@ -101,11 +111,18 @@ def build_model(
         UnsupportedError: its weights are quantized.
         LongRopeError: the model's inverse frequencies are not the factors'.
     """
-    require_device(device)
+    options: dict[str, Any] = {"weights": weights, "dtype": DTYPES[dtype]}
+    if device == SHARDED:
+        require_sharding()
+        options["device_map"] = "auto"
+    else:
+        require_device(device)
     checkpoint.require_float_weights()
     in_config = None if factors is not None and factors.n_hat else factors
-    model = load_pretrained(checkpoint, build_config(checkpoint, in_config), weights=weights, dtype=DTYPES[dtype])
-    model = model.to(device).eval().requires_grad_(False)
+    model = load_pretrained(checkpoint, build_config(checkpoint, in_config), **options)
+    if device != SHARDED:
+        model = model.to(device)
+    model.eval().requires_grad_(False)
     if factors is not None and factors.n_hat:
         replace_rotary(model, RescaledRotary.of(factors, detect_layout(model, checkpoint.base)))
     elif not as_it_is and (active := factors or checkpoint.factors) is not None:
@@ -137,6 +154,12 @@ def set_threads(threads: int | None) -> None:
 def text_config(model: Any) -> Any:
     """The configuration of the model's text part, which is its own where it has no other part."""
     return model.config.get_text_config()
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its tokens; one whose weights come from elsewhere layer by layer takes them anywhere."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def decoder(model: Any) -> Any:
@@ -239,7 +262,7 @@ class PinnedRotary(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor, *layer: str, **named: str) -> Any:
         """x [B, T, D], position_ids [B, T] → cos, sin [B, T, d], or whatever the model's layout is."""
-        return self._unswitched(self.inner, x, position_ids, *layer, **named)
+        return self._unswitched(self.inner, x, position_ids.to(x.device), *layer, **named)
 
 
 # -- the engine's own rotary embeddings, in the layout of each model
@@ -492,12 +515,12 @@ class TorchSource:
 
     def _kept_passes(self, ids: TokenIds, factor_set: FactorSet, tokens: int) -> Iterator[Tensor]:
         """The hidden states [t, D] of `_passes`, from the cache where they are in it."""
-        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
         if self.passes is None or len(ids) > tokens:  # several passes are of this size only
             yield from self._passes(ids_BT, factor_set, tokens)
             return
         if (known_TD := self.passes.get(ids, factor_set)) is not None:
-            yield known_TD.to(self.model.device)
+            yield known_TD.to(input_device(self.model))
             return
         for hidden_TD in self._passes(ids_BT, factor_set, tokens):
             self.passes.put(ids, factor_set, hidden_TD)
@@ -520,7 +543,7 @@ class TorchSource:
         Returns:
             [T - prefill + 1, V] float32: the rows of positions prefill - 1 … T - 1.
         """
-        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
         rows, cache = list[Tensor](), None
         for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
             output, cache = read_on(self.model, part, cache, logits_to_keep=1)
@@ -533,7 +556,7 @@ class TorchSource:
 
         That is what a runtime gives whose graph is right, and which does not fill its cache again there.
         """
-        ids_BT = torch.as_tensor(ids, device=self.model.device)[None]
+        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
         rows, cache, length = list[Tensor](), None, 0
         for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
             length += part.shape[1]
@@ -571,7 +594,9 @@ class TorchSource:
         if self._pin is not None:
             self._pin.use(factor_set)
         needed = ids[: self.prefill_tokens] if self._switches else ids[:keep]
-        return residual_stream(self.model, torch.as_tensor(needed, device=self.model.device)[None]).states[:, :keep]
+        return residual_stream(self.model, torch.as_tensor(needed, device=input_device(self.model))[None]).states[
+            :, :keep
+        ]
 
     def close(self) -> None:
         """Free the model."""
@@ -586,7 +611,7 @@ class TorchSource:
         rows = []
         while start < len(ids):
             stop = min(start + (self._first_pass(factor_set) if start == 0 else LATER_TOKENS), len(ids))
-            part_BT = torch.as_tensor(ids[start:stop], device=self.model.device)[None]
+            part_BT = torch.as_tensor(ids[start:stop], device=input_device(self.model))[None]
             output, cache = read_on(decoder(self.model), part_BT, cache)
             rows.append(output.last_hidden_state[0, max(first - start, 0) :])
             start = stop

@@ -69,15 +69,15 @@ class PassCache:
         """The passes of `build_model(checkpoint, factors, dtype=…, device=…)` on this machine, with torch's threads now."""
         import torch
 
-        place = torch.device(device)
-        chip = torch.cuda.get_device_name(place) if place.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        chips = [platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), *gpus]
         says = factors.to_json()
         about = {
             "weights": [sha256_of(file) for file in checkpoint.weight_files],
             "config": checkpoint.whole_config,
             "factors": {name: value for name, value in says.items() if name not in ("provenance", "base")},
             "dtype": dtype,
-            "device": [place.type, chip, platform.machine(), platform.processor(), torch.get_num_threads()],
+            "device": [device, *chips, torch.get_num_threads()],
             "versions": versions(),
         }
         return cls(folder, about)

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from longrope.errors import MissingRequirementError
+from longrope.machine import SHARDED
 
 # Part of the free memory that an estimate may fill; the rest is for the allocator and other processes.
 FREE_SHARE = 0.8
@@ -74,6 +75,9 @@ def runtime_bytes(device: str) -> int:
 
 def free_memory(device: str) -> int | None:
     """Bytes free on a device, what torch keeps for its own next use included; None when it does not say."""
+    if device == SHARDED:
+        places = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        return sum(free_memory(place) or 0 for place in places)
     if device.startswith("cuda"):
         card = torch.device(device)
         kept = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from longrope.errors import InputError
-from longrope.machine import device_option, threads_option
+from longrope.machine import SHARDED, device_option, threads_option
 from longrope.options import Lengths, ModelName, Seconds, option
 from longrope_export import options
 
@@ -92,7 +92,10 @@ class ValidateRequest:
     github: bool = option(
         False, section="Output", help="Annotate the run of GitHub Actions, and append the report to its step summary."
     )
-    device: str = device_option()
+    device: str = device_option(
+        "Torch device of the reference: auto (the GPU when there is one), cpu, cuda, cuda:1, mps, or sharded (its layers "
+        "over all GPUs)."
+    )
     reference_dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32",
         section="Machine",
@@ -137,6 +140,11 @@ class ValidateRequest:
             )
         if not self.static and not self.texts:
             raise InputError("expected texts to measure on: --text, or --static for the checks that need none")
+        if self.device == SHARDED and (self.explain or (self.thorough if self.quality is None else self.quality)):
+            raise InputError(
+                "--quality, which --thorough brings, and --explain compute on one device: expected neither beside --device "
+                "sharded"
+            )
         if self.quality and (self.quick or self.budget is not None):
             raise InputError(
                 "passes of --quality are not fitted into a time: expected neither --quick nor --budget beside it"

@@ -126,6 +126,8 @@ def test_a_reference_in_16_bits_is_said_and_refused_by_a_strict_policy(validated
         (("--static", "--quick"), "--quick"),
         (("--from", "result.json", "--budget", "10m"), "--budget"),
         (("--static", "--reference-dtype", "float16"), "--reference-dtype"),
+        (("--thorough", "--device", "sharded"), "--device sharded"),
+        (("--explain", "--device", "sharded"), "--device sharded"),
         (("--budget", "soon"), "10m"),
         (("--budget", "0"), "10m"),
         (("--budget", "nan"), "10m"),

@@ -28,7 +28,7 @@ UNDECLARED = {"bitsandbytes", "flash_attn", "liger_kernel", "lm_eval"}
 # Distributions whose modules have other names.
 MODULES = {"pyyaml": "yaml", "llama-cpp-python": "llama_cpp"}
 # Imported by a name that is put together, or by the libraries that are.
-IMPORTED_BY_NAME = {"llama_cpp", "gguf"}
+IMPORTED_BY_NAME = {"accelerate", "llama_cpp", "gguf"}
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 # The only packages that may import a format's library.
 HOMES = {
@@ -95,7 +95,7 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     """Much is installed beside us by chance; a clean installation has only what is declared."""
     found = {name for package in FORBIDDEN for path in sources(package) for name in imports_of(path)}
     foreign = found - sys.stdlib_module_names - FORBIDDEN.keys() - UNDECLARED
-    brought = declared("gguf", "onnx", "ray", "train", "report", "sentencepiece")
+    brought = declared("gguf", "onnx", "ray", "train", "report", "sentencepiece", "sharded")
     assert foreign - brought == set()
     assert brought - foreign - IMPORTED_BY_NAME == set()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longrope import rope
 from longrope.checkpoint import Checkpoint, open_checkpoint
-from longrope.errors import InputError, LongRopeError, UnsupportedError
+from longrope.errors import InputError, LongRopeError, MissingRequirementError, UnsupportedError
 from longrope.factors import BoundFactors, FactorSet
 from longrope.hf_config import extended_config
 from longrope.modeling import (
@@ -31,6 +31,7 @@ from longrope.modeling import (
     head_logits,
     hidden_states,
     replace_rotary,
+    require_device,
     rotary_module,
     use_fastest_attention,
 )
@@ -256,6 +257,46 @@ def test_blocks_have_the_rows_asked_for(pico: Checkpoint) -> None:
     blocks = list(TorchSource(build_model(pico), None).logits(ids(70), "long", 32))
     assert [tuple(block.shape) for block in blocks] == [(32, 384), (32, 384), (6, 384)]
     assert blocks[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_model_whose_layers_lie_in_several_places(
+    pico: Checkpoint, dual: BoundFactors, tmp_path: Path, pinned: bool
+) -> None:
+    """accelerate's hooks bring every layer what it needs; here from the disk, on several GPUs from one to the next."""
+    from accelerate import dispatch_model
+
+    whole, parts = (build_model(pico, dual) for _ in range(2))
+    disk = dict.fromkeys(("model.layers.1", "lm_head"), "disk")
+    places = {
+        **dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "cpu"),
+        **disk,
+    }
+    parts = dispatch_model(parts, places, main_device="cpu", offload_dir=tmp_path)
+    assert parts.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    expected, actual = (TorchSource(model, dual, pinned=pinned) for model in (whole, parts))
+    for name, length in (("short", WINDOW), ("long", TARGET)):
+        rows = [torch.cat(list(source.logits(ids(length), name, 50))) for source in (expected, actual)]
+        assert torch.equal(*rows)
+    assert torch.equal(*(source.decode_logits(ids(WINDOW + 8), WINDOW - 8) for source in (expected, actual)))
+    assert torch.equal(*(source.tail_logits(ids(TARGET), "long", 200) for source in (expected, actual)))
+
+
+def test_without_gpus_sharded_is_the_cpu(pico: Checkpoint, dual: BoundFactors) -> None:
+    models = [build_model(pico, dual, device=device) for device in ("cpu", "sharded")]
+    rows = [torch.cat(list(TorchSource(model, dual).logits(ids(TARGET), "long", 64))) for model in models]
+    assert torch.equal(*rows)
+
+
+def test_sharding_needs_accelerate(pico: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingRequirementError, match=r"pip install 'longrope-export\[sharded\]'"):
+        build_model(pico, device="sharded")
+
+
+def test_only_models_that_are_not_trained_are_sharded() -> None:
+    with pytest.raises(InputError, match="expected cpu, cuda, cuda:1 or mps, got 'sharded'"):
+        require_device("sharded")
 
 
 def test_decoding_through_the_cache_is_the_full_pass(pico: Checkpoint, dual: BoundFactors) -> None:
