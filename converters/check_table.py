@@ -88,6 +88,11 @@ EVERY_FORMAT = (
         "padding that is attended to, or rows that reach into one another",
     ),
     _row(
+        "*.same_model",
+        "the model that transformers loads against the reference: settings, weights, frequencies, and the logits of a probe",
+        "none: it passes where both are one computation, which is then run once for both",
+    ),
+    _row(
         "*.own_weights",
         "the artifact's rounded weights, put back under the reference's names",
         "skipped where they cannot be had: then the runtime's faults and the rounding's cost are judged together",

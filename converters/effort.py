@@ -29,6 +29,7 @@ class Effort:
         windows_per_length: at most so many windows of each length.
         crossing: decode across the original window through the cache.
         own_weights: compare with a second reference, which holds the artifact's rounded weights.
+        twins: run an artifact whose model is the reference's on a few tokens only, where there is no budget.
         quality: measure what the extension costs and brings, too, where there is no budget.
         between: measure half of the original window and lengths between it and the target, too.
         seconds: what it is to be done in; None for no limit.
@@ -38,6 +39,7 @@ class Effort:
     windows_per_length: int = 4
     crossing: bool = True
     own_weights: bool = True
+    twins: bool = True
     quality: bool = False
     between: bool = False
     seconds: float | None = None
@@ -55,7 +57,7 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(windows_per_length=1, crossing=False, own_weights=False, seconds=60.0, shorten=True),
     "default": Effort(),
-    "thorough": Effort(windows_per_length=8, quality=True, between=True),
+    "thorough": Effort(windows_per_length=8, twins=False, quality=True, between=True),
 }
 
 

@@ -33,6 +33,7 @@ from converters.own_weights import WeightKind
 from converters.policy import PRESETS, Policy
 from converters.sources import BATCH_TOKENS, batch_and_alone
 from converters.tokenizer_checks import text_ids
+from converters.twins import PROBE_TOKENS, TWIN, is_twin
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
 from longrope.estimates.compute import attention_flops, duration, linear_flops
@@ -111,6 +112,7 @@ class ValidateOptions:
         device: torch device of the reference.
         reference_dtype: what the reference computes in: a name of `modeling.DTYPES`.
         chunk: rows of logits held at a time.
+        twins: run an artifact whose model is the reference's on a few tokens only, where there is no budget.
         cache: where passes of the reference are kept between calls (`longrope.pass_cache`); None for nowhere.
     """
 
@@ -124,6 +126,7 @@ class ValidateOptions:
     device: str = "cpu"
     reference_dtype: str = "float32"
     chunk: int = CHUNK_TOKENS
+    twins: bool = True
     cache: Path | None = None
 
 
@@ -231,12 +234,14 @@ class Subject:
         result: where what is found goes.
         source: its runtime; None where it does not open.
         own: the reference with its weights; None where they are the reference's, or cannot be had.
+        is_twin: its model is its reference's, which is run for both (`converters.twins`).
     """
 
     artifact: Artifact
     result: Validation
     source: LogitSource | None = None
     own: TorchSource | None = None
+    is_twin: bool = False
 
     @property
     def runs(self) -> bool:
@@ -277,6 +282,9 @@ class _Runs:
             for subject in filter(_runs, subjects):
                 self._score_batch(subject, texts[min(texts)][0])
             texts, crossing = (texts, self.options.crossing) if end is None else self._fit(subjects, texts, end)
+            if end is None:
+                for subject in filter(_runs, subjects):
+                    self._look_for_twin(subject, texts)
             for length, windows in texts.items():
                 self._score_length(length, windows, [subject for subject in subjects if subject.runs])
             if crossing:
@@ -398,6 +406,20 @@ class _Runs:
         message = f"left out, to be done in {time_given}: {', '.join(missing)}" if missing else ""
         findings.append(Check(f"{name}.budget", "skip" if missing else "pass", message=message))
 
+    def _look_for_twin(self, subject: Subject, texts: Mapping[int, Sequence[TokenIds]]) -> None:
+        """Whether an artifact in transformers is its reference, where telling takes less than a pass over all windows."""
+        base, original, artifact = subject.own or self.reference, self.factors.original, subject.artifact
+        tokens = sum(length * len(windows) for length, windows in texts.items())
+        ids = texts[max(texts)][0][: original + 1]
+        if not self.options.twins or tokens <= 2 * (PROBE_TOKENS + len(ids)):
+            return
+        used = {subject.runtime.set_for(length) for length in texts}
+        sets = {name: self._reference_set(artifact, name) for name in used}
+        if is_twin(subject.runtime, base, sets, ids, self.options.chunk):
+            subject.is_twin = True
+            message = f"{TWIN}; its windows are the reference's, which was run for both"
+            subject.result.findings.append(Check(f"{subject.result.format}.same_model", "pass", message=message))
+
     def _score_length(self, length: int, windows: Sequence[TokenIds], subjects: Sequence[Subject]) -> None:
         """Score all artifacts that share a reference set in step, so that the reference runs once for them."""
         groups: dict[tuple[FactorSet, FactorSet], list[Subject]] = {}
@@ -423,15 +445,19 @@ class _Runs:
         reference_set: FactorSet,
         on_tokens: Callable[[int], None],
     ) -> None:
-        """One pass of the reference, of every artifact, and of every reference with an artifact's weights."""
+        """One pass of the reference, of every artifact but twins, and of every reference with an artifact's weights."""
         runs, pairs = [Run(self.reference, reference_set)], dict[str, tuple[int, int]]()
         for place, subject in enumerate(members):
-            runs.append(Run(subject.runtime, used))
-            pairs[f"{place} windows"] = (0, len(runs) - 1)
+            own = 0
             if subject.own is not None:
+                own = len(runs)
                 runs.append(Run(subject.own, reference_set))
-                pairs[f"{place} runtime"] = (len(runs) - 1, len(runs) - 2)
-                pairs[f"{place} rounding"] = (0, len(runs) - 1)
+            artifact = own if subject.is_twin else len(runs)
+            if not subject.is_twin:
+                runs.append(Run(subject.runtime, used))
+            pairs[f"{place} windows"] = (0, artifact)
+            if subject.own is not None:
+                pairs |= {f"{place} runtime": (own, artifact), f"{place} rounding": (0, own)}
         scores = compare_runs(runs, pairs, windows, regime=used, chunk=self.options.chunk, on_tokens=on_tokens)
         for name, score in scores.items():
             member, _, kind = name.partition(" ")

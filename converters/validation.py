@@ -181,6 +181,7 @@ def validate_all(
             windows_per_length=windows_per_length or preset.windows_per_length,
             crossing=preset.crossing if crossing is None else crossing,
             own_weights=preset.own_weights,
+            twins=preset.twins,
             seconds=seconds,
             shorten=preset.shorten,
             threads=threads,

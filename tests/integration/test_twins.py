@@ -1,0 +1,138 @@
+"""Artifacts in transformers whose model is the reference's: run on a probe only, and never one that is another model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from converters import twins
+from converters.base import Export
+from converters.hf.converter import HuggingFaceConverter
+from converters.measurements import Validation
+from converters.validation import validate
+from longrope.checkpoint import Checkpoint
+from longrope.factors import BoundFactors, FactorSets
+from longrope.modeling import TorchSource
+from longrope.progress import Silent
+from longrope.text import Corpus, Document
+from tests.common import TARGET, WINDOW
+from tests.folder_faults import Fault, both, config, rope, weights
+
+# A probe of the long set takes WINDOW + 1 tokens; these windows are 1,280.
+WINDOWS = {"windows": (WINDOW, TARGET), "windows_per_length": 4, "threads": 1}
+
+
+def corpus() -> Corpus:
+    rng = np.random.default_rng(0)
+    return Corpus(tuple(Document(f"text {i}", rng.integers(1, 384, TARGET)) for i in range(4)))
+
+
+def measured(path: Path, model: Checkpoint, factors: BoundFactors, **changes: Any) -> Validation:
+    return validate(path, model, corpus(), factors=factors, **{**WINDOWS, **changes})
+
+
+def written(model: Checkpoint, factors: BoundFactors, path: Path, sets: FactorSets, outtype: str | None = None) -> Path:
+    converter = HuggingFaceConverter()
+    converter.convert(Export(model, converter.choose_sets(factors, sets, model), outtype), path, Silent())
+    return path
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the windows that an artifact's own model was run on."""
+    lengths, logits = list[int](), TorchSource.logits
+
+    def watched(self: TorchSource, ids: Any, *more: Any) -> Any:
+        if self.name == "transformers":
+            lengths.append(len(ids))
+        return logits(self, ids, *more)
+
+    monkeypatch.setattr(TorchSource, "logits", watched)
+    return lengths
+
+
+@pytest.mark.parametrize("outtype", [None, "bf16"])
+@pytest.mark.parametrize("sets", ["single", "dual"])
+def test_a_twin_is_run_on_a_probe_and_scored_as_if_it_had_run(
+    sets: FactorSets, outtype: str | None, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, tokens: list[int]
+) -> None:
+    """A cast is the twin of the reference that holds its weights."""
+    path = written(pico, dual, tmp_path / "hf", sets, outtype)
+    found = measured(path, pico, dual)
+    assert sorted(tokens) == [twins.PROBE_TOKENS, WINDOW + 1]
+    assert [check.status for check in found.checks if check.id == "hf.same_model"] == ["pass"]
+    tokens.clear()
+    thorough = measured(path, pico, dual, effort="thorough", quality=False)
+    assert sorted(tokens) == [WINDOW] * 4 + [TARGET] * 4
+    assert "hf.same_model" not in {check.id for check in thorough.checks}
+    for name in ("windows", "runtime", "rounding"):
+        assert getattr(found, name) == getattr(thorough, name)
+    assert found.passed == thorough.passed
+
+
+def test_few_windows_are_run_without_a_probe(
+    pico: Checkpoint, dual: BoundFactors, tmp_path: Path, tokens: list[int]
+) -> None:
+    path = written(pico, dual, tmp_path / "hf", "dual")
+    found = measured(path, pico, dual, windows=(WINDOW,), windows_per_length=1)
+    assert tokens == [WINDOW]
+    assert "hf.same_model" not in {check.id for check in found.checks}
+
+
+def one_weight(tensors: dict[str, Any]) -> None:
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] += 1e-3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        weights(one_weight),
+        config(rms_norm_eps=1e-5),
+        config(hidden_act="gelu"),
+        rope(lambda data: data.update(attention_factor=1.0)),
+        rope(lambda data: data.update(rope_theta=5e5)),
+        rope(lambda data: data["long_factor"].__setitem__(3, data["long_factor"][3] * 1.001)),
+        rope(lambda data: data["short_factor"].__setitem__(3, data["short_factor"][3] * 1.001)),
+        both(
+            config(original_max_position_embeddings=TARGET),
+            rope(lambda data: data.update(original_max_position_embeddings=TARGET)),
+        ),
+    ],
+    ids=["weight", "epsilon", "activation", "attention factor", "theta", "long", "short", "switch"],
+)
+def test_another_model_is_run(
+    fault: Fault, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, tokens: list[int]
+) -> None:
+    path = written(pico, dual, tmp_path / "hf", "dual")
+    fault(path)
+    found = measured(path, pico, dual)
+    assert "hf.same_model" not in {check.id for check in found.checks}
+    assert tokens.count(TARGET) == 4
+    assert any(check.id.startswith("hf.parity.") for check in found.failures)
+
+
+@pytest.mark.parametrize("where", [0, WINDOW])
+def test_a_model_that_computes_otherwise_is_run(
+    where: int, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal to the last bit, but for what its code does: at every position, or beyond the original window alone."""
+    path, open_source = written(pico, dual, tmp_path / "hf", "dual"), HuggingFaceConverter.open_source
+
+    def otherwise(self: HuggingFaceConverter, *given: Any, **named: Any) -> Any:
+        source = open_source(self, *given, **named)
+        norm, forward = source.model.model.norm, source.model.model.norm.forward
+
+        def moved(x: torch.Tensor) -> torch.Tensor:
+            return forward(x) if x.shape[1] <= where else forward(x) * (1 + 1e-6)
+
+        norm.forward = moved
+        return source
+
+    monkeypatch.setattr(HuggingFaceConverter, "open_source", otherwise)
+    found = measured(path, pico, dual)
+    assert "hf.same_model" not in {check.id for check in found.checks}
+    assert f"hf.parity.long.{TARGET}" in {check.id for check in found.failures}
