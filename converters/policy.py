@@ -96,12 +96,18 @@ class Policy:
             warns of both, `off` leaves the check out. What no pattern fits counts as it was found.
         limits: rule → values by statistic; None lifts one.
         fail_if_not_run: patterns of check ids: one that was skipped fails, and so does a pattern that no check fits.
+        given: the table of the file that it was read from; None for a preset.
     """
 
     name: str = "default"
     levels: Mapping[str, Level] = dataclasses.field(default_factory=dict)
     limits: tuple[tuple[Rule, Mapping[str, float | None]], ...] = ()
     fail_if_not_run: tuple[str, ...] = ()
+    given: Mapping[str, Any] | None = None
+
+    def to_json(self) -> Any:
+        """What a run records: a preset's name, or a file's name and what stood in it."""
+        return self.name if self.given is None else {"name": self.name, **self.given}
 
     def level(self, id: str) -> Level | None:
         """What a check's failure counts; None for what was found."""
@@ -221,6 +227,7 @@ def policy_of(data: Any, name: str) -> Policy:
         levels={**base.levels, **{id: _level(level, f"{name}: checks: {id}") for id, level in levels.items()}},
         limits=(*base.limits, *_rules(_list(table.get("limits", []), f"{name}: limits"), name)),
         fail_if_not_run=tuple(_text(pattern, f"{name}: fail_if_not_run") for pattern in required),
+        given=table,
     )
 
 

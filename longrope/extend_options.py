@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def _stages(value: object, folder: Path) -> str | StagePlan:
     """The name of a preset, the path of a file, or a plan of tables."""
+    if isinstance(value, StagePlan):
+        return value
     if isinstance(value, list):
         return StagePlan("recipe", read_stages(value, "stages", folder))
     if not isinstance(value, str) or not value:

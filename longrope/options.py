@@ -404,6 +404,7 @@ def _or_commas(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"anyOf": [{**_LIST, "items": dict(item)}, _TEXT, item]}
 
 
+TEXT = Kind("TEXT", "text", _text, _TEXT)
 SWITCH = Kind("", "true or false", _switch, {"type": "boolean"})
 PATH = Kind("PATH", "a path", _path, _TEXT)
 TOKENS = Kind("N", "a number of tokens above 0, like 8192 or 8k", lambda value, _: tokens(value), _LENGTH)
@@ -465,7 +466,7 @@ def kind_of(hint: Any, about: About) -> tuple[Kind, bool]:
         return SWITCH, False
     if hint in (int, float):
         return _number(hint, about), False
-    return {Path: PATH, str: Kind("TEXT", "text", _text, _TEXT)}[hint], False
+    return {Path: PATH, str: TEXT}[hint], False
 
 
 def _bounded(

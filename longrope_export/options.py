@@ -11,18 +11,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
-from longrope.options import Kind, Option, Section, build, declared, option
+from longrope.options import TEXT, Kind, Option, Section, build, declared, model_name, option
 
 Request = TypeVar("Request")
 SECTIONS: tuple[Section, ...] = get_args(Section)
 HELP_SECTION: Section = "Output"
 FactorSetsWish = Literal["auto", "single", "dual"]
 Isolate = Literal["auto", "on", "off"]
+
+
+def _policy(value: object, folder: Path) -> str:
+    """The name of a preset, or the path of a file, which is taken from the folder of the file that names it."""
+    from converters.policy import PRESETS
+
+    return value if isinstance(value, str) and value in PRESETS else model_name(value, folder)
+
+
+PolicyName = Annotated[str, Kind("NAME|FILE", "the name of a policy, or a file", _policy, TEXT.schema)]
 
 
 class Value(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
@@ -259,6 +269,15 @@ def isolate() -> Any:
         "auto",
         section="Machine",
         help="Open the artifact in a process with limits on memory and time: auto (all but Hugging Face folders), on, off.",
+    )
+
+
+def policy(section: Section = "Expert") -> Any:
+    """`--policy`, of `validate` and `extend`."""
+    return option(
+        "default",
+        section=section,
+        help="What counts, and limits: strict, default, quantized, or a YAML, TOML or JSON file.",
     )
 
 

@@ -135,7 +135,13 @@ def _run_alone(prepared: Prepared, progress: Progress) -> Outcome:
     model, sets = result.checkpoint, _sets_found(request, result.factors, progress)
     artifacts = [_export(output, model, result.factors, sets, run, progress) for output in prepared.outputs]
     validations = validate_artifacts(
-        artifacts, model, result.factors, prepared.held_out, validate_options(request, model), progress
+        artifacts,
+        model,
+        result.factors,
+        prepared.held_out,
+        validate_options(request, model),
+        progress,
+        prepared.policy,
     )
     outcome = Outcome(result.methods, validations)
     _finish(run, outcome)

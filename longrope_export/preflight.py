@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from converters import registry
 from converters.base import Converter, Export, PlannedExport
 from converters.parity import ValidateOptions, windows_by_length
+from converters.policy import Policy, read_policy
 from longrope.checkpoint import Checkpoint, placeholder_factors
 from longrope.errors import InputError, MissingRequirementError
 from longrope.estimates.search import search_estimate
@@ -81,6 +82,7 @@ class Prepared:
         corpus: texts to search and to train on.
         held_out: texts that neither sees.
         outputs: every artifact, planned.
+        policy: what judges their validation.
         configuration: what decides the run's result, as JSON, for run.json and to compare with on resuming.
     """
 
@@ -89,6 +91,7 @@ class Prepared:
     corpus: Corpus
     held_out: Corpus
     outputs: tuple[Output, ...]
+    policy: Policy
     configuration: Mapping[str, Any]
 
 
@@ -104,6 +107,7 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
         LongRopeError: the first thing in this list that cannot be.
     """
     check_processes(request.options)
+    policy = read_policy(request.policy)
     checkpoint = open_model(request.model, request.original)
     check_weights(checkpoint, progress)
     check_target(checkpoint, request.target_length)
@@ -122,9 +126,9 @@ def prepare(request: ExtendRequest, progress: Progress, *, planning: bool = Fals
     outputs = plan_outputs(request, checkpoint, placeholder)
     check_training(options, checkpoint, corpus, placeholder)
     check_disk(request.output, checkpoint, len(outputs), options)
-    configuration = configuration_of(request, checkpoint, corpus, held_out)
+    configuration = configuration_of(request, checkpoint, corpus, held_out, policy)
     check_run_folder(request, configuration)
-    return Prepared(request, checkpoint, corpus, held_out, outputs, configuration)
+    return Prepared(request, checkpoint, corpus, held_out, outputs, policy, configuration)
 
 
 # -- what several commands check
@@ -326,7 +330,7 @@ def check_disk(folder: Path, checkpoint: Checkpoint, num_outputs: int, options: 
 
 
 def configuration_of(
-    request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus
+    request: ExtendRequest, checkpoint: Checkpoint, corpus: Corpus, held_out: Corpus, policy: Policy
 ) -> Mapping[str, Any]:
     """What decides a run's result, as JSON."""
     return {
@@ -337,6 +341,7 @@ def configuration_of(
         "test_fingerprint": held_out.fingerprint,
         "formats": list(request.formats),
         "factor_sets": request.factor_sets,
+        "policy": policy.to_json(),
         "options": request.options.settings(),
     }
 

@@ -66,19 +66,10 @@ def recipe_of(values: Mapping[str, Any], options: Sequence[Option], without: Ite
     }
 
 
-def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+def absolute(values: Mapping[str, Any], options: Sequence[Option]) -> dict[str, Any]:
     """The same values with paths that hold from any folder."""
-
-    def whole(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(whole, value))
-        return value.absolute() if isinstance(value, Path) else value
-
-    made = {key: whole(value) for key, value in values.items()}
-    for key in ("model", "stages"):
-        if isinstance(made.get(key), str) and Path(made[key]).exists():
-            made[key] = str(Path(made[key]).absolute())
-    return made
+    known = {each.key: each for each in options}
+    return {key: known[key].read(value, Path.cwd()) for key, value in values.items()}
 
 
 def to_yaml(recipe: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ class ExtendRequest:
     overwrite: bool = shared.overwrite()
     windows_per_length: int = shared.windows_per_length()
     crossing: bool = shared.crossing()
+    policy: shared.PolicyName = shared.policy()
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,7 +93,9 @@ def command(request: ExtendRequest) -> int:
         for line in extend_plan_lines(request, ConsoleProgress()):
             click.echo(line)
         return 0
-    recipe = recipes.recipe_of(recipes.absolute(values), declared(ExtendRequest), without=("output",))
+    recipe = recipes.recipe_of(
+        recipes.absolute(values, declared(ExtendRequest)), declared(ExtendRequest), without=("output",)
+    )
     outcome = run_extend(replace(request, recipe=recipe), ConsoleProgress())
     if outcome is None:  # another process reports it
         return 0

@@ -63,12 +63,7 @@ class ValidateRequest:
         metavar="RESULT.json",
         help="Judge again what an earlier call measured and wrote with --json, and run nothing.",
     )
-    policy: str = option(
-        "default",
-        section="Input",
-        metavar="NAME|FILE",
-        help="What counts, and limits: strict, default, quantized, or a YAML, TOML or JSON file.",
-    )
+    policy: options.PolicyName = options.policy("Input")
     baseline: Path | None = option(
         None,
         section="Input",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from converters import registry
 from converters.base import Converter, PlannedExport
@@ -226,6 +227,25 @@ def test_a_run_that_died_before_its_first_file_is_begun_again(pico: Checkpoint, 
     done = run_cli(*command(pico.path, texts, tmp_path / "run", "--resume", "--no-crossing"))
     assert done.code == 0, done.err
     assert (tmp_path / "run" / "validation.json").is_file()
+
+
+def test_a_policy_judges_the_run_and_another_one_the_resumed_run(pico: Checkpoint, texts: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "mine.yaml"
+    policy.write_text("fail_if_not_run: ['hf.parity.medium.*']\nlimits: [{compare: rounding, kl_mean: null}]\n")
+    asked = command(pico.path, texts, tmp_path / "run", "--formats", "hf", "--no-crossing")
+    for given, code, recorded in (
+        (policy, 1, {"name": "mine.yaml", **yaml.safe_load(policy.read_text())}),
+        ("strict", 0, "strict"),
+    ):
+        done = run_cli(*asked, "--policy", given, *(["--resume"] if (tmp_path / "run").exists() else []))
+        assert done.code == code, done.err
+        data = json.loads((tmp_path / "run" / "run.json").read_text())
+        (entry,) = json.loads((tmp_path / "run" / "validation.json").read_text())["artifacts"]
+        assert (data["configuration"]["policy"], data["passed"]) == (recorded, code == 0)
+        assert data["recipe"]["policy"] == str(given)
+        assert entry["policy"] == Path(given).name
+        failed = [check["id"] for check in entry["checks"] if check["status"] == "fail"]
+        assert failed == ["hf.parity.medium.*"][: int(code)]
 
 
 def test_a_run_of_another_model_is_not_resumed(run: FinishedRun, texts: Path, tmp_path: Path) -> None:

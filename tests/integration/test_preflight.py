@@ -57,6 +57,7 @@ class Fault:
 FAULTS = (
     Fault("--sequence-parallel 2: expected a divisor of the number of processes", training={"sequence_parallel": 2}),
     Fault("--fsdp 3: expected a divisor of the number of processes", training={"fsdp": 3}),
+    Fault("no-such.yaml: no such file", request=lambda room: {"policy": str(room / "no-such.yaml")}),
     Fault("nowhere: no such file or folder", request=lambda room: {"model": str(room / "nowhere")}),
     Fault(f"--target-length {WINDOW}: expected more than the model's window", options={"target_length": WINDOW}),
     Fault("--from with --stages", search={"from_factors": pico_factors(target=128)}),
@@ -146,6 +147,8 @@ FINETUNE = "finetune MODEL --factors FACTORS --text TEXTS -o OUT --steps 2 --bat
         (f"{EXTEND} --device cuda", 3, "device"),
         (f"{EXTEND} --lora 4", 2, "need --stages PLAN"),
         (f"{EXTEND} --from FACTORS", 2, "expected more than the 256 tokens that --from reaches"),
+        (f"{EXTEND} --policy quantised", 2, "did you mean quantized?"),
+        (f"{EXTEND} --policy SHORT", 2, "expected"),
         (f"{EXTEND} --resume", 2, "no such run to resume"),
         (EXTEND.replace("OUT", "TEXTS"), 2, "choose another output, or replace it (--overwrite)"),
         (EXTEND.replace("OUT", "TEXTS --overwrite"), 2, "expected a run of extend to overwrite"),

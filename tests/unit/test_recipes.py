@@ -84,6 +84,37 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     )
 
 
+def test_a_policy_is_a_preset_or_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    for name in ("mine.yaml", "strict"):
+        (tmp_path / name).write_text("extends: strict\n")
+    policies = [
+        read(tmp_path, f"model: default\npolicy: {name}")["policy"] for name in ("mine.yaml", "strict", "elsewhere")
+    ]
+    assert policies == [str(tmp_path / "mine.yaml"), "strict", "elsewhere"]
+
+
+def test_a_recipe_that_is_kept_holds_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names stay names; a plan of tables has whole paths already."""
+    (tmp_path / "mine.yaml").write_text("{}")
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = "model: model\ntext: books\npolicy: mine.yaml\nwindow-share: [[512, 10%]]\nmax-evals: 8\ncrossing: false\n"
+    values = recipes.with_recipe({"model": str(written(Path(), text))}, OPTIONS)
+    kept = recipes.recipe_of(recipes.absolute(values, OPTIONS), OPTIONS)
+    assert kept == {
+        "model": str(tmp_path / "model"),
+        "text": [str(tmp_path / "books")],
+        "policy": str(tmp_path / "mine.yaml"),
+        "window-share": [[512, 0.1]],
+        "max-evals": 8,
+        "crossing": False,
+    }
+    names = {"model": "default", "stages": "default", "policy": "strict"}
+    assert recipes.absolute(names, OPTIONS) == names
+    plan = read(tmp_path, "model: default\nstages: [{length: 1k, steps: 4, texts: [books]}, {length: 2k}]")["stages"]
+    assert recipes.absolute({"stages": plan}, OPTIONS) == {"stages": plan}
+
+
 def test_stages_are_a_preset_a_file_or_tables(tmp_path: Path) -> None:
     assert read(tmp_path, "model: default\nstages: default")["stages"] == "default"
     tables = "stages:\n- {length: 1k, steps: 4, short-share: 25%, texts: [books], factors: f.json}\n- length: 2048"
