@@ -314,6 +314,17 @@ def plan_in_float32(format_name: str, checkpoint: Checkpoint, factors: BoundFact
     return registry.converter(format_name).plan(Export(checkpoint, factors, "f32" if format_name == "gguf" else None))
 
 
+# -- reports
+
+
+def junit_faults(text: str) -> list[str]:
+    """What is wrong with a JUnit file by tests/junit.xsd."""
+    import xmlschema
+
+    schema = xmlschema.XMLSchema11(Path(__file__).parent / "junit.xsd")
+    return [f"{fault.path}: {fault.reason}" for fault in schema.iter_errors(text)]
+
+
 # -- the command line
 
 

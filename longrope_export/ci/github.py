@@ -19,7 +19,16 @@ SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
 
 def annotation_lines(suites: Sequence[Suite]) -> list[str]:
-    """Workflow commands: an error for each failed check, then warnings, at most ten; the last counts those left out."""
+    """Workflow commands: why artifacts fail, then an error for each failed check, then warnings, at most ten.
+
+    The last one counts the checks that are left out.
+    """
+    explained = [
+        ("error", f"Why it fails ({suite.name})", "\n".join(suite.explanation[:2]))
+        for suite in suites
+        if suite.explanation and not suite.passed
+    ][: MOST_ANNOTATIONS - 1]
+    room = MOST_ANNOTATIONS - len(explained)
     found = [
         (kind, f"{finding.name} ({suite.name})", finding.text)
         for status, kind in (("fail", "error"), ("warn", "warning"))
@@ -27,14 +36,14 @@ def annotation_lines(suites: Sequence[Suite]) -> list[str]:
         for finding in suite.findings
         if finding.status == status
     ]
-    if len(found) > MOST_ANNOTATIONS:
-        rest = found[MOST_ANNOTATIONS - 1 :]
+    if len(found) > room:
+        rest = found[room - 1 :]
         failed = sum(kind == "error" for kind, *_ in rest)
         message = (
             f"{failed} more checks failed and {len(rest) - failed} more warned; the step's summary has all of them"
         )
-        found = [*found[: MOST_ANNOTATIONS - 1], (rest[0][0], "longrope-export validate", message)]
-    return [f"::{kind} title={_property(title)}::{_data(message)}" for kind, title, message in found]
+        found = [*found[: room - 1], (rest[0][0], "longrope-export validate", message)]
+    return [f"::{kind} title={_property(title)}::{_data(message)}" for kind, title, message in (*explained, *found)]
 
 
 def write_summary(suites: Sequence[Suite]) -> bool:

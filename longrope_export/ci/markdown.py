@@ -58,6 +58,7 @@ def _parts(suites: Sequence[Suite]) -> Iterable[str]:
     for suite in suites:
         if failures := suite.with_status("fail"):
             yield f"\n### Failed: {code(suite.name)}\n\n"
+            yield "".join(f"- 🔎 {code(line)}\n" for line in suite.explanation)
             yield from map(_line, failures)
     yield from map(_folded, suites)
 

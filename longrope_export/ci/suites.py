@@ -36,6 +36,7 @@ class Suite:
         passed: whether no check failed.
         findings: its checks in their order.
         windows: entries of `windows` of validation.json.
+        explanation: why it fails, where that was asked for: cause, what to do, what was measured.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Suite:
     passed: bool
     findings: tuple[Finding, ...]
     windows: tuple[Mapping[str, Any], ...]
+    explanation: tuple[str, ...] = ()
 
     def with_status(self, *statuses: Status) -> list[Finding]:
         """The findings of these statuses."""
@@ -61,9 +63,18 @@ def suites_of(entries: Sequence[Mapping[str, Any]]) -> list[Suite]:
             passed=entry["passed"],
             findings=_findings(entry["checks"]),
             windows=tuple(entry["windows"]),
+            explanation=_explanation(entry.get("explanation")),
         )
         for name, entry in zip(names, entries, strict=True)
     ]
+
+
+def _explanation(found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if found is None:
+        return ()
+    where = f" ({found['where']})" if found["where"] else ""
+    lines = (f"Likeliest cause: {found['title']}{where}", f"What to do: {found['advice']}", *found["evidence"])
+    return tuple(cut(line, MESSAGE_LENGTH) for line in lines)
 
 
 def _findings(checks: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:

@@ -19,7 +19,7 @@ from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.residual import residual_stream
 from longrope_export.validation_schema import validation_schema
-from tests.common import FEATURES, pico_checkpoint, pico_factors, pico_text, run_cli
+from tests.common import FEATURES, junit_faults, pico_checkpoint, pico_factors, pico_text, run_cli
 from tests.culprits import CASES, Case, Workshop
 
 # One of each cause that a run can tell, over the formats.
@@ -151,8 +151,12 @@ def test_the_command_says_why(tmp_path: Path) -> None:
     for place in ("rope_scaling", "rope_parameters"):
         config[place]["attention_factor"] = 1.4
     (broken / "config.json").write_text(json.dumps(config))
-    done = run_cli("validate", broken, *known, *more, "--json", tmp_path / "result.json")
+    reports = ("--json", tmp_path / "result.json", "--junit", tmp_path / "junit.xml")
+    done = run_cli("validate", broken, *known, *more, *reports)
     assert done.code == 1
+    junit = (tmp_path / "junit.xml").read_text(encoding="utf-8")
+    assert junit_faults(junit) == []
+    assert "Likeliest cause: The attention factor is another" in junit
     result = json.loads((tmp_path / "result.json").read_text())
     jsonschema.validate(result, validation_schema())
     assert result["explanation"]["cause"] == "rope.attention_factor"

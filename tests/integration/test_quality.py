@@ -23,7 +23,7 @@ from longrope.scoring import nll
 from longrope.search.methods import known_candidates
 from longrope.text import Corpus, Document, load_corpus
 from longrope_export import default_model
-from tests.common import TARGET, WINDOW, pico_corpus, pico_factors, run_cli
+from tests.common import TARGET, WINDOW, junit_faults, pico_corpus, pico_factors, run_cli
 
 Json = dict[str, Any]
 ONE_THREAD = Machine(threads=1)
@@ -98,11 +98,14 @@ def test_quality_is_judged_again_and_reported(result: Path, tmp_path: Path) -> N
     policy.write_text(
         "checks: {'quality.*': error}\nlimits: [{compare: inside, ppl_rise_percent: 0, kl_mean: 1.0e-6}]\n"
     )
-    again = ("--json", tmp_path / "again.json", "--markdown", tmp_path / "report.md")
+    again = ("--json", tmp_path / "again.json", "--markdown", tmp_path / "report.md", "--junit", tmp_path / "junit.xml")
     assert run_cli("validate", "--from", result, "--policy", policy, *again).code == 1
     assert quality_of(tmp_path / "again.json")[f"inside.{L}"]["status"] == "fail"
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"<code>quality.beyond.NTK.{FURTHER}</code> | <code>" in report
+    junit = (tmp_path / "junit.xml").read_text(encoding="utf-8")
+    assert junit_faults(junit) == []
+    assert f'name="quality.beyond.NTK.{FURTHER}"' in junit
     assert run_cli("validate", "--from", tmp_path / "again.json", "--json", tmp_path / "back.json").code == 0
     assert quality_of(tmp_path / "back.json") == quality_of(result)
 

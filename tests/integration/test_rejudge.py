@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longrope.checkpoint import Checkpoint
-from tests.common import TARGET, WINDOW, run_cli
+from tests.common import TARGET, WINDOW, junit_faults, run_cli
 
 Json = dict[str, Any]
 
@@ -27,6 +27,7 @@ def result(pico: Checkpoint, factors_file: Path, texts: Path, tmp_path_factory: 
     measure = ("--windows", f"{WINDOW},{TARGET}", "--json", room / "result.json", "--junit", room / "junit.xml")
     done = run_cli("validate", room / "a.gguf", room / "cast", *known, *measure)
     assert done.code == 0, done.err + done.out
+    assert junit_faults((room / "junit.xml").read_text(encoding="utf-8")) == []
     return room / "result.json"
 
 
