@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,42 +17,77 @@ from converters.measurements import Validation, text_fingerprint, window_id
 from longrope.errors import InputError
 from longrope.intervals import mean_interval
 from longrope.measures import TextScore, WindowScore
+from longrope.provenance import published_name
 
 
-def baseline_of(validations: Sequence[Validation], earlier: Sequence[Validation], name: str) -> list[Validation]:
+@dataclass(frozen=True)
+class Subject:
+    """What an earlier release is looked for: the artifact's name and format, the texts, and the model that it is held to."""
+
+    artifact: str
+    format: str
+    texts: str | None
+
+    @classmethod
+    def of(cls, validation: Validation) -> Self:
+        """What was validated."""
+        texts = text_fingerprint([validation])
+        return cls(validation.artifact, validation.format, next(iter(texts), None))
+
+
+def baseline_of(subjects: Sequence[Subject], earlier: Sequence[Validation], name: str) -> list[Validation]:
     """The earlier release of each artifact: the one of its format, and of its name where there are several.
 
     Args:
-        validations: the artifacts now.
+        subjects: the artifacts now.
         earlier: those of an earlier result.
         name: of the file of that result, for messages.
 
     Raises:
         InputError: it has no such artifact, or was measured on other texts.
     """
-    texts = text_fingerprint(validations)
+    texts = {subject.texts for subject in subjects} - {None}
     if texts and texts != text_fingerprint(earlier):
         raise InputError(
             f"{name}: measured on other texts (their fingerprints differ), so that windows cannot be paired; validate the "
             "earlier release on these texts"
         )
-    return [_earlier(validation, earlier, name) for validation in validations]
+    return [_earlier(subject, earlier, name) for subject in subjects]
 
 
-def _earlier(validation: Validation, earlier: Sequence[Validation], name: str) -> Validation:
-    mine = [each for each in earlier if each.format == validation.format]
-    named = [each for each in mine if each.artifact == validation.artifact]
+def _earlier(subject: Subject, earlier: Sequence[Validation], name: str) -> Validation:
+    mine = [each for each in earlier if each.format == subject.format]
+    named = [each for each in mine if published_name(each.artifact) == published_name(subject.artifact)]
     if len(found := named or mine) != 1:
         raise InputError(
-            f"{name}: expected one {validation.format} artifact to compare {validation.artifact} with, found {len(found)}"
+            f"{name}: expected one {subject.format} artifact to compare {subject.artifact} with, found {len(found)}"
         )
     return found[0]
 
 
 def baseline_findings(now: Validation, before: Validation) -> list[Check]:
-    """One check for each window length: a warning where this release is worse beyond noise."""
+    """Whether both can be compared, then one check for each window length: a warning where this release is worse."""
     known = {(score.regime, score.length): score for score in before.windows}
-    return [_compared(now.format, score, known.get((score.regime, score.length))) for score in now.windows]
+    left_out = [
+        Check(window_id(now.format, "baseline", score), "skip", message="measured of the earlier release alone")
+        for key, score in known.items()
+        if key not in {(mine.regime, mine.length) for mine in now.windows}
+    ]
+    return [
+        _same_reference(now, before),
+        *(_compared(now.format, score, known.get((score.regime, score.length))) for score in now.windows),
+        *left_out,
+    ]
+
+
+def _same_reference(now: Validation, before: Validation) -> Check:
+    """KL is that to the reference; to another one it cannot be compared."""
+    mine, theirs = (each.provenance.get("reference_fingerprint") for each in (now, before))
+    same = mine == theirs
+    message = (
+        "" if same else "the earlier release was held to another model: the change of KL is no change of the artifact"
+    )
+    return Check(f"{now.format}.baseline.reference", "pass" if same else "warn", theirs, mine, message)
 
 
 def _compared(format_name: str, now: WindowScore, before: WindowScore | None) -> Check:
@@ -59,7 +95,9 @@ def _compared(format_name: str, now: WindowScore, before: WindowScore | None) ->
     if before is None or not now.texts or [text.tokens for text in before.texts] != [text.tokens for text in now.texts]:
         return Check(id, "skip", message="the earlier release was not measured on these windows")
     ppl, kl = _differences(now, before, "nll"), _differences(now, before, "kl_mean")
-    if not all(map(math.isfinite, (*ppl, *kl))):
+    with np.errstate(over="ignore"):
+        sums = (ppl.sum(), kl.sum())
+    if not all(map(math.isfinite, (*ppl, *kl, *sums))):
         return Check(id, "fail", _facts(before), _facts(now), "a measure is non-finite")
     found = [_words("perplexity", 100.0 * np.expm1(ppl), " %"), _words("KL", kl, " nats")]
     worse = [words for words, values in zip(found, (ppl, kl), strict=True) if mean_interval(values)[0] > 0.0]

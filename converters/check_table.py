@@ -5,9 +5,13 @@ A test session holds this table against every check that its tests see. Ids are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+# Formats whose checks are all in the table.
+OURS = ("hf", "gguf", "onnx")
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,14 @@ EVERY_FORMAT = (
         "the weight type costs more than the policy allows",
     ),
     _row(
+        "*.baseline.reference",
+        "the model that this release is held to against that of the earlier result",
+        "warns: another one, so that a change of KL is no change of the artifact",
+    ),
+    _row(
         "*.baseline.*",
         "perplexity and KL against an earlier result on the same windows, paired",
-        "worse than the earlier release beyond noise",
+        "warns: worse than the earlier release beyond noise",
     ),
     _row(
         "*.record",
@@ -388,6 +397,55 @@ def row_of(id: str) -> CheckRow | None:
     rows = [row for section in SECTIONS.values() for row in section]
     exact = (row for row in rows if id in row.ids)
     return next(exact, None) or next((row for row in rows if any(fnmatchcase(id, each) for each in row.ids)), None)
+
+
+def ids_of(formats: Iterable[str]) -> list[str]:
+    """The ids of all rows, as patterns; those of every format for each of these formats."""
+    rows = [id for section in SECTIONS.values() for row in section for id in row.ids]
+    return [made for name in formats for id in rows for made in _of_format(id, name)]
+
+
+def names_a_check(pattern: str, formats: Iterable[str]) -> bool:
+    """Whether the id of a check may fit a pattern of a policy.
+
+    Args:
+        pattern: with wildcards; `*.` at its beginning stands for a format.
+        formats: the known ones; of the checks that third parties' formats have beside the common ones nothing is known.
+    """
+    for name in formats:
+        for mine in _of_format(pattern, name):
+            if name not in OURS and _meet(mine, f"{name}.*"):
+                return True
+            if any(_meet(mine, id) for id in ids_of([name])):
+                return True
+    return False
+
+
+def _of_format(pattern: str, format: str) -> list[str]:
+    """A pattern, with a format in the place of a star before its first dot."""
+    return [f"{format}{pattern[1:]}"] if pattern.startswith("*.") else [pattern]
+
+
+def _meet(pattern: str, id: str) -> bool:
+    """Whether a text fits both a pattern and the pattern of a row, whose stars reach to the next dot, the last one beyond."""
+    pattern = re.sub(r"\[!?]?[^]]*]", "?", pattern)
+    reached = {(0, 0)}
+    seen: set[tuple[int, int]] = set()
+    while reached:
+        i, j = reached.pop()
+        if (i, j) == (len(pattern), len(id)):
+            return True
+        seen.add((i, j))
+        mine, theirs = pattern[i : i + 1], id[j : j + 1]
+        steps = set()
+        if mine == "*":
+            steps |= {(i + 1, j), *([(i, j + 1)] if theirs else [])}
+        if theirs == "*":
+            steps |= {(i, j + 1), *([(i + 1, j)] if mine and (mine != "." or j == len(id) - 1) else [])}
+        if mine and theirs and "*" not in (mine, theirs) and mine in (theirs, "?"):
+            steps.add((i + 1, j + 1))
+        reached |= steps - seen
+    return False
 
 
 def table_text() -> str:

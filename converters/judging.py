@@ -19,15 +19,13 @@ from converters.base import Check, Status
 from converters.baseline import baseline_findings
 from converters.measurements import NOT_RUN, Validation, window_id
 from converters.own_weights import WeightKind
-from converters.policy import AT_LEAST, Policy
+from converters.policy import ARITHMETICS, AT_LEAST, Compared, Policy
 from converters.quality_checks import quality_checks
 from longrope.intervals import wilson
 from longrope.measures import WindowScore
 
 # Where an artifact does not say its weight type, which other checks report.
 _UNKNOWN = WeightKind("f32", rounded=False, arithmetic="f32")
-# What products are computed in, from what loses nothing to what loses most.
-_ARITHMETICS = ("same", "f32", "f16", "bf16", "int8")
 # What a reference loses by its own type: as much as an artifact whose runtime multiplies in it.
 REFERENCE_ARITHMETIC = {"float32": "same", "float16": "f16", "bfloat16": "bf16"}
 # What is measured whatever the limits are, and has to be finite.
@@ -99,23 +97,36 @@ def _by_limits(validation: Validation, kind: WeightKind, policy: Policy) -> Iter
     for window in validation.windows:
         mine = own.get((window.regime, window.length))
         if mine is not None:
-            yield _parity(validation, mine, runtime_limits(kind, mine, policy)), mine
+            found = _parity(validation, mine, runtime_limits(kind, mine, policy))
+            yield _ruled(found, kind, mine, policy, "runtime"), mine
             continue
         limits = runtime_limits(kind, window, policy)
         if kind.rounded:
             limits = _together(limits, rounding_limits(kind, window, policy))
-        yield _parity(validation, window, limits), window
+        found = _ruled(_parity(validation, window, limits), kind, window, policy, "runtime")
+        yield _ruled(found, kind, window, policy, "rounding") if kind.rounded else found, window
     for score in validation.rounding:
         id = window_id(validation.format, "rounding", score)
         fault = f"rounding to {kind.name} costs too much"
-        yield _window_check(id, score, rounding_limits(kind, score, policy), fault), score
+        found = _window_check(id, score, rounding_limits(kind, score, policy), fault)
+        yield _ruled(found, kind, score, policy, "rounding"), score
+
+
+def _ruled(check: Check, kind: WeightKind, score: WindowScore, policy: Policy, compare: Compared) -> Check:
+    """A check that passes because the policy says nothing of such weights, or of such a runtime, is a warning."""
+    if check.status != "pass" or policy.has_rule(compare, kind.name, kind.arithmetic, score.regime):
+        return check
+    message = (
+        f"the policy has no limits of `{compare}` for weights {kind.name} in arithmetic {kind.arithmetic}; give it some"
+    )
+    return dataclasses.replace(check, status="warn", message=message)
 
 
 def _coarser(arithmetic: str, reference_dtype: str) -> str:
     """The arithmetic, of a runtime and of its reference, that loses more; one that is not known stays."""
-    if arithmetic not in _ARITHMETICS:
+    if arithmetic not in ARITHMETICS:
         return arithmetic
-    return max(arithmetic, REFERENCE_ARITHMETIC.get(reference_dtype, "same"), key=_ARITHMETICS.index)
+    return max(arithmetic, REFERENCE_ARITHMETIC.get(reference_dtype, "same"), key=ARITHMETICS.index)
 
 
 def runtime_limits(kind: WeightKind, score: WindowScore, policy: Policy) -> dict[str, float]:

@@ -167,6 +167,8 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
     )
     for each in (*SCORES, "batch"):
         setattr(found, each, [_score(item, f"{name}: {each}") for item in entry[each]])
+    if not found.findings and found.quality is None and not any(getattr(found, each) for each in (*SCORES, "batch")):
+        raise InputError(f"{name}: expected what was found and measured, got an entry without any")
     return found
 
 
@@ -186,6 +188,8 @@ def _score(data: Any, name: str) -> WindowScore:
     score: WindowScore = _of_json(WindowScore, check(data, kind_of(WindowScore), name))
     if not 0 <= score.decided_agreements <= score.tokens - score.tied <= score.tokens:
         raise InputError(f"{name}: expected no more agreements and ties than tokens, got another number of one of them")
+    if score.ppl <= 0 or score.ppl_reference <= 0:
+        raise InputError(f"{name}: expected perplexities above 0, got {min(score.ppl, score.ppl_reference)}")
     return dataclasses.replace(score, texts=tuple(_of_json(TextScore, each) for each in data["texts"]))
 
 
@@ -201,7 +205,7 @@ def _quality(data: Any, name: str) -> Quality | None:
     """The quality read back; None where it was not measured. Raises InputError."""
     if data is None:
         return None
-    data = check(_deep_nan(data), kind_of(Quality), name)
+    data = {**_quality_json(Quality()), **check(_deep_nan(data), kind_of(Quality), name)}
     found = Quality(
         inside=tuple(_score(each, name) for each in data["inside"]),
         beyond=tuple(_beyond(each) for each in data["beyond"]),

@@ -6,12 +6,16 @@ strict | default | quantized | FILE ──read_policy──► Policy ──► 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from converters.check_table import ids_of, names_a_check
+from converters.registry import formats
 from longrope.errors import InputError, choices
 from longrope.files import json_text
 from longrope.options import build, declared, option, read_table, schema_of
@@ -21,6 +25,9 @@ Level = Literal["off", "warn", "error"]
 Compared = Literal["runtime", "rounding", "inside", "beyond", "passkey"]
 # A statistic that has to be as large as its limit; all others have to be as small.
 AT_LEAST = "top1_agreement"
+# What products are computed in, from what loses nothing to what loses most; and where windows lie.
+ARITHMETICS = ("same", "f32", "f16", "bf16", "int8")
+REGIMES = ("short", "long", "crossing")
 _STATISTIC = "Largest %s; null lifts a limit that a rule before it sets."
 
 
@@ -83,6 +90,11 @@ OF_QUALITY: Mapping[str, tuple[str, ...]] = {
     "beyond": ("ppl_rise_percent",),
     "passkey": ("passkey_drop",),
 }
+_REGIMES_OF_QUALITY: Mapping[str, tuple[str, ...]] = {"inside": ("short",), "beyond": ("long",), "passkey": ("long",)}
+# Characters of a pattern of check ids.
+_LONGEST_PATTERN = 200
+# Types of GGUF files, which mix types of weights: q4_k_m is made of q4_k and q6_k.
+_TYPE_OF_FILE = re.compile(r"q\d_k_[a-z]+")
 _OF_ARTIFACTS = tuple(name for name in STATISTICS if name not in ("ppl_rise_percent", "passkey_drop"))
 
 
@@ -113,6 +125,10 @@ class Policy:
         """What a check's failure counts; None for what was found."""
         fitting = [level for pattern, level in self.levels.items() if fnmatchcase(id, pattern)]
         return fitting[-1] if fitting else None
+
+    def has_rule(self, compare: Compared, weights: str, arithmetic: str, regime: str) -> bool:
+        """Whether anything is said of this, be it that nothing limits it."""
+        return any(rule.fits(compare, weights, arithmetic, regime) for rule, _ in self.limits)
 
     def limits_for(self, compare: Compared, weights: str, arithmetic: str, regime: str) -> dict[str, float]:
         """Limits by statistic."""
@@ -194,7 +210,8 @@ def read_policy(given: str) -> Policy:
     """A preset by its name, or a policy of a YAML, TOML or JSON file.
 
     Raises:
-        InputError: no such file or preset, an unknown key, with the nearest known one, or a value of another kind.
+        InputError: no such file or preset, an unknown key, with the nearest known one, a value of another kind, or a pattern
+            that nothing can fit.
     """
     if given in PRESETS:
         return PRESETS[given]
@@ -223,10 +240,13 @@ def policy_of(data: Any, name: str) -> Policy:
     levels = as_object(table.get("checks", {}), f"{name}: checks")
     required = _list(table.get("fail_if_not_run", list(base.fail_if_not_run)), f"{name}: fail_if_not_run")
     return Policy(
-        name=Path(name).name,
-        levels={**base.levels, **{id: _level(level, f"{name}: checks: {id}") for id, level in levels.items()}},
+        name=Path(name).name if Path(name).name not in PRESETS else f"the file {Path(name).name}",
+        levels={
+            **base.levels,
+            **{_ids(id, f"{name}: checks"): _level(level, f"{name}: checks: {id}") for id, level in levels.items()},
+        },
         limits=(*base.limits, *_rules(_list(table.get("limits", []), f"{name}: limits"), name)),
-        fail_if_not_run=tuple(_text(pattern, f"{name}: fail_if_not_run") for pattern in required),
+        fail_if_not_run=tuple(_ids(pattern, f"{name}: fail_if_not_run") for pattern in required),
         given=table,
     )
 
@@ -243,6 +263,11 @@ def _rules(items: list[Any], name: str) -> Iterable[tuple[Rule, dict[str, float 
             raise InputError(f"{where}: compare: expected one of {', '.join(get_args(Compared))}, found none")
         _require_measured(values["compare"], table, where)
         rule = build(Rule, {key: values[key] for key in values if key in {each.key for each in patterns}})
+        _require_fitting(rule, where)
+        if not lifted and not any(each.key in values for each in statistics):
+            raise InputError(
+                f"{where}: expected a limit, such as {OF_QUALITY.get(rule.compare, _OF_ARTIFACTS)[0]}: 0.1"
+            )
         found = {each.name: values[each.key] for each in statistics if each.key in values}
         yield rule, {**dict.fromkeys(lifted), **found}
 
@@ -254,6 +279,19 @@ def _require_measured(compare: str, keys: Iterable[str], where: str) -> None:
     for name in (key.replace("-", "_") for key in keys):
         if name in patterns or (name in STATISTICS and name not in measured):
             raise InputError(f"{where}: {name}: `{compare}` has none; it has {', '.join(measured)}")
+
+
+def _require_fitting(rule: Rule, where: str) -> None:
+    """Refuse patterns that nothing can fit."""
+    regimes = _REGIMES_OF_QUALITY.get(rule.compare, REGIMES)
+    for name, pattern, known in (("regime", rule.regime, regimes), ("arithmetic", rule.arithmetic, ARITHMETICS)):
+        if not any(fnmatchcase(each, pattern) for each in known):
+            raise InputError(f"{where}: {name}: got {shown(pattern)}; {choices(pattern, known)}")
+    if rule.weights != rule.weights.lower() or _TYPE_OF_FILE.fullmatch(rule.weights):
+        raise InputError(
+            f"{where}: weights: got {shown(rule.weights)}; expected a pattern of the coarsest type of weights in small "
+            "letters, such as q4_k, which a q4_k_m file has"
+        )
 
 
 def _level(value: Any, where: str) -> Level:
@@ -273,9 +311,14 @@ def _list(value: Any, where: str) -> list[Any]:
     return value
 
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
+def _ids(value: Any, where: str) -> str:
+    """A pattern that a check's id can fit."""
+    if not isinstance(value, str) or len(value) > _LONGEST_PATTERN:
         raise InputError(f"{where}: expected patterns of check ids, got {shown(value)}")
+    if not names_a_check(value, formats()):
+        near = get_close_matches(value, ids_of(formats()), 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{where}: {shown(value)}: no check is called so; {hint}docs/checks.md lists them")
     return value
 
 

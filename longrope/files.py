@@ -44,11 +44,16 @@ _LACKS = {
 REPLACED = ".replaced"
 
 
+def refuse_folder(path: Path) -> None:
+    """Raise InputError where a file is to be written and a folder is."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected the name of a file")
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` so that `path` either keeps its old content or has all of the new."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected the name of a file")
+    refuse_folder(path)
     with errors_of_writing(path):
         _make_parent(path)
         sweep(path)

@@ -341,7 +341,13 @@ def _count(value: object) -> int:
 def _real(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real | str):
         raise ValueError(value)
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(value) from None
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
 
 
 def _text(value: object, _: Path = Path()) -> str:

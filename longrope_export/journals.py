@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longrope.errors import InputError
-from longrope.files import refuse_existing
+from longrope.files import refuse_existing, refuse_folder
 from longrope.locks import refuse_occupied
 
 
@@ -25,5 +24,4 @@ def refuse_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse, before any work is done, a name that cannot be written; what a resumed run wrote before is its own."""
     refuse_occupied(output)
     refuse_existing(output, overwrite=overwrite or goes_on(output, resume=resume))
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; expected the name of a file")
+    refuse_folder(output)

@@ -29,6 +29,8 @@ def _policy(value: object, folder: Path) -> str:
     """The name of a preset, or the path of a file, which is taken from the folder of the file that names it."""
     from converters.policy import PRESETS
 
+    if not value:
+        raise ValueError(value)
     return value if isinstance(value, str) and value in PRESETS else model_name(value, folder)
 
 

@@ -182,17 +182,30 @@ def command(request: ValidateRequest) -> int:
 
 def judge_results(request: ValidateRequest, progress: Progress) -> list[Validation]:
     """What was measured, now or before, under the policy. Raises LongRopeError for input that cannot be used."""
-    from converters.baseline import baseline_of
+    from converters.baseline import Subject, baseline_of
     from converters.judging import judged
     from converters.policy import read_policy
 
+    refuse_outputs(request)
     policy = read_policy(request.policy)
     earlier = None if request.baseline is None else read_results(request.baseline)
-    results = validate_artifacts(request, progress) if request.result is None else read_results(request.result)
+    results = validate_artifacts(request, progress, earlier) if request.result is None else read_results(request.result)
     if earlier is None:
         return [judged(result, policy) for result in results]
-    before = baseline_of(results, earlier, str(request.baseline))
+    before = baseline_of([Subject.of(result) for result in results], earlier, str(request.baseline))
     return [judged(result, policy, old) for result, old in zip(results, before, strict=True)]
+
+
+def refuse_outputs(request: ValidateRequest) -> None:
+    """Refuse, before anything is measured, files that could not be written afterwards, and two in one. Raises InputError."""
+    from longrope.files import refuse_folder
+
+    json_path = None if request.json_path in (None, "-") else Path(str(request.json_path))
+    files = [path for path in (json_path, request.junit, request.markdown) if path is not None]
+    for path in files:
+        refuse_folder(path)
+    if len({path.absolute() for path in files}) < len(files):
+        raise InputError("--json, --junit and --markdown: expected a file for each, got the same one twice")
 
 
 def read_results(path: Path) -> list[Validation]:
@@ -222,22 +235,31 @@ def write_reports(entries: Sequence[Mapping[str, Any]], request: ValidateRequest
             progress.warn(f"--github: {github.SUMMARY_VARIABLE} is not set, so there is no step summary to write")
 
 
-def validate_artifacts(request: ValidateRequest, progress: Progress) -> list[Validation]:
-    """Static checks and parity of artifacts. Raises LongRopeError for input that cannot be used."""
+def validate_artifacts(
+    request: ValidateRequest, progress: Progress, earlier: Sequence[Validation] | None = None
+) -> list[Validation]:
+    """Static checks and parity of artifacts. Raises LongRopeError for input that cannot be used, an earlier result, too."""
     from converters import registry
+    from converters.baseline import Subject, baseline_of
     from converters.validation import validate_all
     from longrope.text import load_corpus
     from longrope_export.conversion import load_factors
     from longrope_export.models import artifact_path, open_model
 
     paths = [artifact_path(artifact) for artifact in request.artifacts]
-    for path in paths:
-        registry.recognize(path).check_requirements()
+    converters = [registry.recognize(path) for path in paths]
+    for converter in converters:
+        converter.check_requirements()
     reference = open_model(request.reference or "")
+    corpus = None if request.static else load_corpus(request.texts, reference.encode)
+    if earlier is not None and corpus is not None:
+        subjects = zip(paths, converters, strict=True)
+        made = [Subject(str(path), converter.name, corpus.fingerprint) for path, converter in subjects]
+        baseline_of(made, earlier, str(request.baseline))
     return validate_all(
         paths,
         reference,
-        None if request.static else load_corpus(request.texts, reference.encode),
+        corpus,
         factors=load_factors(request.factors) if request.factors else None,
         factor_sets=request.factor_sets,
         windows=request.windows,

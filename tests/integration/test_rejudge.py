@@ -129,6 +129,16 @@ def test_results_that_cannot_be_used_are_refused(result: Path, pico: Checkpoint,
     def odd(data: Json) -> None:
         data["artifacts"][0]["windows"][0]["tokens"] = "many"
 
+    def nothing(data: Json) -> None:
+        data["artifacts"] = []
+
+    def unfound(data: Json) -> None:
+        for entry in data["artifacts"]:
+            entry.update({key: [] for key in ("checks", "windows", "runtime", "rounding", "stale", "batch")})
+
+    def impossible(data: Json) -> None:
+        data["artifacts"][0]["windows"][0]["ppl"] = 0
+
     (tmp_path / "policy.json").write_text('{"check": {}}')
     cases = {
         (
@@ -139,6 +149,11 @@ def test_results_that_cannot_be_used_are_refused(result: Path, pico: Checkpoint,
         ): "measured on other texts",
         ("--from", rewritten(result, tmp_path / "o.json", old)): "earlier version",
         ("--from", rewritten(result, tmp_path / "n.json", odd)): "tokens: expected",
+        ("--from", rewritten(result, tmp_path / "e.json", nothing)): "artifacts: expected a list of 1 or more",
+        ("--from", rewritten(result, tmp_path / "u.json", unfound)): "an entry without any",
+        ("--from", rewritten(result, tmp_path / "i.json", impossible)): "expected perplexities above 0, got 0",
+        ("--from", result, "--junit", tmp_path): "is a folder; expected the name of a file",
+        ("--from", result, "--junit", tmp_path / "x", "--json", tmp_path / "x"): "expected a file for each",
         ("--from", result, "--policy", tmp_path / "policy.json"): "unknown key check",
         ("--from", result, "--policy", "lax"): "no such file",
         ("--from", result, "--reference", pico.path): "expected no artifact",
@@ -149,3 +164,32 @@ def test_results_that_cannot_be_used_are_refused(result: Path, pico: Checkpoint,
         done = run_cli("validate", *arguments)
         assert done.code == 2, (arguments, done.err)
         assert said in " ".join(done.err.split()), done.err
+
+
+def test_an_earlier_release_that_cannot_be_used_is_refused_before_anything_is_measured(
+    result: Path, pico: Checkpoint, factors_file: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one of several artifacts of a format is found by its name, wherever it lies now."""
+    known = ("--reference", pico.path, "--factors", factors_file, "--threads", 1, "--isolate", "off")
+    few = ("--windows", WINDOW, "--windows-per-length", 1, "--no-crossing")
+    monkeypatch.chdir(result.parent.parent)
+    artifact = Path(result.parent.name) / "a.gguf"
+    done = run_cli("validate", artifact, *known, *few, "--text", texts / "0.txt", "--baseline", result)
+    assert (done.code, "measured on other texts" in done.err, "validate 64" in done.err) == (2, True, False)
+
+    def twice(data: Json) -> None:
+        data["artifacts"].append({**data["artifacts"][0], "artifact": "b.gguf"})
+
+    earlier = rewritten(result, tmp_path / "twice.json", twice)
+    measured = ("--text", texts, "--baseline", earlier, "--json", tmp_path / "now.json")
+    done = run_cli("validate", artifact, *known, *few, *measured)
+    assert done.code == 0, done.err
+    found = statuses(json.loads((tmp_path / "now.json").read_text()))
+    baseline = {id: status for id, status in found.items() if ".baseline." in id}
+    crossing = f"gguf.baseline.crossing.{WINDOW + 8}"
+    assert baseline == {
+        "gguf.baseline.reference": "pass",
+        f"gguf.baseline.long.{WINDOW}": "skip",  # measured on more texts then
+        f"gguf.baseline.long.{TARGET}": "skip",
+        crossing: "skip",
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import jsonschema
 import numpy as np
 import pytest
 
+from converters import check_table
 from converters import policy as policies
 from converters.base import Check
-from converters.baseline import baseline_of
+from converters.baseline import Subject, baseline_of
 from converters.judging import judge, judged
 from converters.measurements import Validation, measured_of
 from converters.own_weights import WeightKind
@@ -216,7 +218,7 @@ def test_later_limits_win_by_statistic_and_null_lifts_one() -> None:
     ("table", "said"),
     [
         ({"check": {}}, "p: unknown key check; did you mean checks"),
-        ({"checks": {"x": "fatal"}}, "p: checks: x: got 'fatal'"),
+        ({"checks": {"hf.weights": "fatal"}}, "p: checks: hf.weights: got 'fatal'"),
         ({"extends": "strickt"}, "did you mean strict"),
         (
             {"limits": [{"compare": "rounding", "kl_men": 1}]},
@@ -229,6 +231,18 @@ def test_later_limits_win_by_statistic_and_null_lifts_one() -> None:
         ({"limits": [{"compare": "runtime", "kl_mean": "low"}]}, "expected a number"),
         ({"limits": [{"compare": "runtime", "top1_agreement": 2}]}, "expected a number from 0 to 1"),
         ({"limits": {"kl_mean": 1}}, "limits: expected a list"),
+        ({"limits": [{"compare": "runtime"}]}, r"limits\[0\]: expected a limit, such as kl_mean: 0\.1"),
+        ({"limits": [{"compare": "beyond", "regime": "long"}]}, r"expected a limit, such as ppl_rise_percent"),
+        ({"limits": [{"compare": "runtime", "kl_mean": math.inf}]}, "expected a number of 0 or more, got inf"),
+        ({"limits": [{"compare": "runtime", "kl_mean": 10**400}]}, "expected a number of 0 or more, got 1000"),
+        ({"limits": [{"compare": "runtime", "regime": "lnog", "kl_mean": 1}]}, "regime: got 'lnog'; did you mean long"),
+        ({"limits": [{"compare": "beyond", "regime": "short", "ppl_rise_percent": 1}]}, "expected one of long"),
+        ({"limits": [{"compare": "runtime", "arithmetic": "fp16", "kl_mean": 1}]}, "did you mean f16"),
+        ({"limits": [{"compare": "rounding", "weights": "Q4_K", "kl_mean": 1}]}, "in small letters"),
+        (
+            {"limits": [{"compare": "rounding", "weights": "q4_k_m", "kl_mean": 1}]},
+            "such as q4_k, which a q4_k_m file has",
+        ),
         ({"fail_if_not_run": [3]}, "expected patterns of check ids"),
         ([], "expected"),
     ],
@@ -236,6 +250,78 @@ def test_later_limits_win_by_statistic_and_null_lifts_one() -> None:
 def test_what_is_no_policy_is_refused_by_name(table: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         policy_of(table, "p")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("gguf.paritty.*", "*.paritty.*", "ggfu.parity.*", "gguf.tensors.missin", "quality.bejond.*", "nothing.*"),
+        *("", "[", "hf.x", "x" * 201, 1, None, True, datetime.date(2026, 1, 1)),
+    ],
+)
+def test_patterns_that_no_check_can_fit_are_refused(pattern: Any) -> None:
+    """A typing error would switch a check off, or ask for one, in vain."""
+    for table in ({"checks": {pattern: "off"}}, {"fail_if_not_run": [pattern]}):
+        with pytest.raises(InputError, match=r"no check is called so|expected patterns of check ids"):
+            policy_of(table, "p")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("*", "*.parity.*", "*parity*", "hf.parity.medium.*", "gguf.*", "g*", "gguf.rope.scaling.?", "hf.[wv]eights"),
+        *(
+            "quality.*",
+            "quality.beyond.YaRN.*",
+            "*.baseline.*",
+            "gguf.vocab.*",
+            "factors.unverified",
+            "onnx.genai_config",
+        ),
+    ],
+)
+def test_patterns_of_checks_are_taken(pattern: str) -> None:
+    assert policy_of({"checks": {pattern: "off"}}, "p").level(pattern.replace("[wv]", "w")) == "off"
+
+
+def test_every_row_of_the_table_can_be_named() -> None:
+    names = ("hf", "gguf", "onnx")
+    for id in check_table.ids_of(names):
+        assert check_table.names_a_check(id, names)
+        assert check_table.names_a_check(id.replace("*", "x"), names)
+    assert not check_table.names_a_check("toy.anything", names)
+    assert check_table.names_a_check("toy.anything", (*names, "toy"))
+
+
+def test_a_hint_names_the_nearest_check() -> None:
+    with pytest.raises(
+        InputError, match=r"p: checks: 'gguf.paritty.\*': no check is called so; did you mean gguf.parity"
+    ):
+        policy_of({"checks": {"gguf.paritty.*": "off"}}, "p")
+
+
+def test_a_file_is_not_called_like_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "strict").write_text("extends: quantized\n")
+    assert read_policy(str(tmp_path / "strict")).name == "the file strict"
+
+
+@pytest.mark.parametrize(
+    ("kind", "measured", "compare"),
+    [
+        (WeightKind("q9_0", rounded=True, arithmetic="int8"), "rounding", "rounding"),
+        (WeightKind("f32", rounded=False, arithmetic="fp4"), "windows", "runtime"),
+        (WeightKind("q9_0", rounded=True, arithmetic="int8"), "windows", "rounding"),
+    ],
+)
+def test_what_no_rule_speaks_of_is_a_warning(kind: WeightKind, measured: str, compare: str) -> None:
+    """Without limits nothing could fail; a limit that a policy lifts is said, and passes."""
+    found = validation(kind, **{measured: [score(3.0)]})
+    (check,) = judge(found, DEFAULT)
+    assert check.status == "warn"
+    assert f"no limits of `{compare}`" in check.message
+    assert set(statuses(found, PRESETS["strict"]).values()) >= {"fail"}
+    rules = [{"compare": each, "kl_mean": None} for each in ("rounding", "runtime")]
+    assert set(statuses(found, policy_of({"limits": rules}, "p")).values()) == {"pass"}
 
 
 def test_a_policy_that_is_not_there_is_refused() -> None:
@@ -321,27 +407,52 @@ def release(*nll: float, kl: float = 1e-3, texts: str = "x") -> Validation:
 def test_a_release_is_paired_with_the_earlier_one(now: tuple[float, ...], status: str, said: str) -> None:
     """Texts differ by far more than releases do: only pairing sees two percent."""
     before, after = release(2.0, 2.0, 2.0, 2.0), release(*now)
-    (check,) = [each for each in judge(after, DEFAULT, before) if ".baseline." in each.id]
+    (check,) = [each for each in judge(after, DEFAULT, before) if ".baseline.long." in each.id]
     assert (check.id, check.status) == ("gguf.baseline.long.256", status)
     assert said in check.message
-    strict = [each.status for each in judge(after, PRESETS["strict"], before) if ".baseline." in each.id]
+    strict = [each.status for each in judge(after, PRESETS["strict"], before) if ".baseline.long." in each.id]
     assert strict == ["fail" if status == "warn" else status]
 
 
 def test_one_window_does_not_tell_change_from_noise() -> None:
-    (check,) = [each for each in judge(release(2.5), DEFAULT, release(2.0)) if ".baseline." in each.id]
+    (check,) = [each for each in judge(release(2.5), DEFAULT, release(2.0)) if ".baseline.long." in each.id]
     assert check.status == "pass"
     assert "one window does not tell" in check.message
 
 
 def test_a_release_on_other_texts_or_of_another_format_is_refused() -> None:
+    now = [Subject.of(release(2.0))]
     with pytest.raises(InputError, match="measured on other texts"):
-        baseline_of([release(2.0)], [release(2.0, texts="y")], "old.json")
+        baseline_of(now, [release(2.0, texts="y")], "old.json")
     other = dataclasses.replace(release(2.0), format="hf")
     with pytest.raises(InputError, match="expected one gguf artifact"):
-        baseline_of([release(2.0)], [other], "old.json")
+        baseline_of(now, [other], "old.json")
+
+
+def test_of_several_artifacts_the_one_of_the_same_name_is_the_earlier_one(tmp_path: Path) -> None:
+    """A result holds names without folders."""
     twice = [dataclasses.replace(release(2.0), artifact=name) for name in ("b.gguf", "a.gguf")]
-    assert baseline_of([release(2.0)], twice, "old.json") == [twice[1]]
+    for artifact in ("a.gguf", str(tmp_path / "a.gguf")):
+        assert baseline_of([Subject(artifact, "gguf", "x")], twice, "old.json") == [twice[1]]
+    with pytest.raises(InputError, match=r"expected one gguf artifact to compare c\.gguf with, found 2"):
+        baseline_of([Subject("c.gguf", "gguf", "x")], twice, "old.json")
+
+
+def test_what_cannot_be_compared_is_said() -> None:
+    """Another model, and windows that were measured of one release alone."""
+    before, now = release(2.0, 2.0), release(2.0, 2.0)
+    before = dataclasses.replace(before, provenance={**before.provenance, "reference_fingerprint": "0"})
+    found = {each.id: each for each in judge(now, DEFAULT, before) if ".baseline." in each.id}
+    assert found["gguf.baseline.reference"].status == "warn"
+    assert found["gguf.baseline.long.256"].status == "pass"
+    nothing = dataclasses.replace(now, windows=[])
+    statuses = {each.id: each.status for each in judge(nothing, DEFAULT, before) if ".baseline." in each.id}
+    assert statuses == {"gguf.baseline.reference": "warn", "gguf.baseline.long.256": "skip"}
+
+
+def test_losses_whose_mean_overflows_are_no_noise() -> None:
+    (check,) = [each for each in judge(release(1e308, 1e308), DEFAULT, release(0, 0)) if ".baseline.long." in each.id]
+    assert check.status == "fail"
 
 
 # -- intervals
