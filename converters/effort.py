@@ -29,7 +29,7 @@ class Effort:
         windows_per_length: at most so many windows of each length.
         crossing: decode across the original window through the cache.
         own_weights: compare with a second reference, which holds the artifact's rounded weights.
-        twins: run an artifact whose model is the reference's on a few tokens only, where there is no budget.
+        twins: run an artifact whose model is the reference's on a few tokens only.
         quality: measure what the extension costs and brings, too, where there is no budget.
         between: measure half of the original window and lengths between it and the target, too.
         seconds: what it is to be done in; None for no limit.

@@ -33,7 +33,7 @@ from converters.own_weights import WeightKind
 from converters.policy import PRESETS, Policy
 from converters.sources import BATCH_TOKENS, batch_and_alone
 from converters.tokenizer_checks import text_ids
-from converters.twins import PROBE_TOKENS, TWIN, is_twin
+from converters.twins import TWIN, is_twin
 from longrope.checkpoint import Checkpoint
 from longrope.errors import InputError, LongRopeError, MissingRequirementError, RuntimeFailedError
 from longrope.estimates.compute import attention_flops, duration, linear_flops
@@ -112,7 +112,7 @@ class ValidateOptions:
         device: torch device of the reference.
         reference_dtype: what the reference computes in: a name of `modeling.DTYPES`.
         chunk: rows of logits held at a time.
-        twins: run an artifact whose model is the reference's on a few tokens only, where there is no budget.
+        twins: run an artifact whose model is the reference's on a few tokens only.
         cache: where passes of the reference are kept between calls (`longrope.pass_cache`); None for nowhere.
     """
 
@@ -281,10 +281,10 @@ class _Runs:
                 self._open_own(subject)
             for subject in filter(_runs, subjects):
                 self._score_batch(subject, texts[min(texts)][0])
-            texts, crossing = (texts, self.options.crossing) if end is None else self._fit(subjects, texts, end)
-            if end is None:
-                for subject in filter(_runs, subjects):
+            for subject in filter(_runs, subjects):
+                if self.options.twins:
                     self._look_for_twin(subject, texts)
+            texts, crossing = (texts, self.options.crossing) if end is None else self._fit(subjects, texts, end)
             for length, windows in texts.items():
                 self._score_length(length, windows, [subject for subject in subjects if subject.runs])
             if crossing:
@@ -407,15 +407,10 @@ class _Runs:
         findings.append(Check(f"{name}.budget", "skip" if missing else "pass", message=message))
 
     def _look_for_twin(self, subject: Subject, texts: Mapping[int, Sequence[TokenIds]]) -> None:
-        """Whether an artifact in transformers is its reference, where telling takes less than a pass over all windows."""
-        base, original, artifact = subject.own or self.reference, self.factors.original, subject.artifact
-        tokens = sum(length * len(windows) for length, windows in texts.items())
-        ids = texts[max(texts)][0][: original + 1]
-        if not self.options.twins or tokens <= 2 * (PROBE_TOKENS + len(ids)):
-            return
-        used = {subject.runtime.set_for(length) for length in texts}
-        sets = {name: self._reference_set(artifact, name) for name in used}
-        if is_twin(subject.runtime, base, sets, ids, self.options.chunk):
+        """Whether an artifact in transformers is its reference, so that one pass serves both."""
+        base, used = subject.own or self.reference, {subject.runtime.set_for(length) for length in texts}
+        sets = {name: self._reference_set(subject.artifact, name) for name in used}
+        if is_twin(subject.runtime, base, sets, texts[max(texts)][0], self.factors.original):
             subject.is_twin = True
             message = f"{TWIN}; its windows are the reference's, which was run for both"
             subject.result.findings.append(Check(f"{subject.result.format}.same_model", "pass", message=message))

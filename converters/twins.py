@@ -1,7 +1,7 @@
 """Is an artifact's model, as transformers loads it, the reference itself? Then its windows need not be run twice.
 
-class, settings, parameters, buffers, frequencies of each set ─ equal, bit for bit ─┐
-logits on a few tokens, and on one beyond the original window ─ equal, bit for bit ─┴─► one computation, measured once
+class, settings, parameters, buffers, frequencies of each set ─ equal, bit for bit ─────────────────┐
+logits of a few tokens at the beginning, and across the end of the original window ─ the same, too ─┴─► one computation
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from longrope.modeling import PinnedRotary, TorchSource, frequency_sets, rotary_
 from longrope.scoring import LogitSource
 from longrope.text import TokenIds
 
-# Tokens that both are run on under the short set.
+# Tokens of a window that both are run on.
 PROBE_TOKENS = 64
 TWIN = "transformers makes the reference of it: every setting, weight and frequency, and the logits of a probe, bit for bit"
 # Settings that name the files or say what `frequency_sets` says, too; transformers' own modules compute nothing from them.
@@ -25,7 +25,7 @@ _OF_FILES = ("_name_or_path", "transformers_version", "architectures", "dtype", 
 
 
 def is_twin(
-    source: LogitSource, base: TorchSource, sets: Mapping[FactorSet, FactorSet], ids: TokenIds, chunk: int
+    source: LogitSource, base: TorchSource, sets: Mapping[FactorSet, FactorSet], ids: TokenIds, original: int
 ) -> bool:
     """Whether a source computes what `base` does, in the regimes that count.
 
@@ -33,13 +33,20 @@ def is_twin(
         source: an artifact in its runtime, which chooses its sets itself.
         base: the reference, or the reference with the artifact's weights.
         sets: the source's set in a regime → the base's that it must be.
-        ids: tokens, one more than the original window where the long set counts.
-        chunk: rows of logits held at a time.
+        ids: tokens to try.
+        original: the window where sets change.
     """
     if not isinstance(source, TorchSource) or not same_model(source.model, base.model, sets):
         return False
-    probes = {"short": ids[:PROBE_TOKENS], "long": ids}
-    return all(_same_logits(source, used, base, expected, probes[used], chunk) for used, expected in sets.items())
+    probe = ids[: min(PROBE_TOKENS, original)]
+    # The last position lies one beyond the original window, which makes transformers use the long set.
+    starts = {"short": 0, "long": original + 1 - len(probe)}
+    return all(
+        torch.equal(
+            *(each.shifted_logits(probe, name, starts[used]) for each, name in ((source, used), (base, expected)))
+        )
+        for used, expected in sets.items()
+    )
 
 
 def same_model(one: Any, other: Any, sets: Mapping[FactorSet, FactorSet]) -> bool:
@@ -71,10 +78,3 @@ def _same_rotation(one: Any, other: Any, sets: Mapping[FactorSet, FactorSet]) ->
         return False
     ours, theirs = frequency_sets(mine), frequency_sets(its)
     return all(torch.equal(ours[used], theirs[expected]) for used, expected in sets.items())
-
-
-def _same_logits(
-    one: TorchSource, used: FactorSet, other: TorchSource, expected: FactorSet, ids: TokenIds, chunk: int
-) -> bool:
-    blocks = zip(one.logits(ids, used, chunk), other.logits(ids, expected, chunk), strict=True)
-    return one.set_for(len(ids)) == used and all(torch.equal(mine, its) for mine, its in blocks)

@@ -567,6 +567,19 @@ class TorchSource:
         return torch.stack(rows).float().cpu()
 
     @torch.inference_mode()
+    def shifted_logits(self, ids: TokenIds, factor_set: FactorSet, start: int) -> Tensor:
+        """[T, V] float32: logits of a window [T] whose first position is `start`, with nothing before it.
+
+        Where transformers switches sets by the largest position, a few tokens beyond the original window see the long one.
+        """
+        if self._pin is not None:
+            self._pin.use(factor_set)
+        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
+        positions_BT = torch.arange(start, start + len(ids), device=ids_BT.device)[None]
+        output = decoder(self.model)(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
+        return head_logits(self.model, output.last_hidden_state[0]).float().cpu()
+
+    @torch.inference_mode()
     def tail_logits(self, ids: TokenIds, factor_set: FactorSet, first: int) -> Tensor:
         """[T - first, V] float32: the rows of positions first … T - 1; the head is computed for these only.
 

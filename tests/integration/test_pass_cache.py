@@ -18,10 +18,9 @@ from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
 from longrope.pass_cache import PassCache
 from longrope.text import Corpus, load_corpus
-from tests.common import WINDOW, pico_checkpoint, run_cli
+from tests.common import TARGET, WINDOW, pico_checkpoint, run_cli
 
-# Two lengths of one window, too few for a probe of a twin; and the crossing: a pass of the long set, and one of the short
-# that the first window was.
+# Two lengths of one window, and the crossing: a pass of the long set, and one of the short that the first window was.
 PASSES = 4
 FIRST, AGAIN = {"kept": 1, "run": PASSES - 1}, {"kept": PASSES, "run": 0}
 
@@ -38,7 +37,7 @@ class Setting:
     def validate(self, **changes: Any) -> Validation:
         options: dict[str, Any] = {
             "factors": self.factors,
-            "windows": (WINDOW, 3 * WINDOW),
+            "windows": (WINDOW, TARGET),
             "windows_per_length": 1,
             "threads": 1,
             **changes,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from converters import twins
 from converters.base import Export
 from converters.hf.converter import HuggingFaceConverter
 from converters.measurements import Validation
@@ -22,7 +21,6 @@ from longrope.text import Corpus, Document
 from tests.common import TARGET, WINDOW
 from tests.folder_faults import Fault, both, config, rope, weights
 
-# A probe of the long set takes WINDOW + 1 tokens; these windows are 1,280.
 WINDOWS = {"windows": (WINDOW, TARGET), "windows_per_length": 4, "threads": 1}
 
 
@@ -63,7 +61,7 @@ def test_a_twin_is_run_on_a_probe_and_scored_as_if_it_had_run(
     """A cast is the twin of the reference that holds its weights."""
     path = written(pico, dual, tmp_path / "hf", sets, outtype)
     found = measured(path, pico, dual)
-    assert sorted(tokens) == [twins.PROBE_TOKENS, WINDOW + 1]
+    assert tokens == []
     assert [check.status for check in found.checks if check.id == "hf.same_model"] == ["pass"]
     tokens.clear()
     thorough = measured(path, pico, dual, effort="thorough", quality=False)
@@ -72,15 +70,6 @@ def test_a_twin_is_run_on_a_probe_and_scored_as_if_it_had_run(
     for name in ("windows", "runtime", "rounding"):
         assert getattr(found, name) == getattr(thorough, name)
     assert found.passed == thorough.passed
-
-
-def test_few_windows_are_run_without_a_probe(
-    pico: Checkpoint, dual: BoundFactors, tmp_path: Path, tokens: list[int]
-) -> None:
-    path = written(pico, dual, tmp_path / "hf", "dual")
-    found = measured(path, pico, dual, windows=(WINDOW,), windows_per_length=1)
-    assert tokens == [WINDOW]
-    assert "hf.same_model" not in {check.id for check in found.checks}
 
 
 def one_weight(tensors: dict[str, Any]) -> None:
@@ -115,24 +104,27 @@ def test_another_model_is_run(
     assert any(check.id.startswith("hf.parity.") for check in found.failures)
 
 
-@pytest.mark.parametrize("where", [0, WINDOW])
+@pytest.mark.parametrize("regime", ["short", "long"])
 def test_a_model_that_computes_otherwise_is_run(
-    where: int, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    regime: str, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal to the last bit, but for what its code does: at every position, or beyond the original window alone."""
+    """Equal to the last bit, but for what its code does with one of its sets."""
     path, open_source = written(pico, dual, tmp_path / "hf", "dual"), HuggingFaceConverter.open_source
 
     def otherwise(self: HuggingFaceConverter, *given: Any, **named: Any) -> Any:
         source = open_source(self, *given, **named)
-        norm, forward = source.model.model.norm, source.model.model.norm.forward
+        rotary = source.model.model.rotary_emb
+        forward = rotary.forward
 
-        def moved(x: torch.Tensor) -> torch.Tensor:
-            return forward(x) if x.shape[1] <= where else forward(x) * (1 + 1e-6)
+        def moved(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+            cos, sin = forward(x, position_ids)
+            return (cos * (1 + 1e-6), sin) if (position_ids.max() >= WINDOW) == (regime == "long") else (cos, sin)
 
-        norm.forward = moved
+        rotary.forward = moved
         return source
 
     monkeypatch.setattr(HuggingFaceConverter, "open_source", otherwise)
     found = measured(path, pico, dual)
     assert "hf.same_model" not in {check.id for check in found.checks}
-    assert f"hf.parity.long.{TARGET}" in {check.id for check in found.failures}
+    length = WINDOW if regime == "short" else TARGET
+    assert f"hf.parity.{regime}.{length}" in {check.id for check in found.failures}
