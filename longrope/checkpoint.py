@@ -537,6 +537,12 @@ class Checkpoint:
                 f"all its layers attend to the last {window} tokens only (sliding_window); an extension beyond them attends "
                 "to everything: sliding_window becomes null, as in the long versions of Phi-3"
             )
+        ends = self.config.get("eos_token_id")
+        for end in ends if isinstance(ends, list) else [ends]:
+            if isinstance(end, int) and end >= self.vocab_size:
+                said.append(
+                    f"eos_token_id {end} lies beyond the vocabulary of {self.vocab_size} tokens: no text ever ends with it"
+                )
         if method := self.quantization:
             said.append(
                 f"its weights are quantized ({method}): copied as they are and not run here; to validate the folder, compare "

@@ -387,6 +387,12 @@ def _result(
     best = cache.best
     if best is None or not math.isfinite(best.loss):
         raise LongRopeError("no candidate could be measured on all windows; see the warnings above")
+    chance = math.log(checkpoint.vocab_size)
+    if best.loss > 2 * chance:
+        progress.warn(
+            f"the best candidate predicts these texts far worse than chance: {best.loss:.1f} nats a token, where guessing has "
+            f"{chance:.1f}. Look whether the checkpoint is whole, and try it with eval on its own window"
+        )
     if best.excess:
         progress.warn(
             f"no candidate kept the short budget; the best is {100 * math.expm1(best.excess):.2f} % above it at the original "

@@ -349,6 +349,17 @@ def test_gradients_that_do_not_fit_are_left_out(pico, corpus, monkeypatch):
         search(pico, corpus, TARGET, options=replace(OPTIONS, strategy="gradient", max_evals=40))
 
 
+def test_a_result_far_worse_than_chance_is_said(pico, corpus, monkeypatch):
+    options, progress = replace(OPTIONS, strategy="seeds", max_evals=3), Silent()
+    search(pico, corpus, TARGET, options=options, progress=progress)
+    assert not any("worse than chance" in warning for warning in progress.warnings)
+    nll_of = WindowModel.nll
+    monkeypatch.setattr(WindowModel, "nll", lambda *given: 200 * nll_of(*given))
+    search(pico, corpus, TARGET, options=options, progress=progress)
+    (said,) = [warning for warning in progress.warnings if "worse than chance" in warning]
+    assert "where guessing has 6.0" in said
+
+
 def test_the_cap_comes_before_the_loss(pico, corpus, monkeypatch):
     """A candidate far better at the target that breaks the cap a little is not the result."""
     objective = Objective((Window(np.zeros(4, dtype=np.int64)), Window(np.zeros(4, dtype=np.int64), side="short")), 2.0)

@@ -18,7 +18,7 @@ from longrope.factors import RescaleFactors
 from longrope.hf_config import extended_config
 from longrope.rope import attention_factor_formula
 from longrope.weights import safetensors_header
-from tests.common import TARGET, WINDOW, pico_factors
+from tests.common import TARGET, WINDOW, pico_checkpoint, pico_factors
 from tests.folder_faults import Fault, cut, lose, on_bytes, overwrite, put
 
 
@@ -420,3 +420,13 @@ def test_a_sound_header_is_returned_without_metadata(pico: Checkpoint) -> None:
     entries = safetensors_header(pico.path / "model.safetensors")
     assert entries["model.norm.weight"]["shape"] == [64]
     assert "__metadata__" not in entries
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"), [(383, []), (384, [384]), ([2, 999, 384], [999, 384]), (None, []), (-1, []), ([], [])]
+)
+def test_an_end_beyond_the_vocabulary_is_said(ends: Any, told: list[int], tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "model", eos_token_id=ends)
+    said = [oddity for oddity in checkpoint.oddities() if "eos_token_id" in oddity]
+    assert [oddity.split()[1] for oddity in said] == [str(end) for end in told]
+    assert all("beyond the vocabulary of 384 tokens" in oddity for oddity in said)
