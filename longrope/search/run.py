@@ -390,8 +390,8 @@ def _result(
     chance = math.log(checkpoint.vocab_size)
     if best.loss > 2 * chance:
         progress.warn(
-            f"the best candidate predicts these texts far worse than chance: {best.loss:.1f} nats a token, where guessing has "
-            f"{chance:.1f}. Look whether the checkpoint is whole, and try it with eval on its own window"
+            f"the best candidate predicts these texts far worse than chance: {best.loss:.1f} nats a token, where guessing "
+            f"has {chance:.1f}. Look whether the checkpoint is whole, and try it with eval on its own window"
         )
     if best.excess:
         progress.warn(
