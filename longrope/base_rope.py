@@ -68,10 +68,6 @@ class BaseRope:
         return set(self.long_factor) | set(self.short_factor) == {1.0} and self.attention_factor == 1.0
 
     @property
-    def has_two_sets(self) -> bool:
-        return self.short_factor != self.long_factor
-
-    @property
     def is_longrope(self) -> bool:
         """Whether its factors are a list in config.json, as an extension leaves them behind."""
         return self.rope_type in LONGROPE

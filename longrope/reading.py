@@ -88,13 +88,12 @@ def as_object(data: Any, name: str) -> dict[str, Any]:
     return data
 
 
-def read_lines(path: Path, name: str | None = None, *, non_finite: bool = False) -> Iterator[tuple[str, Any]]:
+def read_lines(path: Path, *, non_finite: bool = False) -> Iterator[tuple[str, Any]]:
     """(name of the line, value) of every line of a JSONL file that is not empty. Raises as `read_json`."""
-    name = name or str(path)
     # splitlines would cut at U+2028 inside a string
-    for number, line in enumerate(read_utf8(path, name).split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if line.strip():
-            yield f"{name}, line {number}", parsed_json(line, f"{name}, line {number}", non_finite=non_finite)
+            yield f"{path}, line {number}", parsed_json(line, f"{path}, line {number}", non_finite=non_finite)
 
 
 def _whole(digits: str) -> int:
@@ -146,13 +145,13 @@ def _check_tree(data: Any, name: str, most: int | None = None) -> None:
 # -- what people write
 
 
-def read_toml(path: Path, name: str | None = None) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises InputError: not readable, not TOML, too large or too deep, numbers not finite."""
     import tomllib  # which few commands need
 
-    name = name or str(path)
+    name = str(path)
     try:
-        data = tomllib.loads(read_utf8(path, name, MAX_WRITTEN), parse_float=_real)
+        data = tomllib.loads(read_utf8(path, limit=MAX_WRITTEN), parse_float=_real)
     except RecursionError:
         raise InputError(f"{name} is nested too deep; expected at most {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -161,10 +160,9 @@ def read_toml(path: Path, name: str | None = None) -> dict[str, Any]:
     return data
 
 
-def read_yaml(path: Path, name: str | None = None) -> Any:
+def read_yaml(path: Path) -> Any:
     """The document of a YAML file. Raises as `parsed_yaml`."""
-    name = name or str(path)
-    return parsed_yaml(read_utf8(path, name, MAX_WRITTEN), name)
+    return parsed_yaml(read_utf8(path, limit=MAX_WRITTEN), str(path))
 
 
 def parsed_yaml(text: str, name: str) -> Any:
@@ -202,13 +200,12 @@ def _yaml_loader() -> type[Any]:
     return Loader
 
 
-def read_utf8(path: Path, name: str | None = None, limit: int = MAX_BYTES) -> str:
+def read_utf8(path: Path, limit: int = MAX_BYTES) -> str:
     """A text, without its byte order mark. Raises InputError: not readable, too large, or not UTF-8."""
-    name = name or str(path)
     try:
-        return read_bytes(path, name, limit).decode("utf-8-sig")
+        return read_bytes(path, str(path), limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: cannot be read as UTF-8 text ({error})") from None
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
 def read_bytes(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
@@ -301,10 +298,9 @@ def said_by(library: str, name: str, work: str = "read it") -> Iterator[None]:
         raise InputError(f"{name}: {library} does not {work}: {one_line(error)}") from error
 
 
-def one_line(error: object, limit: int = 300) -> str:
+def one_line(error: object) -> str:
     """What an error says, on one line of printable characters."""
-    said = visible(" ".join(str(error).split())) or type(error).__name__
-    return cut(said, limit)
+    return cut(visible(" ".join(str(error).split())) or type(error).__name__, 300)
 
 
 def visible(text: str) -> str:
@@ -517,6 +513,6 @@ def _faults(value: Any, kind: Kind, place: str) -> Iterator[tuple[str, str, Any]
         yield from _faults(inner, its_kind, place + step)
 
 
-def printable(text: str, limit: int = 60) -> str:
+def printable(text: str) -> str:
     """A name out of a foreign file as it may stand in a message."""
-    return text[:limit] if text.isprintable() and len(text) <= limit else shown(text, limit)
+    return text if text.isprintable() and len(text) <= 60 else shown(text)

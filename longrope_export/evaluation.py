@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -67,16 +67,6 @@ class Evaluation:
         facts["artifact"] = published_name(self.artifact)
         made = provenance(text_fingerprint=facts.pop("text_fingerprint"), seed=facts.pop("seed"))
         return {"schema_version": SCHEMA_VERSION, **facts, "provenance": dict(made)}
-
-
-def retrieval_rows(data: Mapping[str, Any]) -> dict[str, tuple[RetrievalRow, ...]]:
-    """Rows by task out of `Evaluation.to_json`; fields of a later version are left out."""
-    names = [field.name for field in fields(RetrievalRow)]
-    found = {
-        task: tuple(RetrievalRow(**{name: row[name] for name in names if name in row}) for row in data.get(task, ()))
-        for task in retrieval.TASKS
-    }
-    return {task: rows for task, rows in found.items() if rows}
 
 
 def evaluate(request: EvalRequest, progress: Progress) -> Evaluation:

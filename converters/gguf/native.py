@@ -165,14 +165,14 @@ def failure(message: str) -> InputError:
     return error
 
 
-def tokenize(model: Any, text: str, *, add_special: bool = True) -> list[int]:
-    """Token ids as llama.cpp makes them, with control tokens in the text recognized."""
+def tokenize(model: Any, text: str) -> list[int]:
+    """Token ids as llama.cpp makes them, with what it adds around a text, and control tokens in the text recognized."""
     library = llama()
     data = text.encode("utf-8")
     room = len(data) + 16
     buffer = (library.llama_token * room)()
     vocab = library.llama_model_get_vocab(model)
-    count = library.llama_tokenize(vocab, data, len(data), buffer, room, add_special, True)
+    count = library.llama_tokenize(vocab, data, len(data), buffer, room, True, True)
     if count < 0:
         raise InputError(f"llama.cpp cannot tokenize {text[:40]!r}")
     return list(buffer[:count])

@@ -89,9 +89,9 @@ def _bound(stored: RescaleFactors) -> BoundFactors | None:
 
 
 def _opset(file: OnnxFile) -> Check:
-    ok = file.opset() in OPSETS
+    ok = file.opset in OPSETS
     message = "" if ok else "onnxruntime runs Attention natively at these only; export again"
-    return Check("onnx.opset", "pass" if ok else "fail", list(OPSETS), file.opset(), message)
+    return Check("onnx.opset", "pass" if ok else "fail", list(OPSETS), file.opset, message)
 
 
 # -- the names a runtime looks for

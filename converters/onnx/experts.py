@@ -38,7 +38,7 @@ class Mixture:
     def build(self, hidden: ir.Value) -> ir.Value:
         """[B,T,D] → [B,T,D], in the scope of an MLP."""
         g, width = self.graph, self.parts.decoder.hidden_size
-        self._name_matrices(width)
+        self._name_matrices()
         flat = g.op("Reshape", hidden, g.ints(-1, width), name="tokens")
         weights, chosen = self._route(flat)
         outputs, places = zip(
@@ -159,7 +159,7 @@ class Mixture:
 
     # -- where their matrices lie
 
-    def _name_matrices(self, width: int) -> None:
+    def _name_matrices(self) -> None:
         """Give each expert's matrices names, where a checkpoint holds all of them in one tensor."""
         stacked = self.graph.path("experts.gate_up_proj")
         if stacked not in self.parts.weights:

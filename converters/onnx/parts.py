@@ -128,12 +128,11 @@ class Parts:
 
     # -- norms
 
-    def norm(self, name: str, value: ir.Value, *, eps: float | None = None, plus_one: bool | None = None) -> ir.Value:
+    def norm(self, name: str, value: ir.Value, *, eps: float | None = None) -> ir.Value:
         """Normalization over the last axis, computed in float32."""
         g, block = self.graph, self.decoder.block
         weight = g.path(f"{name}.weight")
-        plus = block.norm_plus_one if plus_one is None else plus_one
-        scale = self.vector(weight, self.weights.entry(weight).shape, Plus(float(plus)))
+        scale = self.vector(weight, self.weights.entry(weight).shape, Plus(float(block.norm_plus_one)))
         epsilon = self.decoder.norm_eps if eps is None else eps
         if block.norm == "rms":
             return g.op("RMSNormalization", value, scale, name=name, axis=-1, epsilon=epsilon)

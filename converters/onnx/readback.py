@@ -80,8 +80,10 @@ class OnnxFile:
     def metadata(self) -> dict[str, str]:
         return {entry.key: entry.value for entry in self.proto.metadata_props}
 
-    def opset(self, domain: str = "") -> int | None:
-        return next((item.version for item in self.proto.opset_import if item.domain == domain), None)
+    @property
+    def opset(self) -> int | None:
+        """The version of ONNX's own operators."""
+        return next((item.version for item in self.proto.opset_import if item.domain == ""), None)
 
     def array(self, name: str) -> Array | None:
         """An initializer that lies in the model file; None when there is none of that name."""

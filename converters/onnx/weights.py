@@ -208,12 +208,12 @@ class Weights:
         """Reads tensors, one below the other, changes them in float32 (None: leaves them) and rounds them to `dtype`."""
         return Reader(self.name, tuple(names), tuple(self.entry(name) for name in names), change, dtype)
 
-    def refuse_unused(self, but: tuple[str, ...] = ()) -> None:
+    def refuse_unused(self) -> None:
         """Raise UnsupportedError when the checkpoint has weights that nothing has asked for.
 
         A tensor that the graph does not use is a part of the model that the graph does not have.
         """
-        unused = sorted(set(self.entries) - self._used - set(but))
+        unused = sorted(set(self.entries) - self._used)
         unknown = [name for name in unused if not DERIVED.fullmatch(name)]
         if unknown:
             raise UnsupportedError(

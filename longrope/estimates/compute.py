@@ -78,9 +78,9 @@ class Rates:
     attention: float
 
 
-def measure_rates(shape: DecoderShape, dtype: str, device: str, *, size: int = 1024) -> Rates:
+def measure_rates(shape: DecoderShape, dtype: str, device: str) -> Rates:
     """Time a product of matrices and an attention of the model's heads, once each after a warm-up."""
-    kind = DTYPES[dtype]
+    kind, size = DTYPES[dtype], 1024
     matrix = torch.randn(size, size, dtype=kind, device=device)
     heads = torch.randn(1, shape.heads, size, shape.head_dim, dtype=kind, device=device, requires_grad=True)
 

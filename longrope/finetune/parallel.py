@@ -35,6 +35,8 @@ from longrope.finetune.options import TrainOptions
 Result = TypeVar("Result")
 # How long processes wait for what the first one does alone, such as a search.
 PATIENCE = timedelta(days=30)
+# How long a process waits for the others in a step before it gives up.
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,7 @@ class Parallel:
 
     @classmethod
     def from_environment(
-        cls,
-        sequence_parallel: int = 1,
-        *,
-        device: str | None = None,
-        fsdp: int | None = None,
-        timeout: timedelta = timedelta(minutes=30),
+        cls, sequence_parallel: int = 1, *, device: str | None = None, fsdp: int | None = None
     ) -> Parallel:
         """Join the processes that torchrun started; `single` where it started none.
 
@@ -80,7 +77,6 @@ class Parallel:
             device: "cuda" or "cpu"; None takes CUDA where it is. The group talks through nccl or gloo accordingly.
             fsdp: processes that one copy of the weights is spread over; None for all of them, 1 for a whole copy
                 in each. Between: HSDP, e.g. the devices of a machine.
-            timeout: how long a process waits for the others before it gives up.
 
         Raises:
             InputError: the sizes do not divide the number of processes.
@@ -96,7 +92,7 @@ class Parallel:
         place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(place)
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timeout)
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
         shards = fsdp or world_size
         weights = init_device_mesh(kind, (world_size // shards, shards), mesh_dim_names=("copies", "parts"))
         rows = init_device_mesh(
@@ -128,9 +124,7 @@ class Parallel:
 
     # -- weights and gradients
 
-    def shard(
-        self, model: nn.Module, *, param_dtype: torch.dtype | None = None, reshard_after_forward: bool = True
-    ) -> nn.Module:
+    def shard(self, model: nn.Module, *, param_dtype: torch.dtype | None = None) -> nn.Module:
         """Spread a model's weights over the processes, layer by layer, in place; in one process it only moves it.
 
         Call it before the optimizer is made, on the module whose *forward* does everything, loss included: FSDP2 gathers
@@ -139,7 +133,6 @@ class Parallel:
         Args:
             model: on the CPU or on this process's device, the same in every process.
             param_dtype: what layers compute in; the optimizer keeps the parameters' own, gradients are summed in float32.
-            reshard_after_forward: free a layer's gathered weights after its forward and gather them again for backward.
 
         Returns:
             The same module.
@@ -151,7 +144,7 @@ class Parallel:
         policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
         options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
         for layer in decoder_layers(model):
-            fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
+            fully_shard(layer, reshard_after_forward=True, **options)  # gathered again for backward
         fully_shard(model, reshard_after_forward=False, **options)
         for module in model.modules():
             if isinstance(module, FSDPModule):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from longrope.errors import InputError
-from longrope.finetune.stages import Stage, StagePlan, read_toml
+from longrope.finetune.stages import Stage, StagePlan, read_plan_file
 
 # LongRoPE (arXiv 2402.13753), section 4 and appendix: windows of LLaMA2-7B (4k) and Mistral-7B (8k).
 # LongRoPE2 (arXiv 2502.20082): LLaMA3-8B (8k) to 128k with 10B tokens; its rate is not in our sources: LongRoPE's is used.
@@ -47,4 +47,4 @@ def read_plan(name: str) -> StagePlan:
         return PRESETS[name]
     if not Path(name).is_file():
         raise InputError(f"stages {name}: expected a TOML file or one of {', '.join(PRESETS)}")
-    return read_toml(Path(name))
+    return read_plan_file(Path(name))

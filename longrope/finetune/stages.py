@@ -28,8 +28,7 @@ from longrope.options import (
     read_table,
     schema_of,
 )
-from longrope.reading import read_toml as read_toml_file
-from longrope.reading import shown
+from longrope.reading import read_toml, shown
 
 Schedule = Literal["linear", "constant", "cosine"]
 SEARCH, RESCALE, GIVEN = "search", "rescale", "given"
@@ -189,13 +188,13 @@ class StagePlan:
         return dataclasses.replace(self, stages=stages, original=window)
 
 
-def read_toml(path: Path) -> StagePlan:
+def read_plan_file(path: Path) -> StagePlan:
     """A plan file: optional `name`, `original`, `source`, and a [[stage]] table for each stage.
 
     Raises:
         InputError: not a readable TOML file, unknown keys, or values out of range.
     """
-    data = read_toml_file(path)
+    data = read_toml(path)
     tables = data.pop("stage", None)
     if not isinstance(tables, list) or not tables:
         raise InputError(f"{path}: expected a [[stage]] table for each stage, found none")

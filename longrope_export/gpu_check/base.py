@@ -185,10 +185,10 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], object], device: str, *, repeats: int = 2) -> float:
-    """Wall time of the fastest of some runs, after one that warms up."""
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall time of the faster of two runs, after one that warms up."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(3):
         synchronize(device)
         start = time.perf_counter()
         work()

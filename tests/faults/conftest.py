@@ -16,7 +16,7 @@ from tests.common import pico_factors
 
 
 @pytest.fixture
-def room(pico: Checkpoint, dual: BoundFactors, sound: Path, tmp_path: Path) -> Path:
+def room(sound: Path, tmp_path: Path) -> Path:
     """A folder with a model, its artifacts, factors and a text, all sound, to break."""
     return shutil.copytree(sound, tmp_path / "room")
 

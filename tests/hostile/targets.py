@@ -154,9 +154,9 @@ TARGETS: Mapping[str, Target] = {
 
 
 def _stages_of(path: Path) -> None:
-    from longrope.finetune.stages import read_toml
+    from longrope.finetune.stages import read_plan_file
 
-    read_toml(path).for_model(WINDOW, TARGET)
+    read_plan_file(path).for_model(WINDOW, TARGET)
 
 
 def _recipe_of(path: Path) -> None:

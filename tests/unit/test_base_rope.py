@@ -75,7 +75,7 @@ def test_a_fixed_alpha_stretches_theta() -> None:
 def test_longrope_keeps_both_sets_and_the_formula() -> None:
     lists = {**PUBLISHED["phi 3"], "short_factor": [1.0] * (HEAD // 2)}
     found = ours(lists)
-    assert found.has_two_sets
+    assert found.short_factor != found.long_factor
     assert found.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
 
 

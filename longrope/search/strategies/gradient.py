@@ -44,7 +44,7 @@ def gradient(problem: Problem) -> Plan:
     order = WindowOrder(problem)
     finalists = [problem.known(starts[0])]
     for start in starts[:runs]:
-        descent = yield from descend(Descent.start(problem, start.candidate), problem, order, steps)
+        descent = yield from descend(Descent.start(problem, start.candidate), order, steps)
         finalists.append(problem.full(descent.mean(), f"gradient from {start.name}"))
     yield finalists
 
@@ -139,19 +139,16 @@ class Descent:
         self.x = self.x - decay * self.rates * mean / (np.sqrt(square) + 1e-8)
         self.trail.append(self.x)
 
-    def mean(self, tail: float = TAIL) -> Candidate:
+    def mean(self) -> Candidate:
         """The mean of the last iterates, in the free numbers."""
-        count = max(1, round(tail * len(self.trail)))
+        count = max(1, round(TAIL * len(self.trail)))
         return self.space.decode(np.mean(self.trail[-count:], axis=0))
 
 
-def descend(
-    descent: Descent, problem: Problem, order: WindowOrder, steps: int, *, done: int = 0, total: int | None = None
-) -> Steps:
-    """Some steps of a run of `total` steps, `done` of which are behind it; the rate falls by a cosine to a tenth."""
-    total = total or steps
-    for step in range(done, done + steps):
+def descend(descent: Descent, order: WindowOrder, steps: int) -> Steps:
+    """A run of so many steps; the rate falls by a cosine to a tenth."""
+    for step in range(steps):
         trial = Trial(descent.candidate, order.next(), "gradient step", gradient=True)
         (outcome,) = yield [trial]
-        descent.step(outcome, 0.55 + 0.45 * math.cos(math.pi * step / total))
+        descent.step(outcome, 0.55 + 0.45 * math.cos(math.pi * step / steps))
     return descent
