@@ -34,7 +34,7 @@ from longrope.search.options import SearchOptions
 from longrope.search.space import SearchSpace, StartingPoint, make_space
 from longrope.search.strategies import ASK_AT_ONCE, check_strategy, make_strategy, own_budget
 from longrope.search.strategies.problem import Problem
-from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Trial
+from longrope.search.trial import GRADIENT_FORWARDS, Candidate, Job, Outcome, Trial
 from longrope.search.windows import build_objective, oddities
 from longrope.text import Corpus
 
@@ -387,17 +387,8 @@ def _result(
     best = cache.best
     if best is None or not math.isfinite(best.loss):
         raise LongRopeError("no candidate could be measured on all windows; see the warnings above")
-    chance = math.log(checkpoint.vocab_size)
-    if best.loss > 2 * chance:
-        progress.warn(
-            f"the best candidate predicts these texts far worse than chance: {best.loss:.1f} nats a token, where guessing "
-            f"has {chance:.1f}. Look whether the checkpoint is whole, and try it with eval on its own window"
-        )
-    if best.excess:
-        progress.warn(
-            f"no candidate kept the short budget; the best is {100 * math.expm1(best.excess):.2f} % above it at the original "
-            "window. Try more evaluations, a larger budget, or both factor sets (recover)"
-        )
+    for doubt in _doubts(best, checkpoint.vocab_size):
+        progress.warn(doubt)
     found = replace(
         problem.space.to_factors(best.candidate),
         method=best.candidate.family.type if best.candidate.family else options.strategy,
@@ -419,6 +410,21 @@ def _result(
         front=_front(cache, best.candidate),
         short_cap=cache.objective.short_cap,
     )
+
+
+def _doubts(best: Outcome, vocab_size: int) -> Iterator[str]:
+    """What a user should know of the best candidate, in words."""
+    chance = math.log(vocab_size)
+    if best.loss > 2 * chance:
+        yield (
+            f"the best candidate predicts these texts far worse than chance: {best.loss:.1f} nats per token, where guessing "
+            f"has {chance:.1f}. Look whether the checkpoint is whole, and try it with eval on its own window"
+        )
+    if best.excess:
+        yield (
+            f"no candidate kept the short budget; the best is {100 * math.expm1(best.excess):.2f} % above it at the original "
+            "window. Try more evaluations, a larger budget, or both factor sets (recover)"
+        )
 
 
 def _scored(point: HistoryPoint, problem: Problem) -> Scored:
