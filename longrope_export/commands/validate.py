@@ -117,23 +117,26 @@ class ValidateRequest:
         if self.explain and (self.static or self.result is not None):
             raise InputError("--explain runs the artifact again: expected neither --static nor --from")
         if self.result is not None:
-            if self.artifacts or self.reference or self.texts or self.static or self.windows or self.measures:
-                raise InputError(
-                    "--from judges what was measured: expected no artifact, --reference, --text, --windows, or "
-                    f"{_MEASURES}"
-                )
-            if self.quality:
-                raise InputError("--from judges what was measured: expected no --quality beside it")
-            return
+            self._refuse_beside_from()
+        else:
+            self._check_measuring()
+
+    def _refuse_beside_from(self) -> None:
+        if self.artifacts or self.reference or self.texts or self.static or self.windows or self.measures:
+            raise InputError(
+                f"--from judges what was measured: expected no artifact, --reference, --text, --windows, or {_MEASURES}"
+            )
+        if self.quality:
+            raise InputError("--from judges what was measured: expected no --quality beside it")
+
+    def _check_measuring(self) -> None:
         if not self.artifacts or self.reference is None:
             raise InputError("expected an artifact and its --reference, or --from RESULT.json")
         if self.quick and self.thorough:
             raise InputError("--quick and --thorough contradict each other; expected one of them")
-        if self.static and (self.texts or self.windows or self.measures):
-            raise InputError(
-                f"static checks run nothing: expected neither texts nor windows, nor {_MEASURES}, beside --static"
-            )
-        if not self.static and not self.texts:
+        if self.static:
+            self._refuse_beside_static()
+        elif not self.texts:
             raise InputError("expected texts to measure on: --text, or --static for the checks that need none")
         if self.device == SHARDED and (self.explain or (self.thorough if self.quality is None else self.quality)):
             raise InputError(
@@ -144,9 +147,15 @@ class ValidateRequest:
             raise InputError(
                 "passes of --quality are not fitted into a time: expected neither --quick nor --budget beside it"
             )
-        if self.static and self.quality:
+
+    def _refuse_beside_static(self) -> None:
+        if self.texts or self.windows or self.measures:
+            raise InputError(
+                f"static checks run nothing: expected neither texts nor windows, nor {_MEASURES}, beside --static"
+            )
+        if self.quality:
             raise InputError("static checks run nothing: expected no --quality beside --static")
-        if self.static and self.baseline is not None:
+        if self.baseline is not None:
             raise InputError("static checks measure nothing: expected no --baseline beside --static")
 
     @property
