@@ -1,7 +1,9 @@
 """Faults and good artifacts against the checks: `python -m benchmarks.bench_confusion`; writes benchmarks/confusion.md.
 
-The tests' catalogues of faults, each put into a good artifact: which static checks fail, and whether the one meant for
-it is among them. Good artifacts are those that `make bench-validation` has left, measured, in runs/bench/validation.json.
+    catalogues of the tests ──put into a copy of a good artifact──► static checks, and `validate --quick` ──► the page
+    runs/bench/validation.json, which `make bench-validation` leaves ──judged──► good artifacts that a policy flags
+
+Without that file the page keeps the lines that it has about good artifacts.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.figures import ROOT, say
@@ -20,16 +23,23 @@ from converters.base import Export
 from converters.judging import judge
 from converters.measurements import Validation, measured_of
 from converters.policy import PRESETS
+from converters.validation import validate
 from longrope.checkpoint import Checkpoint
+from longrope.errors import LongRopeError
 from longrope.factors import BoundFactors
 from longrope.files import write_atomically
 from longrope.progress import Silent
 from tests import gguf_files, hf_faults, onnx_faults
-from tests.common import pico_checkpoint, pico_factors
+from tests.common import pico_checkpoint, pico_corpus, pico_factors
+from tests.culprits import CASES, DRAWN, Workshop
 from tests.folder_faults import copied
 
 PAGE = ROOT / "benchmarks" / "confusion.md"
 GOOD = ROOT / "runs" / "bench" / "validation.json"
+# Tokens beyond the original window that quick is sure to measure, however slow the model is.
+BEYOND = 256
+# Checks whose second part is one of these come of running the artifact.
+MEASURED = ("parity", "rounding", "loads", "batch")
 # Bytes of a block of 32 numbers, its scale in float16 first.
 BLOCKS = {"q4_0": 18, "q8_0": 34}
 
@@ -48,15 +58,64 @@ class Good:
         checks = registry.converter(self.format).static_checks(path, self.factors, self.model)
         return sorted({check.id for check in checks if check.status == "fail"})
 
+    def validated(self, path: Path, effort: str) -> list[str]:
+        """Ids of the checks that a copy of it fails in `validate` of an effort, or that it is refused."""
+        windows = (self.factors.original, min(self.factors.target, self.factors.original + BEYOND))
+        try:
+            found = validate(
+                path,
+                self.model,
+                pico_corpus(self.model),
+                factors=self.factors,
+                windows=windows,
+                effort=effort,
+                threads=1,
+                cache=False,
+            )
+        except LongRopeError:
+            return ["refused"]
+        return sorted({check.id for check in found.failures})
+
 
 @dataclass(frozen=True)
 class Case:
-    """A fault: the good artifact, its name, the check meant for it, and what puts it into a copy."""
+    """A fault: the good artifact, its name, the check meant for it (empty for any), and what puts it into a copy."""
 
     good: Good
     name: str
     meant: str
     put: Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a fault.
+
+    Args:
+        case: the fault.
+        static: static checks that fail.
+        quick: checks that fail in `validate --quick`.
+        default: checks that fail in `validate`.
+    """
+
+    case: Case
+    static: Sequence[str]
+    quick: Sequence[str]
+    default: Sequence[str]
+
+    @property
+    def run_quickly(self) -> list[str]:
+        """What fails in `--quick` only because it is run."""
+        return _of_runs(self.quick)
+
+    @property
+    def run(self) -> list[str]:
+        """What fails in `validate` only because it is run."""
+        return _of_runs(self.default)
+
+
+def _of_runs(ids: Sequence[str]) -> list[str]:
+    return [id for id in ids if id == "refused" or id.split(".")[1] in MEASURED]
 
 
 def written(room: Path, format_name: str, outtype: str | None, window: int, target: int, n_hat: int = 0) -> Good:
@@ -93,59 +152,138 @@ def cases(room: Path) -> Iterator[Case]:
             yield Case(quantized, f"{outtype}: one matrix {scale:g} times too large", "gguf.weights", fault)
 
 
-def caught(case: Case, room: Path) -> list[str]:
-    """The checks that fail once the fault is in."""
+def further_cases(workshop: Workshop) -> Iterator[Case]:
+    """Faults that change what is computed: of other weight types, after public reports, and drawn by chance."""
+    catalogues = {"hf": hf_faults.FAULTS, "gguf": gguf_files.CATALOGUE, "onnx": onnx_faults.FAULTS}
+    for case in (*CASES, *DRAWN):
+        if case.outtype or case.name not in catalogues[case.format]:
+            workshop.plan(case)
+            good = Good(workshop.model, workshop.factors(case.format), workshop.path(case), case.format)
+            yield Case(good, f"{case.outtype}: {case.name}" if case.outtype else case.name, "", case.fault)
+
+
+def judged(case: Case, room: Path) -> Verdict:
+    """What is said once the fault is in."""
     copy = copied(case.good.path, room)
     case.put(copy)
-    return case.good.failed(copy)
+    return Verdict(
+        case, case.good.failed(copy), *(case.good.validated(copy, effort) for effort in ("quick", "default"))
+    )
 
 
-def good_lines() -> Iterator[str]:
+def good_lines() -> list[str]:
     """What each policy says of the good artifacts."""
     if not GOOD.is_file():
-        raise SystemExit(f"{GOOD}: no such file; run make bench-validation first")
+        say(f"no {GOOD.name}: the page keeps what it says of good artifacts; make bench-validation measures them")
+        rows = tuple(f"| `{name}` |" for name in PRESETS)
+        return [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(rows)]
     measured: list[Validation] = [measured_of(entry, str(GOOD)) for entry in json.loads(GOOD.read_text())["artifacts"]]
-    for name, policy in PRESETS.items():
-        flagged = sum(any(check.status == "fail" for check in judge(each, policy)) for each in measured)
-        yield f"| `{name}` | {flagged} of {len(measured)} |"
+    flagged = {
+        name: sum(any(check.status == "fail" for check in judge(each, policy)) for each in measured)
+        for name, policy in PRESETS.items()
+    }
+    return [f"| `{name}` | {number} of {len(measured)} |" for name, number in flagged.items()]
 
 
 def main() -> None:
     """Break, check, write the page."""
-    rows: list[tuple[Case, list[str]]] = []
-    with tempfile.TemporaryDirectory() as room:
-        for number, case in enumerate(cases(Path(room))):
-            place = Path(room) / f"case-{number}"
+    verdicts: list[Verdict] = []
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+        (room / "further").mkdir()
+        for number, case in enumerate(chain(cases(room), further_cases(Workshop(room / "further")))):
+            place = room / f"case-{number}"
             place.mkdir()
-            rows.append((case, caught(case, place)))
+            verdicts.append(judged(case, place))
             shutil.rmtree(place)
-    write_atomically(PAGE, page(rows))
-    missed = [case.name for case, failed in rows if case.meant not in failed]
-    say(f"{len(rows)} faults, {len(missed)} not caught by the check meant for them: {', '.join(missed) or 'none'}")
+            last = verdicts[-1]
+            say(f"{number + 1:4d} {case.good.format} {case.name}: {len(last.static)} static, {', '.join(last.run)}")
+    write_atomically(PAGE, page(verdicts))
+    missed = [each.case.name for each in verdicts if each.case.meant and each.case.meant not in each.static]
+    say(f"{len(verdicts)} faults, {len(missed)} not caught by the check meant for them: {', '.join(missed) or 'none'}")
 
 
-def page(rows: list[tuple[Case, list[str]]]) -> str:
+def page(verdicts: Sequence[Verdict]) -> str:
     """benchmarks/confusion.md."""
-    hits = sum(case.meant in failed for case, failed in rows)
+    aimed = [each for each in verdicts if each.case.meant]
+    hits = sum(each.case.meant in each.static for each in aimed)
     lines = [
         "# Faults and good artifacts against the checks",
         "",
-        "Made by `make bench-confusion`. Static checks alone (`validate --static`), which run nothing: "
-        f"{len(rows)} faults, {hits} of them caught by the check meant for it.",
+        f"Made by `make bench-confusion`: {len(verdicts)} faults in pico models of three formats. {len(aimed)} of them have",
+        f"a static check meant for them, which catches {hits}; the others change what a runtime computes, in other weight",
+        "types, after public reports, or by numbers that are drawn by chance.",
         "",
         "| good artifacts under the policy | flagged |",
         "|---|---|",
         *good_lines(),
         "",
-        "| format | fault | check meant for it | caught by it | others that fail, too |",
-        "|---|---|---|---|---|",
+        *_misses(verdicts),
+        "",
+        "## Each fault and the check meant for it",
+        "",
+        "| format | fault | check meant for it | caught by it | others that fail, too | when it is run |",
+        "|---|---|---|---|---|---|",
     ]
-    for case, failed in rows:
-        others = [f"`{id}`" for id in failed if id != case.meant]
-        more = f"{', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}"
-        found = "yes" if case.meant in failed else "**no**"
-        lines.append(f"| {case.good.format} | {case.name} | `{case.meant}` | {found} | {more} |")
+    for each in aimed:
+        others = [f"`{id}`" for id in each.static if id != each.case.meant]
+        found = "yes" if each.case.meant in each.static else "**no**"
+        cells = (each.case.good.format, each.case.name, f"`{each.case.meant}`", found, _shown(others), _run(each))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## The other faults",
+        "",
+        "| format | fault | static checks that fail | when it is run |",
+        "|---|---|---|---|",
+    ]
+    for each in verdicts:
+        if not each.case.meant:
+            static = _shown([f"`{id}`" for id in each.static]) or "none"
+            lines.append(f"| {each.case.good.format} | {each.case.name} | {static} | {_run(each)} |")
     return "\n".join(lines) + "\n"
+
+
+def _misses(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """What each effort misses."""
+    total = len(verdicts)
+    found: dict[str, Callable[[Verdict], Sequence[str]]] = {
+        "`validate --static`": lambda each: each.static,
+        "`validate --quick`": lambda each: each.quick,
+        "`validate`": lambda each: each.default,
+        "what `--quick` runs, without static checks": lambda each: each.run_quickly,
+        "what `validate` runs, without static checks": lambda each: each.run,
+    }
+    yield "## What each effort misses"
+    yield ""
+    yield f"`--quick` runs one window of the original length and one that is up to {BEYOND} tokens longer, makes no second"
+    yield "reference and decodes nothing across the original window; `validate` does, on the same lengths."
+    yield ""
+    yield "| | caught | missed |"
+    yield "|---|---|---|"
+    for name, holds in found.items():
+        caught = sum(bool(holds(each)) for each in verdicts)
+        yield f"| {name} | {caught} of {total} | {total - caught} |"
+    lists = {
+        "Missed by `--quick`": [each for each in verdicts if not each.quick],
+        "Missed by `--static`, and shown when it is run": [each for each in verdicts if not each.static and each.run],
+        "Shown by what `validate` runs, and not by what `--quick` runs": [
+            each for each in verdicts if each.run and not each.run_quickly
+        ],
+        "Shown by static checks alone": [each for each in verdicts if each.static and not each.run],
+    }
+    for title, missed in lists.items():
+        yield ""
+        yield f"**{title}**: {len(missed)}."
+        yield from ("", *(f"- {each.case.good.format}: {each.case.name}" for each in missed)) if missed else ()
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return f"{', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}"
+
+
+def _run(each: Verdict) -> str:
+    return _shown([f"`{id}`" for id in each.run]) or "nothing"
 
 
 if __name__ == "__main__":
