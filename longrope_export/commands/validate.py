@@ -222,7 +222,10 @@ def read_results(path: Path) -> list[Validation]:
     from converters.measurements import measured_of
     from longrope_export.run_files import read_validation
 
-    return [measured_of(entry, str(path)) for entry in read_validation(path)]
+    entries = read_validation(path)
+    if not entries:
+        raise InputError(f"{path}: artifacts: expected one or more, got an empty list")
+    return [measured_of(entry, str(path)) for entry in entries]
 
 
 def write_reports(entries: Sequence[Mapping[str, Any]], request: ValidateRequest, progress: Progress) -> None:
