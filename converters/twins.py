@@ -51,7 +51,9 @@ def is_twin(
 
 def same_model(one: Any, other: Any, sets: Mapping[FactorSet, FactorSet]) -> bool:
     """Whether two built models are equal in class, settings, parameters, buffers, and the given sets of their embeddings."""
-    if type(one) is not type(other) or _settings(one) != _settings(other) or not _same_rotation(one, other, sets):
+    if type(one) is not type(other) or one.device != other.device:  # another device sums in another order
+        return False
+    if _settings(one) != _settings(other) or not _same_rotation(one, other, sets):
         return False
     ours, theirs = dict(_tensors(one)), dict(_tensors(other))
     return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -12,10 +12,11 @@ import torch
 from converters.base import Export
 from converters.hf.converter import HuggingFaceConverter
 from converters.measurements import Validation
+from converters.twins import same_model
 from converters.validation import validate
 from longrope.checkpoint import Checkpoint
 from longrope.factors import BoundFactors, FactorSets
-from longrope.modeling import TorchSource
+from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
 from longrope.text import Corpus, Document
 from tests.common import TARGET, WINDOW
@@ -70,6 +71,13 @@ def test_a_twin_is_run_on_a_probe_and_scored_as_if_it_had_run(
     for name in ("windows", "runtime", "rounding"):
         assert getattr(found, name) == getattr(thorough, name)
     assert found.passed == thorough.passed
+
+
+def test_a_model_on_another_device_is_no_twin(pico: Checkpoint, dual: BoundFactors) -> None:
+    """Artifacts run on the CPU, a reference where there is a GPU; torch compares no tensors of two devices."""
+    one, other = build_model(pico, dual), build_model(pico, dual)
+    assert same_model(one, other, {"long": "long"})
+    assert not same_model(one, other.to("meta"), {"long": "long"})
 
 
 def one_weight(tensors: dict[str, Any]) -> None:
