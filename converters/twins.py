@@ -56,7 +56,12 @@ def same_model(one: Any, other: Any, sets: Mapping[FactorSet, FactorSet]) -> boo
     if _settings(one) != _settings(other) or not _same_rotation(one, other, sets):
         return False
     ours, theirs = dict(_tensors(one)), dict(_tensors(other))
-    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    return ours.keys() == theirs.keys() and all(_equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """torch takes numbers of two types for equal; products of theirs are not."""
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _settings(model: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from converters.hf.converter import HuggingFaceConverter
 from converters.measurements import Validation
 from converters.twins import same_model
 from converters.validation import validate
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors, FactorSets
 from longrope.modeling import TorchSource, build_model
 from longrope.progress import Silent
@@ -136,3 +136,12 @@ def test_a_model_that_computes_otherwise_is_run(
     assert "hf.same_model" not in {check.id for check in found.checks}
     length = WINDOW if regime == "short" else TARGET
     assert f"hf.parity.{regime}.{length}" in {check.id for check in found.failures}
+
+
+def test_a_reference_in_another_precision_has_no_twin(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
+    """Weights that are bfloat16's anyway are equal numbers, and the products of them are not."""
+    rounded = written(pico, dual, tmp_path / "rounded", "dual", "bf16")
+    one, other = (build_model(open_checkpoint(rounded), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert all(torch.equal(mine, its) for mine, its in zip(one.parameters(), other.parameters(), strict=True))
+    assert same_model(one, one, {"long": "long"})
+    assert not same_model(one, other, {"long": "long"})
