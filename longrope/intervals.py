@@ -32,13 +32,18 @@ def standard_error(values: Sequence[float] | NDArray[np.float64]) -> float:
     return float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else math.nan
 
 
-def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
-    """The interval of a mean; unbounded for a single value, NaN where one is NaN."""
+def mean_interval(values: Sequence[float] | NDArray[np.float64], least_error: float = 0.0) -> Interval:
+    """The interval of a mean; unbounded for a single value, NaN where one is NaN.
+
+    Args:
+        values: that the mean is of.
+        least_error: the standard error where that of the values is smaller; a few values say little of their own spread.
+    """
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if len(array) < 2:
         return (mean, mean) if math.isnan(mean) else (-math.inf, math.inf)
-    half = student(len(array) - 1) * standard_error(array)
+    half = student(len(array) - 1) * max(standard_error(array), least_error)
     return mean - half, mean + half
 
 

@@ -11,6 +11,7 @@ tokens predicts T - 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -173,7 +174,8 @@ class Comparison:
         nll_reference, nll = self._all("nll_reference"), self._all("nll")
         kl, difference = np.sort(self._all("kl")), self._all("difference")
         agrees, decided = self._all("agrees"), self._all("margin") > 2 * np.median(difference)
-        low, high = mean_interval(nll - nll_reference)
+        # Under the reference the log-ratio of two near distributions has the variance 2 KL.
+        low, high = mean_interval(nll - nll_reference, math.sqrt(2 * float(kl.mean()) / len(kl)))
         return WindowScore(
             length=length,
             regime=regime,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import FactorSet
-from longrope.scoring import WindowScore, compare_crossing, compare_windows, crossing_rows, nll
+from longrope.scoring import Comparison, WindowScore, compare_crossing, compare_windows, crossing_rows, nll
 from longrope.text import TokenIds
 
 VOCABULARY = 50
@@ -104,6 +104,25 @@ def test_a_source_agrees_with_itself_exactly() -> None:
     found = score(Table(0, noise=0.3), Table(0, noise=0.3))
     assert (found.ppl_delta_percent, found.kl_mean, found.kl_p99, found.max_logit_diff) == (0, 0, 0, 0)
     assert found.top1_agreement == 1.0
+
+
+def test_the_interval_of_perplexitys_change_holds_what_rounding_moves_it_by() -> None:
+    """Sixteen tokens, drawn as the reference predicts them: the expected change lies outside in at most 5 % of draws.
+
+    Their own spread alone would miss it more often: now and then sixteen tokens agree by chance.
+    """
+    generator = torch.Generator().manual_seed(0)
+    outside = []
+    for _ in range(1000):
+        reference = 3 * torch.randn(16, VOCABULARY, generator=generator)
+        actual = reference + 0.1 * torch.randn(16, VOCABULARY, generator=generator)
+        targets = torch.multinomial(reference.softmax(-1), 1, generator=generator)[:, 0]
+        total = Comparison()
+        total.add(reference, actual, targets)
+        found = total.score(16, "crossing")
+        expected = 100 * math.expm1(found.kl_mean)
+        outside.append(not found.ppl_delta_low <= expected <= found.ppl_delta_high)
+    assert np.mean(outside) < 0.05
 
 
 def test_tokens_weigh_not_windows() -> None:
