@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from longrope.errors import InputError
 from longrope.machine import SHARDED, device_option, threads_option
-from longrope.options import Lengths, ModelName, Seconds, option
+from longrope.options import Lengths, ModelName, Seconds, declared, option
 from longrope_export import options
 
 if TYPE_CHECKING:
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from longrope.progress import Progress
 
 
-# In messages: options that concern what is measured.
-_MEASURES = "--quick, --thorough, --budget or --reference-dtype"
+_REPORTS = frozenset({"policy", "json_path", "junit", "markdown", "github"})
+# Options that fit --from, and --static.
+_TO_JUDGE = _REPORTS | {"result", "baseline"}
+_STATICALLY = _REPORTS | {"artifacts", "reference", "factors", "factor_sets", "static"}
+# They change how fast something is measured, and where.
+_OF_MACHINE = frozenset({"device", "threads", "isolate", "cache"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +126,11 @@ class ValidateRequest:
             self._check_measuring()
 
     def _refuse_beside_from(self) -> None:
-        if self.artifacts or self.reference or self.texts or self.static or self.windows or self.measures:
+        if given := self._given_beside(_TO_JUDGE):
             raise InputError(
-                f"--from judges what was measured: expected no artifact, --reference, --text, --windows, or {_MEASURES}"
+                "--from judges what was measured: expected no artifact, and nothing about what is measured, beside it; got "
+                f"{given}"
             )
-        if self.quality:
-            raise InputError("--from judges what was measured: expected no --quality beside it")
 
     def _check_measuring(self) -> None:
         if not self.artifacts or self.reference is None:
@@ -149,19 +152,20 @@ class ValidateRequest:
             )
 
     def _refuse_beside_static(self) -> None:
-        if self.texts or self.windows or self.measures:
+        if given := self._given_beside(_STATICALLY):
             raise InputError(
-                f"static checks run nothing: expected neither texts nor windows, nor {_MEASURES}, beside --static"
+                "static checks measure nothing: expected nothing about what is measured, such as texts, beside --static; got "
+                f"{given}"
             )
-        if self.quality:
-            raise InputError("static checks run nothing: expected no --quality beside --static")
-        if self.baseline is not None:
-            raise InputError("static checks measure nothing: expected no --baseline beside --static")
 
-    @property
-    def measures(self) -> bool:
-        """Whether something was said of what is measured, and by what."""
-        return self.quick or self.thorough or self.budget is not None or self.reference_dtype != "float32"
+    def _given_beside(self, fitting: frozenset[str]) -> str:
+        """Options that were given beside those that fit, and those of the machine, which change nothing."""
+        return ", ".join(
+            "an artifact" if each.about.argument else f"--{each.key}"
+            for each in declared(type(self))
+            for name in each.paths[0]
+            if name not in fitting | _OF_MACHINE and getattr(self, name) != each.default
+        )
 
     @property
     def effort(self) -> str:

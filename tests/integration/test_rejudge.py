@@ -161,6 +161,9 @@ def test_results_that_cannot_be_used_are_refused(result: Path, pico: Checkpoint,
         ("--from", result, "--policy", "lax"): "no such file",
         ("--from", result, "--reference", pico.path): "expected no artifact",
         ("--reference", pico.path): "expected an artifact",
+        ("--from", result, "--factors", result): "beside it; got --factors",
+        ("--from", result, "--no-crossing", "--windows-per-length", 2): "got --windows-per-length, --crossing",
+        (pico.path, "--reference", pico.path, "--static", "--no-crossing"): "beside --static; got --crossing",
         (pico.path, "--reference", pico.path, "--static", "--baseline", result): "static checks measure nothing",
     }
     for arguments, said in cases.items():
