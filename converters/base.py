@@ -252,6 +252,10 @@ class Converter(ABC):
     def check_requirements(self) -> None:
         """Raise MissingRequirementError, with the pip command, when a library is missing."""
 
+    def check_reading(self) -> None:
+        """The same for what reads headers alone, which may be less than what writes and runs artifacts."""
+        self.check_requirements()
+
     @abstractmethod
     def plan(self, export: Export) -> PlannedExport:
         """Work out an export and validate everything that can be known without weights.

@@ -51,8 +51,9 @@ def judge(validation: Validation, policy: Policy, before: Validation | None = No
 
 
 def judged(validation: Validation, policy: Policy, before: Validation | None = None) -> Validation:
-    """The validation with the checks of a policy."""
-    return dataclasses.replace(validation, policy=policy.name, checks=judge(validation, policy, before))
+    """The validation with the checks of a policy; of one that passes there is no failure to explain."""
+    result = dataclasses.replace(validation, policy=policy.name, checks=judge(validation, policy, before))
+    return dataclasses.replace(result, explanation=None) if result.passed else result
 
 
 # -- levels

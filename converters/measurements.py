@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converters.base import Check
-from converters.explain.causes import Explanation
+from converters.explain.causes import Explanation, Part, Shape, Trial
 from converters.own_weights import WeightKind
 from longrope.errors import InputError
 from longrope.factors import FactorSets
@@ -86,9 +86,8 @@ class Validation:
         """An entry of validation.json; folders of this machine are left out of names and messages."""
         artifact, reference = published_name(self.artifact), published_name(self.reference)
 
-        def without_folders(check: Check) -> dict[str, Any]:
-            message = check.message.replace(self.artifact, artifact).replace(self.reference, reference)
-            return {**dataclasses.asdict(check), "message": message}
+        def without_folders(text: str) -> str:
+            return text.replace(self.artifact, artifact).replace(self.reference, reference)
 
         return {
             "schema_version": SCHEMA_VERSION,
@@ -97,14 +96,21 @@ class Validation:
             "reference": reference,
             "policy": self.policy,
             "passed": self.passed,
-            "checks": [without_folders(check) for check in self.checks],
+            "checks": [
+                {**dataclasses.asdict(check), "message": without_folders(check.message)} for check in self.checks
+            ],
             **{name: [score_json(score) for score in getattr(self, name)] for name in (*SCORES, "batch")},
             "weights": None if self.weights is None else dataclasses.asdict(self.weights),
             "factor_sets": self.factor_sets,
             "reference_dtype": self.reference_dtype,
             "quality": None if self.quality is None else _quality_json(self.quality),
             "provenance": dict(self.provenance),
-            "explanation": None if self.explanation is None else dataclasses.asdict(self.explanation),
+            "explanation": None
+            if self.explanation is None
+            else {
+                **dataclasses.asdict(self.explanation),
+                "evidence": [without_folders(sentence) for sentence in self.explanation.evidence],
+            },
         }
 
 
@@ -162,8 +168,9 @@ def measured_of(entry: Mapping[str, Any], name: str) -> Validation:
         else _of_json(WeightKind, check(weights, kind_of(WeightKind), f"{name}: weights")),
         factor_sets="dual" if sets == "dual" else "single",
         reference_dtype=entry.get("reference_dtype", "float32"),
-        quality=_quality(entry.get("quality"), f"{name}: quality"),
+        quality=quality_of(entry, name),
         provenance=entry.get("provenance") or {},
+        explanation=explanation_of(entry, name),
     )
     for each in (*SCORES, "batch"):
         setattr(found, each, [_score(item, f"{name}: {each}") for item in entry[each]])
@@ -201,8 +208,9 @@ def _quality_json(quality: Quality) -> dict[str, Any]:
     }
 
 
-def _quality(data: Any, name: str) -> Quality | None:
-    """The quality read back; None where it was not measured. Raises InputError."""
+def quality_of(entry: Mapping[str, Any], name: str) -> Quality | None:
+    """The quality of an entry of validation.json; None where it was not measured. Raises InputError, which says the name."""
+    data, name = entry.get("quality"), f"{name}: quality"
     if data is None:
         return None
     data = {**_quality_json(Quality()), **check(_deep_nan(data), kind_of(Quality), name)}
@@ -227,6 +235,19 @@ def _quality(data: Any, name: str) -> Quality | None:
     return found
 
 
+def explanation_of(entry: Mapping[str, Any], name: str) -> Explanation | None:
+    """Why an entry of validation.json fails; None where that was not asked. Raises InputError, which says the name."""
+    data = entry.get("explanation")
+    if data is None:
+        return None
+    data = check(_deep_nan(data), kind_of(Explanation), f"{name}: explanation")
+    parts = {
+        each: tuple(_of_json(kind, _tuples(item)) for item in data.get(each, ()))
+        for each, kind in (("shapes", Shape), ("trials", Trial), ("parts", Part))
+    }
+    return _of_json(Explanation, {**_tuples(data), **parts})  # type: ignore[no-any-return]
+
+
 def _beyond(data: Mapping[str, Any]) -> BeyondScore:
     methods = {name: tuple(losses) for name, losses in data["methods"].items()}
     return BeyondScore(data["length"], tuple(data["extended"]), methods)
@@ -241,6 +262,11 @@ def _deep_nan(data: Any) -> Any:
 
 def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in data.items()}
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are lists as tuples, which frozen dataclasses hold."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 def _of_json(kind: Any, data: Mapping[str, Any]) -> Any:

@@ -56,26 +56,37 @@ def _limits(policy: Policy, compare: Compared, regime: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Rise:
-    """How far the extended model's perplexity is above another's on the same windows, in percent.
+class Rise:
+    """How far one perplexity is above another on the same windows, in percent.
 
     Args:
         percent: of the means.
         error: its standard error; NaN of one window.
-        low: the lower end of its interval; of one window there is none.
+        low, high: the ends of its interval; infinite of one window.
     """
 
     percent: float
     error: float
     low: float
+    high: float
 
     @classmethod
-    def of(cls, extended: Sequence[float], other: Sequence[float]) -> _Rise:
-        """Of mean NLLs by window."""
-        differences = np.subtract(extended, other)
-        ratio = perplexity(float(differences.mean()))
-        low = perplexity(mean_interval(differences)[0])
-        return cls(100.0 * (ratio - 1.0), 100.0 * ratio * standard_error(differences), 100.0 * (low - 1.0))
+    def of(cls, ours: Sequence[float], other: Sequence[float]) -> Rise:
+        """Of mean NLLs by window, `ours` above the other."""
+        with np.errstate(over="ignore", invalid="ignore"):  # of absurd losses in somebody's file
+            differences = np.subtract(ours, other)
+            ratio, error = perplexity(float(differences.mean())), standard_error(differences)
+            low, high = (100.0 * (perplexity(end) - 1.0) for end in mean_interval(differences))
+        return cls(100.0 * (ratio - 1.0), 100.0 * ratio * error, low, high)
+
+    @property
+    def words(self) -> str:
+        """Whether it is more than noise: `worse`, `better`, `within noise`, `the same`; empty of one window."""
+        if not math.isfinite(self.error):
+            return ""
+        if self.low == self.high == 0:
+            return "the same"
+        return "worse" if self.low > 0 else "better" if self.high < 0 else "within noise"
 
     def to_json(self) -> dict[str, float]:
         return {"ppl_rise_percent": self.percent, "standard_error": self.error}
@@ -101,7 +112,7 @@ def _inside(score: WindowScore, limits: Mapping[str, float]) -> tuple[Check, boo
     actual = {"ppl": score.ppl, "ppl_original": score.ppl_reference, "kl_mean": score.kl_mean}
     if score.non_finite or not all(map(math.isfinite, (*losses, *before, score.kl_mean))):
         return Check(id, "fail", None, actual, score.non_finite or "a measure is non-finite"), False
-    rise = _Rise.of(losses, before)
+    rise = Rise.of(losses, before)
     fault = "the extension costs too much inside the original window"
     lows = {"ppl_rise_percent": rise.low, "kl_mean": score.kl_mean_low}
     note = "" if len(before) > 1 else _ONE_WINDOW
@@ -115,7 +126,7 @@ def _beyond(score: BeyondScore, method: str, limits: Mapping[str, float]) -> tup
         return Check(id, "fail", None, actual, "the extended model's perplexity is non-finite"), False
     if not all(map(math.isfinite, losses)):
         return Check(id, "pass", None, actual, f"{_name(method)} has no finite perplexity"), True
-    rise = _Rise.of(score.extended, losses)
+    rise = Rise.of(score.extended, losses)
     fault = f"{_name(method)} has a lower perplexity than the extended model, beyond noise"
     note = "" if len(losses) > 1 else _ONE_WINDOW
     return _judged(id, limits, {**actual, **rise.to_json()}, {"ppl_rise_percent": rise.low}, fault, note), True

@@ -180,7 +180,7 @@ RUNTIMES = (
     Runtime(
         "CTranslate2",
         "hf",
-        "none: its converter refuses longrope of every model type but Phi-3",
+        "none, but of Phi-3 models: its converter refuses longrope of every other model type",
         True,
         ran=(Ran("4.8.5", "2026-11-29", None),),
     ),

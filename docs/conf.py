@@ -41,6 +41,7 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_show_copyright = False
 html_show_sourcelink = False
 html_extra_path = ["static/index.html"]

@@ -142,9 +142,8 @@ def say(text: str, *, err: bool = False) -> None:
 def say_indented(text: str, indent: int) -> None:
     """`say`, indented; on a terminal wrapped at its width, with the lines after the first indented further."""
     blank, width = " " * indent, shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    lines = textwrap.wrap(
-        visible(text), width, initial_indent=blank, subsequent_indent=blank + "  ", break_long_words=False
-    )
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    lines = textwrap.wrap(visible(text), width, initial_indent=blank, subsequent_indent=blank + "  ", **whole)  # type: ignore[arg-type]
     click.echo("\n".join(lines))
 
 

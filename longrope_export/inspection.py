@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,22 +13,30 @@ import numpy as np
 
 from converters.base import Check, Converter
 from longrope.base_rope import NOT_ROTATED, BaseRope, base_rope
-from longrope.errors import UnsupportedError
+from longrope.errors import InputError, UnsupportedError
 from longrope.factors import RescaleFactors
+from longrope_export.words import value_words
 
 SCHEMA_VERSION = 1
 Found = TypeVar("Found")
 Severity = Literal["error", "warning", "note"]
 _ANY: tuple[Severity, ...] = ("error", "warning")
+# What `patch` mends. Other keys are the model's own to it: it would extend from a window, or refuse a RoPE, that is wrong.
+_PATCHED = (
+    *("gguf.factors", "gguf.factors.short", "gguf.factors.long"),
+    *("gguf.rope.scaling.attn_factor", "gguf.rope.scaling.factor"),
+)
 # What mends what a check finds: the first row whose pattern and severities fit. `$artifact` is the artifact, `$record` the
 # option that names the factors which our exporter recorded beside it.
 MENDS: tuple[tuple[str, tuple[Severity, ...], str], ...] = (
     ("hf.files", _ANY, "remove these files, unless you trust who wrote them"),
     ("hf.tokenizer_config", _ANY, "set model_max_length in tokenizer_config.json to the model's window"),
     ("hf.rope_scaling", ("warning",), "in config.json, write rope_parameters under the name rope_scaling, too"),
+    ("hf.factors.readable", _ANY, "longrope-export convert MODEL --to hf --factors FACTORS.json -o FIXED"),
     ("hf.*", _ANY, "longrope-export convert $artifact --to hf -o FIXED$record"),
     ("gguf.vocab.pre", _ANY, "longrope-export convert MODEL --to gguf -o FIXED.gguf   # from the Hugging Face model"),
-    ("gguf.*", _ANY, "longrope-export patch $artifact --factors FACTORS.json -o FIXED.gguf"),
+    *((id, _ANY, "longrope-export patch $artifact --factors FACTORS.json -o FIXED.gguf") for id in _PATCHED),
+    ("gguf.*", _ANY, "longrope-export convert MODEL --to gguf --factors FACTORS.json -o FIXED.gguf"),
     ("onnx.external_data", _ANY, "download or copy the folder again, every file of it"),
     ("onnx.*", _ANY, "longrope-export convert MODEL --to onnx --factors FACTORS.json -o FIXED"),
 )
@@ -72,10 +80,17 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
     from converters import registry
 
     converter, problems = registry.recognize(path), list[Problem]()
-    facts = converter.describe(path)
-    factors = _tried(lambda: converter.read_factors(path), problems)
-    base = _tried(lambda: converter.base_rope(path), problems)
-    problems += _problems(converter, path, factors)
+    facts, factors, base = converter.describe(path), None, None
+    try:
+        factors = _tried(lambda: converter.read_factors(path), problems)
+    except InputError as error:  # the model is described all the same; nothing more can be said of its RoPE
+        problems.append(_unreadable(error, converter, path))
+        rope = ["not known: its factors cannot be read"]
+    else:
+        base = _tried(lambda: converter.base_rope(path), problems)
+        problems += _found(converter, path)
+        rope = rope_words(factors, base)
+    problems += [Problem("", "note", oddity) for oddity in _oddities(factors)]
     return {
         "schema_version": SCHEMA_VERSION,
         "artifact": str(path),
@@ -84,7 +99,7 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         "factor_sets": factors.factor_sets if factors else None,
         "factors": factors.to_json() if factors else None,
         "base": dataclasses.asdict(base) if base else None,
-        "rope": rope_words(factors, base),
+        "rope": rope,
         "oddities": factors.oddities() if factors else [],
         "problems": [dataclasses.asdict(problem) for problem in problems],
         "runtimes": [dataclasses.asdict(use) for use in converter.runtime_uses(factors)] if factors else [],
@@ -111,13 +126,17 @@ def _tried(look: Callable[[], Found], problems: list[Problem]) -> Found | None:
         return None
 
 
-def _problems(converter: Converter, path: Path, factors: RescaleFactors | None) -> list[Problem]:
-    """What checks without a reference find, then what the factors themselves show."""
-    found: list[Problem] = []
+def _unreadable(error: InputError, converter: Converter, path: Path) -> Problem:
+    """Factors that are there and broken."""
+    id = f"{converter.name}.factors.readable"
+    return Problem(id, "error", str(error).removeprefix(f"{path}: "), _mend(id, "error", path))
+
+
+def _found(converter: Converter, path: Path) -> Iterator[Problem]:
+    """What checks without a reference find."""
     for check in _tried(lambda: converter.own_checks(path), []) or []:
         severity: Severity = "error" if check.status == "fail" else "warning"
-        found.append(Problem(check.id, severity, _said(check), _mend(check.id, severity, path)))
-    return found + [Problem("", "note", oddity) for oddity in _oddities(factors)]
+        yield Problem(check.id, severity, _said(check), _mend(check.id, severity, path))
 
 
 def _oddities(factors: RescaleFactors | None) -> list[str]:
@@ -130,12 +149,7 @@ def _oddities(factors: RescaleFactors | None) -> list[str]:
 
 def _said(check: Check) -> str:
     """A check's message with what stands there."""
-    return f"{check.message or 'differs'} (expected {_short(check.expected)}, got {_short(check.actual)})"
-
-
-def _short(value: object) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+    return f"{check.message or 'differs'} (expected {value_words(check.expected, 60)}, got {value_words(check.actual, 60)})"
 
 
 def _mend(id: str, severity: Severity, path: Path) -> str:
@@ -164,7 +178,7 @@ def rope_words(factors: RescaleFactors | None, base: BaseRope | None) -> list[st
 
 def base_words(base: BaseRope) -> str:
     """`YaRN, 4× of 8,192 tokens: 1 … 4 over 32 pairs, window 32,768 tokens, θ 10,000, attention factor 1.139`."""
-    facts = f"window {base.window:,} tokens, θ {base.rope_theta:,g}"
+    facts = f"window {base.window:,} tokens, {_theta(base.rope_theta)}"
     if base.is_plain:
         kind = " (dynamic NTK beyond the window)" if base.rope_type == "dynamic" else ""
         return f"plain RoPE{kind}, {facts}"
@@ -181,7 +195,8 @@ def factor_words(factors: RescaleFactors) -> list[str]:
     """The sets, their lengths, attention factor and start tokens."""
     original, target, scale = factors.original_max_position_embeddings, factors.target_length, factors.length_scale
     window = f"{_tokens(original)} → {_tokens(target)} tokens" + (f" ({scale:.4g}×)" if scale else "")
-    lines = [f"LongRoPE factors, {factors.factor_sets}: {window}{_attention(factors)}{_start(factors)}"]
+    theta = f", {_theta(factors.rope_theta)}" if factors.rope_theta else ""
+    lines = [f"LongRoPE factors, {factors.factor_sets}: {window}{theta}{_attention(factors)}{_start(factors)}"]
     if factors.factor_sets == "single":
         return [*lines, f"one set for every length: {_span(factors.long_factor)}"]
     switch = _tokens(original, "L")
@@ -190,6 +205,11 @@ def factor_words(factors: RescaleFactors) -> list[str]:
         f"short set, sequences up to {switch} tokens: {_span(factors.short_factor)}",
         f"long set, longer ones: {_span(factors.long_factor)}",
     ]
+
+
+def _theta(value: float) -> str:
+    """The base of the frequencies, `θ 1,000,000`."""
+    return f"θ {value:,.10g}"
 
 
 def _span(values: tuple[float, ...]) -> str:

@@ -76,6 +76,7 @@ _PROVENANCE = record(
         "machine": record({"cpus": WHOLE.or_null(), "machine": TEXT}),
         "files": table_of(TEXT),
         "created": TEXT,
+        "text_fingerprint": TEXT.or_null(),
     },
 )
 _RUN = record(
@@ -106,7 +107,8 @@ _WINDOW = record(
             ),
             _MEASURED,
         ),
-    }
+    },
+    {"texts": list_of(record({"nll": _MEASURED}))},
 )
 _CLAIM = record(
     {

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longrope_export.console import number, print_table, said, say
+from longrope_export.console import number, print_table, say
+from longrope_export.words import value_words
 
 if TYPE_CHECKING:  # most of these import torch, which judging a result again does not need
     from converters.base import Check
@@ -201,10 +202,13 @@ def quality_rows(checks: Mapping[str, Check]) -> list[list[str]]:
 
 def _check_line(check: Check) -> str:
     """One line, whatever the width of the terminal: ids must stay whole, to be searched for."""
-    found = f"expected {_short(check.expected)}, got {_short(check.actual)}"
-    return f"{check.status}: {check.id}: {found}. {check.message}"
+    found = (
+        ""
+        if check.expected is check.actual is None
+        else f"expected {_short(check.expected)}, got {_short(check.actual)}"
+    )
+    return f"{check.status}: {check.id}: {'. '.join(filter(None, (found, check.message)))}"
 
 
 def _short(value: object) -> str:
-    text = said(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+    return value_words(value, 120)

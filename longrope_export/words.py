@@ -26,6 +26,8 @@ def _said(value: Any, limit: int) -> str:
             return "nothing"
         case bool():
             return "yes" if value else "no"
+        case float():  # every digit: values that are held against each other may differ in the last one
+            return repr(value).removesuffix(".0") if math.isfinite(value) else NOTHING
         case str():
             return visible(value[: limit + 1])
         case Mapping():
@@ -84,8 +86,22 @@ def signed(percent: float | None) -> str:
         return f"< 0.0001{PERCENT}"
     if size >= 1e6:
         return f"{percent:+.2g}{PERCENT}"
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
-    return f"{percent:+,.{digits}f}{PERCENT}".replace("-", "−")
+    return f"{percent:+,.{_digits(size)}f}{PERCENT}".replace("-", "−")
+
+
+def _digits(size: float) -> int:
+    """Digits behind the point of a percentage."""
+    return 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
+
+
+def with_error(percent: float | None, error: float) -> str:
+    """`+0.83 ± 0.11 %`, both with as many digits; without the standard error where there is none."""
+    said = signed(percent)
+    if percent is None or said == NOTHING or not math.isfinite(error) or percent == error == 0:
+        return said
+    digits = _digits(abs(percent))
+    shown = f"{error:,.{digits}f}" if 0.5 <= error * 10**digits < 1e6 * 10**digits else f"{error:.1g}"
+    return f"{said.removesuffix(PERCENT)} ± {shown}{PERCENT}"
 
 
 def tiny(value: float | None) -> str:

@@ -214,3 +214,92 @@ def _evaluation() -> dict[str, Any]:
         "passkey": rows,
         "needle": [],
     }
+
+
+def with_quality(documents: Documents) -> None:
+    """Let every artifact have the quality of one extension, measured on three windows of each length."""
+    for entry in documents["validation"]["artifacts"]:
+        entry["quality"] = _quality()
+        entry["provenance"]["text_fingerprint"] = "7e57"
+        for kind, id in (("warn", f"beyond.YaRN.{TARGET}"), ("pass", f"inside.{WINDOW}")):
+            entry["checks"].append(
+                {**_check(f"quality.{id}"), "status": kind, "message": "" if kind == "pass" else "no"}
+            )
+
+
+def _quality() -> dict[str, Any]:
+    before = (2.70, 2.80, 2.90)
+    cost = (0.007, 0.008, 0.009)
+    texts = [
+        {"tokens": 63, "nll_reference": old, "nll": old + more, "kl_mean": 0.01, "top1_agreement": 0.97}
+        for old, more in zip(before, cost, strict=True)
+    ]
+    inside = {**_score(WINDOW, "short"), "ppl_reference": 16.44, "ppl": 16.58, "kl_mean": 0.01, "texts": texts}
+    return {
+        "inside": [inside],
+        "beyond": [
+            {
+                "length": TARGET,
+                "extended": [3.0, 3.1, 3.2],
+                "methods": {
+                    "original": [4.4, 4.5, 4.3],
+                    "PI": [4.0, 4.2, 4.1],
+                    "NTK": [3.5, 3.6, 3.8],
+                    "YaRN": [2.98, 3.09, 3.17],
+                },
+            }
+        ],
+        "passkey": [
+            {"rope": "original", "length": WINDOW, "samples": 5, "found": 5},
+            {"rope": "extended", "length": WINDOW, "samples": 5, "found": 5},
+            {"rope": "extended", "length": TARGET, "samples": 5, "found": 3},
+        ],
+        "controls": {"differs": _score(TARGET, "long"), "same": _score(TARGET, "long")},
+        "left_out": {"beyond.512": "no text is that long"},
+    }
+
+
+def _score(length: int, regime: str) -> dict[str, Any]:
+    """A score with all that is kept of it."""
+    measures = ("ppl_delta_low", "ppl_delta_high", "kl_mean_low", "kl_median", "kl_median_low", "kl_p99_low", "kl_max")
+    differences = ("logit_diff_mean", "logit_diff_median", "logit_diff_p99")
+    counts = {"tied": 0, "decided_agreements": 10, "non_finite_positions": 0}
+    return {**_window(regime, length), **dict.fromkeys((*measures, *differences), 0.01), **counts, "texts": []}
+
+
+def explain(documents: Documents, artifact: int, **changes: Any) -> None:
+    """Let an artifact's failure be explained by the base of its frequencies."""
+    documents["validation"]["artifacts"][artifact]["explanation"] = {
+        "cause": "rope.theta",
+        "title": "The base of the rotary frequencies is another: theta 500000 in place of 10000.",
+        "advice": "Write the reference's theta.",
+        "where": "at every length",
+        "checks": ["gguf.rope.freq_base"],
+        "evidence": ["256 tokens (long set): KL 0.38, from position 2 on, not at position 0"],
+        "shapes": [
+            {
+                "length": length,
+                "regime": regime,
+                "kl_mean": 0.38,
+                "positions": [0, 1, 4, 16, 60],
+                "kl": [0.0, 1e-5, 0.1, 0.3, 0.4],
+                "max_logit_diff": [0.0, 0.1, 1.0, 2.0, 3.0],
+                "words": "from position 2 on, not at position 0",
+            }
+            for regime, length in (("short", WINDOW), ("long", TARGET))
+        ],
+        "trials": [
+            {
+                "cause": "rope.theta",
+                "change": "theta 500000 in place of 10000",
+                "length": TARGET,
+                "kl_mean": 0.0003,
+                "kl_unchanged": 0.34,
+            }
+        ],
+        "parts": [
+            {"name": "embeddings", "error": 0.0, "error_at_start": 0.0, "differs": False},
+            {"name": "layer 0", "error": 0.18, "error_at_start": 0.0099, "differs": True},
+        ],
+        **changes,
+    }

@@ -218,3 +218,8 @@ class Explanation:
     shapes: tuple[Shape, ...] = ()
     trials: tuple[Trial, ...] = ()
     parts: tuple[Part, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, and where."""
+        return f"{self.title.removesuffix('.')}{f' ({self.where})' if self.where else ''}."

@@ -83,8 +83,11 @@ class GgufConverter(Converter):
             return tuple(part.path for part in file.parts)
 
     def check_requirements(self) -> None:
-        gguf.require()
+        self.check_reading()
         llama_cpp.require()
+
+    def check_reading(self) -> None:
+        gguf.require()
 
     def plan(self, export: Export) -> GgufExport | GgufCopy:
         checkpoint = export.checkpoint

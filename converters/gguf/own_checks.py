@@ -28,8 +28,8 @@ def own_checks(file: GgufFile) -> Iterator[Check]:
     sets = [name for name in (SHORT, LONG) if name in file.tensors]
     factors = factors_of(file)
     found = [*_rope(file), *(_of_sets(file) if sets else ())]
-    if factors and (recorded := record_of(file)):
-        found += _of_record(factors, recorded)
+    if recorded := record_of(file):
+        found += _of_record(factors, recorded) if factors else [_lost()]
     found += [*_types(file), *_vocabulary(file)]
     yield from (check for check in found if check.status != "pass")
 
@@ -59,11 +59,20 @@ def _of_sets(file: GgufFile) -> Iterator[Check]:
         yield Check("gguf.rope.scaling.factor", "fail", None, factor, MEANINGS["rope.scaling.factor"])
 
 
+def _lost() -> Check:
+    """Our exporter recorded factors, and the file has none that a runtime reads."""
+    message = "the factors that were exported are not there any more: runtimes compute plain RoPE"
+    return Check("gguf.factors", "fail", "the recorded factors", None, message)
+
+
 def _of_record(factors: RescaleFactors, recorded: RescaleFactors) -> Iterator[Check]:
     """What runtimes read against what our exporter recorded in the same file; sets as float32, which tensors hold."""
     for name in ("short", "long"):
         wanted = np.array(recorded.set(name), np.float32).astype(float).tolist()  # type: ignore[arg-type]
         yield Check.equal_factors(f"gguf.factors.{name}", wanted, factors.set(name))  # type: ignore[arg-type]
+    if recorded.rope_theta is not None:
+        wanted_theta, key = recorded.rope_theta, "rope.freq_base"
+        yield Check.equal(f"gguf.{key}", wanted_theta, factors.rope_theta or wanted_theta, MEANINGS[key])
     wanted, key = recorded.attention_factor or recorded.formula_attention_factor, "rope.scaling.attn_factor"
     if wanted is not None and not np.isclose(factors.attention_factor or 1.0, wanted, rtol=1e-6):
         yield Check(f"gguf.{key}", "fail", wanted, factors.attention_factor, MEANINGS[key])

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from converters.onnx.runtime import OnnxRuntime
     from longrope.scoring import LogitSource
 
-REQUIRED = ("onnx", "onnx_ir", "onnxruntime")
+READING = ("onnx", "onnx_ir")
+REQUIRED = (*READING, "onnxruntime")
 
 
 class OnnxConverter(Converter):
@@ -45,11 +46,10 @@ class OnnxConverter(Converter):
         return self.recognizes(path) and (path / GENAI_FILE).is_file()
 
     def check_requirements(self) -> None:
-        missing = [name for name in REQUIRED if find_spec(name) is None]
-        if missing:
-            raise MissingRequirementError(
-                f"ONNX needs {', '.join(missing)}; install with: pip install 'longrope-export[onnx]'"
-            )
+        _require(REQUIRED)
+
+    def check_reading(self) -> None:
+        _require(READING)
 
     def plan(self, export: Export) -> OnnxExport:
         if export.outtype not in (None, *self.outtypes):
@@ -62,7 +62,7 @@ class OnnxConverter(Converter):
         return OnnxExport.of(export)
 
     def plan_like(self, path: Path, expected: BoundFactors, reference: Checkpoint) -> OnnxExport:
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.export import OnnxExport
         from converters.onnx.readback import OnnxFile
 
@@ -70,7 +70,7 @@ class OnnxConverter(Converter):
         return OnnxExport.of(Export(reference, expected, file.outtype, dataclasses.asdict(file.options)))
 
     def read_factors(self, path: Path) -> RescaleFactors | None:
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.readback import OnnxFile
 
         return OnnxFile(path).factors()
@@ -80,7 +80,7 @@ class OnnxConverter(Converter):
         return known.base if known is not None else _configured_base(path)
 
     def own_checks(self, path: Path) -> list[Check]:
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.checks import own_checks
         from converters.onnx.readback import OnnxFile
 
@@ -105,7 +105,7 @@ class OnnxConverter(Converter):
         import_module("converters.onnx.runtime")
 
     def weight_kind(self, path: Path, reference: Checkpoint) -> WeightKind:
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.readback import OnnxFile
 
         file = OnnxFile(path)
@@ -116,19 +116,19 @@ class OnnxConverter(Converter):
 
     def hub_files(self, path: Path, name: str) -> dict[str, Path | bytes]:
         """transformers.js's layout: the graph under `onnx/` by its weight type, what describes the model at the root."""
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.hub import hub_files
 
         return hub_files(path)
 
     def metadata_strings(self, path: Path) -> dict[str, str]:
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.hub import metadata_strings
 
         return metadata_strings(path)
 
     def describe(self, path: Path) -> dict[str, Any]:
-        self.check_requirements()
+        self.check_reading()
         from converters.onnx.readback import OnnxFile, describe
 
         return describe(OnnxFile(path))
@@ -140,3 +140,11 @@ def _configured_base(path: Path) -> BaseRope | None:
     places = (folder, folder.parent) if folder.name == "onnx" else (folder,)
     place = next((each for each in places if (each / "config.json").is_file()), None)
     return open_folder(place, needs_weights=False).base if place else None
+
+
+def _require(names: Sequence[str]) -> None:
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise MissingRequirementError(
+            f"ONNX needs {', '.join(missing)}; install with: pip install 'longrope-export[onnx]'"
+        )

@@ -24,9 +24,9 @@ def annotation_lines(suites: Sequence[Suite]) -> list[str]:
     The last one counts the checks that are left out.
     """
     explained = [
-        ("error", f"Why it fails ({suite.name})", "\n".join(suite.explanation[:2]))
+        ("error", f"Why it fails ({suite.name})", "\n".join(suite.why[:2]))
         for suite in suites
-        if suite.explanation and not suite.passed
+        if suite.why and not suite.passed
     ][: MOST_ANNOTATIONS - 1]
     room = MOST_ANNOTATIONS - len(explained)
     found = [

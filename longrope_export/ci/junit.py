@@ -35,8 +35,8 @@ def _suite(suite: Suite, suite_name: str, class_name: str) -> ET.Element:
     made = ET.Element("testsuite", {"name": suite_name, **_counts([suite])})
     names = unique(_name(finding.name, "check") for finding in suite.findings)
     made.extend(_case(finding, class_name, name) for finding, name in zip(suite.findings, names, strict=True))
-    if suite.explanation:
-        ET.SubElement(made, "system-out").text = _legal("\n".join(suite.explanation))
+    if suite.why:
+        ET.SubElement(made, "system-out").text = _legal("\n".join(suite.why))
     return made
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from longrope.reading import visible
 from longrope_export.ci.suites import Finding, Suite
 from longrope_export.console import number
+from longrope_export.quality import Extension, Row, extensions_of
 
 # Characters that the body of a comment on GitHub may have.
 COMMENT_LENGTH = 65_536
@@ -29,7 +30,7 @@ _ARTIFACTS = (
     "worst KL",
     "top-1",
 )
-_QUALITY = ("the extension", "found", "verdict")
+_QUALITY = ("tokens", "against", "change of perplexity", "perplexity", "verdict")
 _WINDOWS = ("window", "regime", "ppl reference", "ppl", "Δ %", "KL", "top-1", "max logit diff")
 _ICONS = {"fail": "❌", "warn": "⚠️", "skip": "➖", "pass": "✅"}
 _READ = re.compile(r"[^\w\s.,;()+=%/≤≥–…-]|_|(?<=[wW]{3})\.")
@@ -58,9 +59,29 @@ def _parts(suites: Sequence[Suite]) -> Iterable[str]:
     for suite in suites:
         if failures := suite.with_status("fail"):
             yield f"\n### Failed: {code(suite.name)}\n\n"
-            yield "".join(f"- 🔎 {code(line)}\n" for line in suite.explanation)
+            yield "".join(f"- 🔎 {code(line)}\n" for line in suite.why)
             yield from map(_line, failures)
+    for extension in extensions_of(suites):
+        yield from _quality(extension)
     yield from map(_folded, suites)
+
+
+def _quality(extension: Extension) -> Iterable[str]:
+    """What an extension costs and brings in sentences; every comparison is folded."""
+    yield f"\n### Quality of the extension: {', '.join(map(code, extension.artifacts))}\n\n"
+    yield from (f"- {code(sentence)}\n" for sentence in extension.sentences())
+    rows = [_quality_row(row) for row in extension.rows]
+    yield f"\n<details><summary>Every comparison</summary>\n{_table(_QUALITY, rows)}\n</details>\n" if rows else ""
+
+
+def _quality_row(row: Row) -> list[str]:
+    return [
+        str(row.length),
+        code(row.against_words),
+        row.words,
+        f"{number(row.ppl, '.4f')} in place of {number(row.other, '.4f')}",
+        _ICONS.get(row.status or "", "–"),
+    ]
 
 
 def verdict(suites: Sequence[Suite]) -> str:
@@ -113,11 +134,8 @@ def _percent(share: float | None) -> str:
 def _folded(suite: Suite) -> str:
     rest = suite.with_status("warn", "skip", "pass")
     title = f"{code(suite.name)} against {code(suite.reference)}: windows, and {_checks(len(rest))} that did not fail"
-    quality = [finding for finding in suite.findings if finding.name.startswith("quality.") and finding.text]
     order = sorted(rest, key=lambda finding: ("warn", "skip", "pass").index(finding.status))
     body = _table(_WINDOWS, [_window_row(window) for window in suite.windows]) if suite.windows else ""
-    if quality:
-        body += _table(_QUALITY, [[code(each.name), code(each.text), _ICONS[each.status]] for each in quality])
     lines = "".join(map(_line, order))
     return f"\n<details><summary>{title}</summary>\n\n{body}\n{lines}\n</details>\n"
 

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.base import Status
+from converters.explain.causes import Explanation
+from converters.measurements import explanation_of, quality_of
+from longrope.measures import Quality
 from longrope.reading import cut
 from longrope_export.words import value_words
 
 # Of a message, which may be a runtime's last words.
 MESSAGE_LENGTH = 600
+# Begins the ids of checks about the extension, not about the artifact.
+QUALITY = "quality."
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Suite:
         passed: whether no check failed.
         findings: its checks in their order.
         windows: entries of `windows` of validation.json.
-        explanation: why it fails, where that was asked for: cause, what to do, what was measured.
+        quality: what the extension costs and brings; None where that was not measured.
+        explanation: why it fails; None where that was not asked.
     """
 
     name: str
@@ -45,15 +51,26 @@ class Suite:
     passed: bool
     findings: tuple[Finding, ...]
     windows: tuple[Mapping[str, Any], ...]
-    explanation: tuple[str, ...] = ()
+    quality: Quality | None = None
+    explanation: Explanation | None = None
 
     def with_status(self, *statuses: Status) -> list[Finding]:
         """The findings of these statuses."""
         return [finding for finding in self.findings if finding.status in statuses]
 
+    @property
+    def why(self) -> tuple[str, ...]:
+        """Why it fails: cause, what to do, what was measured; nothing where that was not asked."""
+        found = self.explanation
+        if found is None:
+            return ()
+        where = f" ({found.where})" if found.where else ""
+        lines = (f"Likeliest cause: {found.title}{where}", f"What to do: {found.advice}", *found.evidence)
+        return tuple(cut(line, MESSAGE_LENGTH) for line in lines)
+
 
 def suites_of(entries: Sequence[Mapping[str, Any]]) -> list[Suite]:
-    """One suite for each entry of validation.json."""
+    """One suite for each entry of validation.json. Raises InputError for a broken quality or explanation."""
     names = unique(entry["artifact"] or "artifact" for entry in entries)
     return [
         Suite(
@@ -63,18 +80,11 @@ def suites_of(entries: Sequence[Mapping[str, Any]]) -> list[Suite]:
             passed=entry["passed"],
             findings=_findings(entry["checks"]),
             windows=tuple(entry["windows"]),
-            explanation=_explanation(entry.get("explanation")),
+            quality=quality_of(entry, name),
+            explanation=explanation_of(entry, name),
         )
         for name, entry in zip(names, entries, strict=True)
     ]
-
-
-def _explanation(found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    if found is None:
-        return ()
-    where = f" ({found['where']})" if found["where"] else ""
-    lines = (f"Likeliest cause: {found['title']}{where}", f"What to do: {found['advice']}", *found["evidence"])
-    return tuple(cut(line, MESSAGE_LENGTH) for line in lines)
 
 
 def _findings(checks: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
@@ -85,10 +95,11 @@ def _findings(checks: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
 
 
 def _text(check: Mapping[str, Any]) -> str:
-    found = ""
-    if check["expected"] is not None or check["actual"] is not None:
-        found = f"Expected {value_words(check['expected'])}, found {value_words(check['actual'])}."
-    return " ".join(filter(None, (found, _message(check))))
+    message = _message(check)
+    if check["expected"] is None and check["actual"] is None:
+        return message
+    found = f"Expected {value_words(check['expected'])}, found {value_words(check['actual'])}"
+    return f"{found}: {message}" if message else f"{found}."
 
 
 def _message(check: Mapping[str, Any]) -> str:

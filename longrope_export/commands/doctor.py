@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Literal
 
 from longrope.errors import InputError, LongRopeError
@@ -17,17 +19,21 @@ from longrope.machine import AUTO, device_option, resolve_device
 from longrope.options import ModelName, Words, option
 from longrope.provenance import usable_cpus, versions
 from longrope_export import options
+from longrope_export.words import count
 
 State = Literal["ok", "untested", "missing", "broken"]
 GIB = 2**30
+# Of the block for a bug report.
+LINE = 80
 INSTALL = "pip install longrope-export"
+# Modules of each extra, and what needs it.
 EXTRAS = {
-    "sentencepiece": ("sentencepiece",),
-    "gguf": ("gguf", "llama_cpp"),
-    "onnx": ("onnx", "onnx_ir", "onnxruntime"),
-    "report": ("matplotlib",),
-    "train": ("peft",),
-    "ray": ("ray",),
+    "sentencepiece": (("sentencepiece",), "tokenizers without tokenizer.json"),
+    "gguf": (("gguf", "llama_cpp"), "GGUF files; `inspect` needs gguf alone"),
+    "onnx": (("onnx", "onnx_ir", "onnxruntime"), "ONNX models"),
+    "report": (("matplotlib",), "pictures as files"),
+    "train": (("peft",), "adapters (LoRA)"),
+    "ray": (("ray",), "a search on several machines"),
 }
 
 
@@ -117,8 +123,14 @@ def _print_findings(findings: list[Finding]) -> None:
 
     rows = [[finding.what, finding.state, finding.detail] for finding in findings]
     print_table("longrope-export doctor", ("what", "state", "detail"), rows)
-    for command in dict.fromkeys(finding.command for finding in findings if finding.command):
-        say(f"  {command}")
+    mends: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.command:
+            mends.setdefault(finding.command, []).append(finding.what)
+    if mends:
+        say("\nTo mend:")
+    for command, names in mends.items():
+        say(f"  {command}   # {', '.join(names)}")
     say("\nFor a bug report (no names, no paths):\n")
     for line in ("```", *bug_report(findings), "```"):
         say(line)
@@ -129,11 +141,11 @@ def bug_report(findings: list[Finding]) -> list[str]:
     from longrope.provenance import machine
 
     here = machine()
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    packages = wrap(", ".join(f"{name} {number}" for name, number in versions().items()), LINE, break_on_hyphens=False)
     odd = [f"{finding.what}: {finding.state}" for finding in findings if finding.state != "ok"]
     shown = {finding.what: finding.detail for finding in findings}
     return [
-        packages,
+        *packages,
         f"{here['system']} {here['machine']}, {here['cpus']} processors, {shown.get('devices', 'devices unknown')}",
         f"not in order: {', '.join(odd) or 'nothing'}",
     ]
@@ -202,7 +214,7 @@ def _print_checks(result: dict[str, Any]) -> None:
 
 def examine() -> list[Finding]:
     """All findings, the required ones first."""
-    extras = [_extra(name, modules) for name, modules in EXTRAS.items()]
+    extras = [_extra(name, *extra) for name, extra in EXTRAS.items()]
     return [*_core(), *extras, *version_findings(versions()), _devices(), *_device_path(), *_machine()]
 
 
@@ -229,7 +241,7 @@ def _try_torch() -> str:
     product = torch.ones(2, 2) @ torch.ones(2, 2)
     if float(product.sum()) != 8.0:
         raise RuntimeError("a matrix product came out wrong")
-    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+    return f"{torch.__version__}, {count(torch.get_num_threads(), 'thread')}"
 
 
 def _try_default_model() -> str:
@@ -239,20 +251,21 @@ def _try_default_model() -> str:
     return f"{checkpoint.model_type}, window {checkpoint.window}"
 
 
-def _extra(name: str, modules: tuple[str, ...]) -> Finding:
+def _extra(name: str, modules: tuple[str, ...], purpose: str) -> Finding:
     """Import every module of an extra; native libraries fail only then."""
     command = f"pip install 'longrope-export[{name}]'"
     for module in modules:
         try:
             import_module(module)
         except ImportError as error:
-            return Finding(f"extra {name}", "missing", f"{error}", command=command)
+            is_there = error.name != module
+            said = f"{error}" if is_there else f"{_package(module)} is not installed"
+            return Finding(f"extra {name}", "missing", f"{said}; for {purpose}", command=command)
         except (OSError, RuntimeError) as error:
             again = f"pip install --force-reinstall {_package(module)}"
             return Finding(f"extra {name}", "broken", f"{module} does not load ({error})", command=again)
-    installed = versions()
-    named = [f"{package} {installed[package]}" for module in modules if (package := _package(module)) in installed]
-    return Finding(f"extra {name}", "ok", ", ".join(named) or "importable")
+    named = [f"{_package(module)} {version(_package(module))}" for module in modules]
+    return Finding(f"extra {name}", "ok", ", ".join(named))
 
 
 def _package(module: str) -> str:

@@ -104,7 +104,7 @@ def inspected(path: Path, isolate: options.Isolate) -> dict[str, Any]:
     from longrope_export import inspection
 
     converter = registry.recognize(path)
-    converter.check_requirements()
+    converter.check_reading()
     workplace = workplace_for(converter, path, isolate, runtime=False)
     if workplace is None:
         return inspection.inspect_artifact(path)
@@ -181,15 +181,11 @@ def _curves(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def _print_problems(problems: Sequence[Mapping[str, Any]]) -> None:
-    from longrope_export.console import say
-
-    say(
-        "Problems"
-        if problems
-        else "Problems: none found without a reference; `validate` compares the artifact with one"
-    )
+    none = "Problems: none found without a reference; `validate` compares the artifact with one"
+    _paragraph("Problems" if problems else none, indent=0)
     for problem in problems:
-        _paragraph(f"{problem['severity']}: {problem['id'] and problem['id'] + ': '}{problem['message']}")
+        id = f"{problem['id']}: " if "." in problem["id"] else ""  # of a check, to be searched for
+        _paragraph(f"{problem['severity']}: {id}{problem['message']}")
         if problem["mend"]:
             _paragraph(f"mend: {problem['mend']}", indent=4)
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from converters.explain.causes import Explanation
 from converters.factor_files import known_methods
 from longrope.factors import RescaleFactors
 from longrope_export.console import number
 from longrope_export.methods import LONG, ORIGINAL, SHORT, Methods
 from longrope_export.report.chart import Axis, Chart, Point, Series, Table
 from longrope_export.report.facts import Facts
-from longrope_export.words import change, count, perplexity, signed, tokens
+from longrope_export.words import change, count, perplexity, signed, tiny, tokens
 
 # Points of a curve that are kept, and rows of its table.
 CURVE_POINTS, CURVE_ROWS = 240, 24
@@ -202,6 +203,37 @@ def training_charts(facts: Facts) -> Iterator[Chart]:
                 ),
             ),
         )
+
+
+def difference_chart(name: str, artifact: str, explanation: Explanation) -> Chart | None:
+    """How far a failed artifact's logits are from the reference's over the positions of each window; None without one."""
+    shapes = [shape for shape in explanation.shapes if len(shape.positions) == len(shape.kl)]
+    series = [
+        Series(
+            f"{tokens(shape.length)} tokens, {shape.regime} set",
+            tuple((float(position), kl) for position, kl in zip(shape.positions, shape.kl, strict=True) if kl > 0),
+            strong=shape is shapes[-1],
+            look=look,
+        )
+        for look, shape in enumerate(shapes)
+    ]
+    if not any(each.points for each in series):
+        return None
+    rows = tuple(
+        (f"{tokens(shape.length)} tokens, {shape.regime} set", tiny(shape.kl_mean), tiny(max(shape.kl)), shape.words)
+        for shape in shapes
+        if shape.kl
+    )
+    return Chart(
+        name,
+        f"{artifact} against the reference over the positions of a window",
+        " ".join(f"{window}: mean KL {mean}; {words}." for window, mean, _, words in rows),
+        Axis("position", tokens),
+        Axis("KL, nats per token", lambda value: number(value, ".0e"), base=10, exact=tiny),
+        tuple(series),
+        Table("Windows against the reference", ("window", "mean KL", "largest KL", "shape"), rows, frozenset({3})),
+        note="What differs at position 0 is no fault of the RoPE. Positions without any difference are not drawn.",
+    )
 
 
 def _chosen(points: Sequence[Point]) -> str:

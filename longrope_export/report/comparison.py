@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from converters.quality_checks import Rise
 from longrope.files import write_atomically
 from longrope_export.methods import LONG, ORIGINAL, SHORT
+from longrope_export.quality import Row
 from longrope_export.report.chart import Axis, Chart, Series, Table
 from longrope_export.report.charts import FIRST_KNOWN, PPL, factors_chart, line, summary_of, window_mark
 from longrope_export.report.facts import Facts
 from longrope_export.report.page import STATUSES, TASKS, flat, render
 from longrope_export.report.verdict import Verdict, same_model
-from longrope_export.words import change, count, perplexity, share, signed, tiny, tokens, value_words
+from longrope_export.words import (
+    change,
+    count,
+    listed,
+    perplexity,
+    share,
+    signed,
+    tiny,
+    tokens,
+    value_words,
+    with_error,
+)
 
+Key = TypeVar("Key")
 COMPARISON = "comparison.html"
 # A check that gets from one of these to a later one has got better.
 ORDER = tuple(STATUSES)
+NOT_THERE = "not there"
 # Settings that say which texts and model were used: where they differ, perplexities are of different things.
 SAME_MODEL, SAME_TEXT = "model_fingerprint", "test_fingerprint"
 
@@ -41,7 +56,8 @@ def _named(a: Facts, b: Facts) -> tuple[Facts, Facts, str, str]:
 
 def _values(a: Facts, b: Facts, name_a: str, name_b: str) -> dict[str, Any]:
     names = (name_a, name_b)
-    changed, checks = settings_that_differ(a, b), checks_that_changed(a, b)
+    changed, found = settings_that_differ(a, b), checks_that_changed(a, b)
+    checks = [row for row in found if not _is_new_and_well(row)]
     chart = _chart(a, b, names)
     return {
         "names": names,
@@ -59,6 +75,13 @@ def _values(a: Facts, b: Facts, name_a: str, name_b: str) -> dict[str, Any]:
             tuple(tuple(row.values()) for row in checks),
             frozenset({1, 2, 3}),
         ),
+        "new_checks": Table(
+            "Checks that one run alone has, none of which failed or warned",
+            ("check", *names, f"what was found in {name_b}"),
+            tuple(tuple(row.values()) for row in found if _is_new_and_well(row)),
+            frozenset({1, 2, 3}),
+        ),
+        "quality": _quality(a, b, names),
         "parity": _parity(a, b, names),
         "retrieval": _retrieval(a, b, names),
     }
@@ -74,7 +97,7 @@ def settings_that_differ(a: Facts, b: Facts) -> list[tuple[str, ...]]:
         ours, theirs = flat(part(a)), flat(part(b))
         for name in dict.fromkeys([*ours, *theirs]):
             if ours.get(name) != theirs.get(name):
-                found.append((name, *(value_words(each.get(name, "not there")) for each in (ours, theirs))))
+                found.append((name, *(value_words(each.get(name, NOT_THERE)) for each in (ours, theirs))))
     return found
 
 
@@ -100,6 +123,12 @@ def checks_that_changed(a: Facts, b: Facts) -> list[dict[str, str]]:
     ]
 
 
+def _is_new_and_well(row: Mapping[str, str]) -> bool:
+    """Whether one run alone has a check, and it did neither fail nor warn."""
+    verdicts = {row["a"], row["b"]}
+    return NOT_THERE in verdicts and not verdicts & {STATUSES["fail"], STATUSES["warn"]}
+
+
 def _statuses(facts: Facts) -> dict[tuple[str, str], tuple[str, str]]:
     return {
         (suite.name, finding.name): (finding.status, finding.text)
@@ -114,7 +143,7 @@ def _rank(found: tuple[str, str] | None) -> int:
 
 
 def _status(found: tuple[str, str] | None) -> str:
-    return STATUSES.get(found[0], found[0]) if found else "not there"
+    return STATUSES.get(found[0], found[0]) if found else NOT_THERE
 
 
 # -- in words
@@ -123,13 +152,15 @@ def _status(found: tuple[str, str] | None) -> str:
 def _verdict(
     a: Facts, b: Facts, names: tuple[str, str], changed: Sequence[Any], checks: Sequence[Mapping[str, str]]
 ) -> Verdict:
-    parts = [*_moves(a, b), f"{count(len(checks), 'check')} changed" if checks else "no check changed"]
+    broken = [same_model(b.suites)] if a.passed and not b.passed else []
+    parts = [*broken, *_moves(a, b), f"{count(len(checks), 'check')} changed" if checks else "no check changed"]
     reasons = [f"{name}: {same_model(facts.suites)}." for name, facts in zip(names, (a, b), strict=True)]
     reasons.append(
         f"{count(len(changed), 'setting')} {'differs' if len(changed) == 1 else 'differ'}."
         if changed
         else "The settings are the same."
     )
+    reasons += _beyond_noise(a, b)
     return Verdict(
         f"{names[1]} against {names[0]}: {'; '.join(parts)}.", b.passed, tuple(reasons), tuple(_cautions(a, b))
     )
@@ -143,6 +174,27 @@ def _moves(a: Facts, b: Facts) -> Iterator[str]:
         if (percent := change(new, old)) is not None:
             moved = "the same perplexity" if percent == 0 else f"{signed(percent)} perplexity"
             yield f"{moved} at {tokens(length)} tokens ({perplexity(old)} → {perplexity(new)})"
+
+
+def _beyond_noise(a: Facts, b: Facts) -> Iterator[str]:
+    """What got worse and better on the same windows, and whether that can be told."""
+    paired = {
+        **{f"{' '.join(key)} tokens": rise for key, rise in _paired_windows(a, b).items()},
+        **{f"the extended model at {tokens(length)} tokens": rise for length, rise in _paired_lengths(a, b).items()},
+    }
+    if not paired:
+        return
+    for words in ("worse", "better"):
+        if found := [f"{name} ({_with_error(rise)})" for name, rise in paired.items() if rise.words == words]:
+            yield f"{words.capitalize()} beyond noise: {listed(found)}."
+    if not any(rise.words for rise in paired.values()):
+        yield "One window of each length was measured, which does not tell a change from noise."
+    elif not any(rise.words in ("worse", "better") for rise in paired.values()):
+        yield f"On the same windows no perplexity changed beyond noise ({count(len(paired), 'comparison')})."
+
+
+def _with_error(rise: Rise) -> str:
+    return with_error(rise.percent, rise.error)
 
 
 def _best_row(facts: Facts, length: int) -> str:
@@ -218,21 +270,87 @@ def _row_name(row: str) -> str:
     return {ORIGINAL: "original model", LONG: "the run's long set", SHORT: "the run's short set"}.get(row, row)
 
 
-def _parity(a: Facts, b: Facts, names: tuple[str, str]) -> Table:
-    """Mean KL and change of perplexity of every artifact and window that one of them has."""
+def _quality(a: Facts, b: Facts, names: tuple[str, str]) -> Table | None:
+    """What `validate --quality` measured of both, and the second against the first on the same windows."""
+    ours, theirs = _compared(a), _compared(b)
+    if not ours and not theirs:
+        return None
+    paired = _paired_lengths(a, b)
+    rows = tuple(
+        (
+            f"{tokens(length)} tokens, against {against}",
+            *(_with_error(row.rise) if row else "–" for row in (ours.get(key), theirs.get(key))),
+            *_judged(paired, length),
+        )
+        for key in sorted(dict.fromkeys([*ours, *theirs]), key=lambda key: key[0])
+        for length, against in [key]
+    )
+    beside = (f"{names[1]} against {names[0]}", "noise?") if paired else ()
+    return Table("Quality of the extension", ("change of perplexity", *names, *beside), rows, frozenset({4}))
+
+
+def _compared(facts: Facts) -> dict[tuple[int, str], Row]:
+    """Rows of the first extension that was measured; runs whose artifacts have other sets are compared by their first."""
+    rows = facts.extensions[0].rows if facts.extensions else ()
+    return {(row.length, row.against_words): row for row in rows}
+
+
+def _judged(paired: Mapping[Key, Rise], key: Key) -> tuple[str, ...]:
+    """A paired change, and whether it is noise; no cells in a table without any."""
+    if not paired:
+        return ()
+    rise = paired.get(key)
+    return ("–", "not paired") if rise is None else (_with_error(rise), rise.words or "one window")
+
+
+def _paired_lengths(a: Facts, b: Facts) -> dict[int, Rise]:
+    """The second run's extended model against the first one's, by length, where both were measured on the same windows."""
+    if not a.extensions or not b.extensions or not _same_texts(a, b, *(f.extensions[0].artifacts[0] for f in (a, b))):
+        return {}
+    ours, theirs = ({row.length: row.losses for row in _compared(facts).values()} for facts in (a, b))
+    return {
+        length: Rise.of(losses, ours[length])
+        for length, losses in theirs.items()
+        if len(losses) == len(ours.get(length, ()))
+    }
+
+
+def _paired_windows(a: Facts, b: Facts) -> dict[tuple[str, str, str], Rise]:
+    """The second run's artifacts against the first one's of the same name, where both were measured on the same windows."""
     ours, theirs = _windows(a), _windows(b)
+    found = {}
+    for key, window in theirs.items():
+        old, new = ours.get(key, {}).get("texts") or (), window.get("texts") or ()
+        losses = [[text["nll"] for text in texts if text["nll"] is not None] for texts in (old, new)]
+        is_whole = len(losses[0]) == len(losses[1]) == len(old) == len(new) > 0
+        if is_whole and _same_texts(a, b, key[0], key[0]):
+            found[key] = Rise.of(losses[1], losses[0])
+    return found
+
+
+def _same_texts(a: Facts, b: Facts, name_a: str, name_b: str) -> bool:
+    """Whether two artifacts were measured on the same texts."""
+    ours, theirs = a.texts.get(name_a), b.texts.get(name_b)
+    return ours is not None and ours == theirs
+
+
+def _parity(a: Facts, b: Facts, names: tuple[str, str]) -> Table:
+    """Mean KL and change of perplexity of every artifact and window that one of them has, and what changed between them."""
+    ours, theirs, paired = _windows(a), _windows(b), _paired_windows(a, b)
     rows = tuple(
         (
             " ".join(key),
             *(text for measure in (_kl, _delta) for found in (ours, theirs) for text in [measure(found.get(key))]),
+            *_judged(paired, key),
         )
         for key in dict.fromkeys([*ours, *theirs])
     )
     header = (
         "artifact and window",
         *(f"{what}, {name}" for what in ("mean KL", "change of perplexity") for name in names),
+        *((f"{names[1]} against {names[0]}", "noise?") if paired else ()),
     )
-    return Table("Artifacts against the reference", header, rows)
+    return Table("Artifacts against the reference", header, rows, frozenset({6}))
 
 
 def _windows(facts: Facts) -> dict[tuple[str, str, str], Mapping[str, Any]]:

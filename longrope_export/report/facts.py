@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from longrope.errors import InputError
@@ -13,8 +13,9 @@ from longrope.factors import RescaleFactors
 from longrope.provenance import without_folders
 from longrope_export.ci.suites import Suite, suites_of
 from longrope_export.methods import LONG, ORIGINAL, SHORT, Methods
+from longrope_export.quality import Extension, extensions_of
 from longrope_export.run_files import RUN, VALIDATION, read_evaluation, read_finished_run, read_validation
-from longrope_export.words import change, signed
+from longrope_export.words import change, listed, signed
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Facts:
         name: the folder's.
         run: run.json, without folders of the machine.
         evaluation: evaluation.json; empty where there is none.
-        entries: those of validation.json.
+        entries: those of validation.json, by the names of the run's exports.
         factors: factors.json.
     """
 
@@ -53,18 +54,29 @@ class Facts:
     factors: RescaleFactors
 
     @classmethod
-    def read(cls, folder: Path) -> Facts:
-        """Those of a folder. Raises InputError when it is not the folder of a finished run."""
+    def read(cls, folder: Path, validation: Path | None = None) -> Facts:
+        """Those of a folder.
+
+        Args:
+            folder: of the run.
+            validation: what `validate --json` wrote about some of its artifacts; it counts instead of the folder's own.
+
+        Raises:
+            InputError: it is not the folder of a finished run, a file of it is broken, or a validation is of other artifacts.
+        """
         if not (folder / RUN).is_file():
             raise InputError(f"{folder / RUN}: no such file; expected the folder of a finished run")
         run = read_finished_run(folder)
         for part in ("configuration", "recipe"):
             run[part] = without_folders(run[part])
+        entries = _called(read_validation(folder / VALIDATION), run)
         return cls(
             folder.resolve().name,
             run,
             read_evaluation(folder),
-            read_validation(folder / VALIDATION),
+            entries
+            if validation is None
+            else _replaced(entries, _called(read_validation(validation), run), validation),
             RescaleFactors.load(folder / "factors.json"),
         )
 
@@ -94,6 +106,23 @@ class Facts:
     @cached_property
     def suites(self) -> list[Suite]:
         return suites_of(self.entries)
+
+    @cached_property
+    def extensions(self) -> list[Extension]:
+        """What `validate --quality` measured."""
+        return extensions_of(self.suites)
+
+    @cached_property
+    def texts(self) -> dict[str, str | None]:
+        """The fingerprint of the texts that each artifact was measured on; None where none is said."""
+        fingerprints = [(entry.get("provenance") or {}).get("text_fingerprint") for entry in self.entries]
+        return {suite.name: found for suite, found in zip(self.suites, fingerprints, strict=True)}
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Artifacts that the validation is not about."""
+        checked = {suite.name for suite in self.suites}
+        return [export["format"] for export in self.run["exports"] if export["format"] not in checked]
 
     @property
     def passed(self) -> bool:
@@ -127,6 +156,26 @@ class Facts:
         if self.is_dual and row == LONG:
             return "this run, long set"
         return names.get(row, row)
+
+
+Entries = Sequence[Mapping[str, Any]]
+
+
+def _called(entries: Entries, run: Mapping[str, Any]) -> Entries:
+    """Entries about artifacts of a run by the names of its exports, where they go by those of the files."""
+    labels = {PurePath(export["path"]).name: export["format"] for export in run["exports"]}
+    return [{**entry, "artifact": labels.get(entry["artifact"], entry["artifact"])} for entry in entries]
+
+
+def _replaced(entries: Entries, newer: Entries, name: Path) -> Entries:
+    """The entries of a run, with newer ones in the places of those about the same artifacts."""
+    known, found = [entry["artifact"] for entry in entries], {entry["artifact"]: entry for entry in newer}
+    if strangers := [artifact for artifact in found if artifact not in known]:
+        raise InputError(
+            f"{name}: it is about {listed(strangers)}, which the run's own validation is not about; expected "
+            f"{listed(known) or 'a run with artifacts'}"
+        )
+    return [found.get(artifact, entry) for artifact, entry in zip(known, entries, strict=True)]
 
 
 def has_passed(suite: Suite) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup, escape
 
+from converters.explain.causes import Trial
 from converters.onnx.weight_names import DTYPES
 from longrope.files import write_atomically
 from longrope.reading import visible
@@ -22,11 +24,24 @@ from longrope_export import recipes
 from longrope_export.ci.suites import Suite
 from longrope_export.console import number
 from longrope_export.methods import ORIGINAL, by_length
+from longrope_export.quality import Extension
 from longrope_export.report import charts
 from longrope_export.report.chart import Table
 from longrope_export.report.facts import Facts
 from longrope_export.report.verdict import verdict_of
-from longrope_export.words import PERCENT, change, count, listed, perplexity, share, signed, tiny, tokens, value_words
+from longrope_export.words import (
+    PERCENT,
+    change,
+    count,
+    listed,
+    perplexity,
+    share,
+    signed,
+    tiny,
+    tokens,
+    value_words,
+    with_error,
+)
 
 REPORT = "report.html"
 TASKS = ("passkey", "needle")
@@ -47,10 +62,19 @@ class Command:
     text: str
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a run's folder; returns where. Raises InputError when the folder is not a finished run."""
+def write_report(folder: Path, output: Path | None = None, validation: Path | None = None) -> Path:
+    """Write the report of a run's folder; returns where.
+
+    Args:
+        folder: of the run.
+        output: the file to write; None for the run's own report.
+        validation: as of `Facts.read`.
+
+    Raises:
+        InputError: the folder is not a finished run, or a file is broken.
+    """
     path = output or folder / REPORT
-    write_atomically(path, render("report.html.j2", _values(Facts.read(folder))))
+    write_atomically(path, render("report.html.j2", _values(Facts.read(folder, validation))))
     return path
 
 
@@ -74,6 +98,7 @@ def _environment() -> Environment:
         "share": share,
         "signed": signed,
         "perplexity": perplexity,
+        "tiny": tiny,
         "tokens": tokens,
         "count": count,
         "marked": _marked,
@@ -93,7 +118,11 @@ def _in_words(value: Any) -> Any:
     if isinstance(value, Markup | Undefined):  # which raises as soon as it is written
         return value
     if isinstance(value, str):  # a line never ends between a number and its sign
-        return visible(value).replace(PERCENT, "\N{NO-BREAK SPACE}%")
+        return (
+            visible(value)
+            .replace(PERCENT, "\N{NO-BREAK SPACE}%")
+            .replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        )
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if value is None or isinstance(value, float):
@@ -116,6 +145,8 @@ def _values(facts: Facts) -> dict[str, Any]:
         "charts": {chart.name: chart for chart in drawn if chart is not None},
         "training": [chart for chart in drawn if chart is not None and chart.name.startswith("training")],
         "costs": list(_cost_rows(facts)),
+        "extensions": [(extension, list(_quality_rows(extension))) for extension in facts.extensions],
+        "whys": {suite.name: why for place, suite in enumerate(facts.suites) if (why := _why(place, suite))},
         "heat_maps": {task: heat_map(facts.evaluation[task], task) for task in TASKS if facts.evaluation.get(task)},
         "evaluated": _evaluated(facts),
         "stages": _stages(facts),
@@ -151,6 +182,64 @@ def _cost_rows(facts: Facts) -> Iterator[dict[str, Any]]:
             "bar": min(100, round(100 * abs(percent) / full)),
             "beyond": abs(percent) > full,
         }
+
+
+def _quality_rows(extension: Extension) -> Iterator[dict[str, Any]]:
+    """Rows of the table of quality, with the place of each change and of its interval between -FULL_BAR and FULL_BAR."""
+    for row in extension.rows:
+        rise = row.rise
+        yield {
+            "row": row,
+            "verdict": STATUSES.get(row.status or "", "–"),
+            "change": with_error(rise.percent, rise.error),
+            "noise": rise.words or "one window",
+            "place": _place(rise.percent),
+            "interval": [_place(end) for end in (rise.low, rise.high)] if math.isfinite(rise.error) else None,
+            "beyond": abs(rise.percent) > FULL_BAR,
+        }
+
+
+def _place(percent: float) -> int | None:
+    """From 0 to 100 across a bar, whose middle is no change; None of what is no number."""
+    return None if math.isnan(percent) else round(50 + 50 * min(max(percent / FULL_BAR, -1.0), 1.0))
+
+
+def _why(place: int, suite: Suite) -> dict[str, Any] | None:
+    """Why an artifact fails, and what of it is drawn and listed; None where nobody asked."""
+    found = suite.explanation
+    if found is None:
+        return None
+    trials = tuple(
+        (trial.change, tokens(trial.length), tiny(trial.kl_unchanged), tiny(trial.kl_mean), share(_left(trial)))
+        for trial in found.trials
+    )
+    parts = tuple(
+        (part.name, share(part.error), share(part.error_at_start), "yes" if part.differs else "")
+        for part in found.parts
+    )
+    return {
+        "found": found,
+        "chart": charts.difference_chart(f"why-{place}", suite.name, found),
+        "trials": trials
+        and Table(
+            f"The reference with one change, against {suite.name}",
+            ("change", "window", "KL without", "KL with", "left of it"),
+            trials,
+            frozenset({0}),
+        ),
+        "parts": parts
+        and Table(
+            f"Each part of {suite.name} by itself, of what it adds",
+            ("part", "differs by", "at position 0", "more than rounding"),
+            parts,
+            frozenset({3}),
+        ),
+    }
+
+
+def _left(trial: Trial) -> float | None:
+    """The share of a difference that a change leaves."""
+    return trial.kl_mean / trial.kl_unchanged if trial.kl_unchanged > 0 else None
 
 
 def heat_map(rows: list[Mapping[str, Any]], task: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ ROUNDING = 0.1
 TEXT_LENGTH = 200
 # Checks of a status that are named at the top.
 MOST = 5
+# Causes of failures that leave it open whether the artifact is the same model.
+UNDECIDED = ("files", "loads", "rounding", "unknown")
 WORDS: Mapping[Status, str] = {"pass": "passed", "warn": "warned", "fail": "failed", "skip": "did not run"}
 
 
@@ -43,7 +46,7 @@ class Verdict:
 def verdict_of(facts: Facts) -> Verdict:
     """The verdict on a run."""
     parts = [_longer(facts), _inside_short(facts), same_model(facts.suites)]
-    reasons = (*_target(facts), *_inside(facts), *_recalled(facts), *_checks(facts))
+    reasons = (*_target(facts), *_inside(facts), *_quality(facts), *_recalled(facts), *_checks(facts))
     return Verdict(f"{'; '.join(filter(None, parts))}.", facts.passed, reasons, tuple(_cautions(facts)))
 
 
@@ -52,7 +55,7 @@ def same_model(suites: Sequence[Suite]) -> str:
     if not suites:
         return "no format was checked"
     if failed := [suite for suite in suites if not has_passed(suite)]:
-        return f"{listed([_failures(suite) for suite in failed])} failed"
+        return _failed(failed)
     unmeasured = [suite.name for suite in suites if not suite.windows]
     if unmeasured:
         return f"{listed(unmeasured)} {'was' if len(unmeasured) == 1 else 'were'} checked without being run"
@@ -61,6 +64,23 @@ def same_model(suites: Sequence[Suite]) -> str:
     if worst is None or abs(worst.percent) < ROUNDING:
         return f"{each} the same model"
     return f"{each} the same model, within {signed(abs(worst.percent)).removeprefix('+')} of perplexity"
+
+
+def _failed(failed: Sequence[Suite]) -> str:
+    """What failed; of an artifact whose cause is known that it is another model, and of a single one the cause."""
+    explained = [suite for suite in failed if suite.explanation and suite.explanation.cause not in UNDECIDED]
+    rest = [suite for suite in failed if suite not in explained]
+    said = [f"{listed([_failures(suite) for suite in rest])} failed"] if rest else []
+    if explained:
+        names = listed([suite.name for suite in explained])
+        said.append(f"{names} {'is' if len(explained) == 1 else 'are'} not the same model")
+    if len(explained) == 1 and (cause := explained[0].explanation) is not None:
+        said[-1] += f"; likely cause: {_lower(cause.title.removesuffix('.'))}"
+    return "; ".join(said)
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _failures(suite: Suite) -> str:
@@ -74,13 +94,16 @@ def _longer(facts: Facts) -> str:
 
 
 def _inside_short(facts: Facts) -> str:
-    percents = [cost.percent for cost in facts.costs]
-    if not percents or facts.window is None:
+    """What was measured in pairs counts before the table of methods."""
+    costs = [cost for extension in facts.extensions if (cost := extension.cost) is not None]
+    percents = [cost.rise.percent for cost in costs] or [cost.percent for cost in facts.costs]
+    window = max((cost.length for cost in costs), default=facts.window)
+    if not all(map(math.isfinite, percents)) or not percents or window is None:
         return ""
     said = signed(min(percents))
     if signed(max(percents)) != said:
         said = f"{said.removesuffix(PERCENT)} to {signed(max(percents))}"
-    return f"{said} perplexity inside {tokens(facts.window)} tokens"
+    return f"{said} perplexity inside {tokens(window)} tokens"
 
 
 def _target(facts: Facts) -> Iterator[str]:
@@ -124,6 +147,17 @@ def _inside(facts: Facts) -> Iterator[str]:
     )
 
 
+def _quality(facts: Facts) -> Iterator[str]:
+    """What `validate --quality` measured; where extensions differ in it, whose it is."""
+    said: dict[tuple[int, str], list[str]] = {}
+    for extension in facts.extensions:
+        for place in enumerate(extension.sentences()):
+            said.setdefault(place, []).extend(extension.artifacts)
+    everybody = sum(len(extension.artifacts) for extension in facts.extensions)
+    for (_, sentence), names in sorted(said.items(), key=lambda item: item[0][0]):
+        yield sentence if len(names) == everybody else f"{listed(names)}: {_lower(sentence)}"
+
+
 def _recalled(facts: Facts) -> Iterator[str]:
     for task in ("passkey", "needle"):
         rows = facts.evaluation.get(task) or ()
@@ -145,25 +179,34 @@ def _checks(facts: Facts) -> Iterator[str]:
 
 
 def _cautions(facts: Facts) -> Iterator[str]:
-    """Failures first, then warnings, then what was not looked at."""
+    """Why what failed does, failures, warnings, then what was not looked at."""
+    for suite in facts.suites:
+        if suite.explanation is not None:
+            yield f"{suite.name}: likely cause: {_lower(suite.explanation.sentence)} {suite.explanation.advice}"
     yield from _findings(facts, "fail")
     yield from _findings(facts, "warn")
     best, found = facts.methods.best_known(facts.target), facts.methods.at(LONG, facts.target)
     if best is not None and found is not None and best[1] < found:
         yield f"{best[0]} has a lower perplexity at the target; a longer search (`--max-evals`) may find better factors."
     yield from _not_compared(facts)
-    if not any(facts.evaluation.get(task) for task in ("passkey", "needle")):
+    if facts.suites and facts.unchecked:
+        yield f"{listed(facts.unchecked)}: not validated; the checks below are of the others."
+    is_recalled = any(facts.evaluation.get(task) for task in ("passkey", "needle"))
+    if not is_recalled and not any(extension.passkeys for extension in facts.extensions):
         yield "Retrieval was not measured; `eval --passkey` does."
 
 
 def _findings(facts: Facts, status: Status) -> Iterator[str]:
-    """The first checks of a status, and how many more there are."""
-    found = [(suite.name, finding) for suite in facts.suites for finding in suite.with_status(status)]
-    for name, finding in found[:MOST]:
-        text = cut(finding.message or finding.text, TEXT_LENGTH)
-        yield f"{name}: `{finding.name}` {WORDS[status]}{f': {text}' if text else ''}"
-    if len(found) > MOST:
-        yield f"{count(len(found) - MOST, 'more check')} {WORDS[status]}, see Checks."
+    """The first checks of a status, one of several artifacts that say the same once, and how many more there are."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for suite in facts.suites:
+        for finding in suite.with_status(status):
+            found.setdefault((finding.name, finding.message or finding.text), []).append(suite.name)
+    for (name, text), artifacts in list(found.items())[:MOST]:
+        said = cut(text, TEXT_LENGTH)
+        yield f"{listed(artifacts)}: `{name}` {WORDS[status]}{f': {said}' if said else ''}"
+    if rest := sum(map(len, list(found.values())[MOST:])):
+        yield f"{count(rest, 'more check')} {WORDS[status]}, see Checks."
 
 
 def _not_compared(facts: Facts) -> Iterator[str]:

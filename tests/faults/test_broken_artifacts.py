@@ -118,6 +118,7 @@ def test_a_broken_artifact_is_named(studio: Studio, tmp_path: Path, kind: str, n
         id = f"{kind}.factors"  # neither side knows any factors: there is nothing more to compare with
     assert id in failed(data)
     assert f"fail: {id}: " in done.err
+    assert "{'" not in done.err, "values are words"
     assert "Traceback" not in done.err
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +21,10 @@ from converters import hub_heads
 from converters.gguf import remote
 from converters.gguf.container import Value, f32, text, u32
 from longrope.base_rope import base_rope
-from longrope.checkpoint import Checkpoint
+from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
 from longrope_export.terminal_plot import log_plot
-from tests.common import WINDOW, pico_config, pico_folder, run_cli, write_every_format
+from tests.common import REPOSITORY, WINDOW, pico_config, pico_folder, run_cli, write_every_format
 from tests.gguf_files import CATALOGUE, add, checkpoint, export, factors_for, rewrite, set_key, stock
 from tests.hub import LocalHub
 
@@ -68,6 +73,18 @@ def test_a_screenful_says_what_it_is_what_it_does_and_who_uses_it(artifacts: dic
     assert "error:" not in done.out
     assert len(done.out.splitlines()) <= 40
     assert "{" not in done.out, "a Python dictionary is no sentence"
+
+
+@pytest.mark.parametrize("name", ["gguf", "onnx"])
+def test_headers_are_read_without_the_runtime(artifacts: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """llama-cpp-python has no wheel: who only looks into a file does not have to build it."""
+    for library in ("llama_cpp", "onnxruntime"):
+        (tmp_path / f"{library}.py").write_text("raise ImportError('hidden by a test')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(REPOSITORY)))}
+    command = [sys.executable, "-m", "longrope_export", "inspect", artifacts[name]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "LongRoPE factors, dual: 64 → 256 tokens (4×), θ 10,000" in done.stdout
 
 
 def test_what_each_format_knows_of_its_size(artifacts: dict[str, Path], pico: Checkpoint) -> None:
@@ -165,6 +182,11 @@ SHOWN = {
     "sets exchanged": "gguf.factors.long",
     "factors in reverse": "gguf.factors.long",
     "factors in f16": "gguf.factors.dtype",
+    "another theta": "gguf.rope.freq_base",
+    "no factors": "gguf.factors",
+    "one set only": "gguf.factors.readable",
+    "too few factors": "gguf.factors.readable",
+    "half of the head rotated": "gguf.factors.readable",
 }
 
 
@@ -181,9 +203,18 @@ def test_faults_of_a_gguf_file_that_show_without_its_reference(long_file: Path, 
     broken = rewrite(long_file, tmp_path / "broken.gguf", CATALOGUE[fault][0])
     problem = problems(broken)[SHOWN[fault]]
     assert problem["severity"] == "error"
-    assert "longrope-export patch" in problem["mend"]
-    assert str(broken) in problem["mend"]
-    assert f"error: {SHOWN[fault]}" in run_cli("inspect", broken).out
+    shown = run_cli("inspect", broken)
+    assert f"error: {SHOWN[fault]}" in shown.out
+    assert not re.search(r"[{}]|\bNone\b", shown.out), "no Python in sentences"
+    assert "architecture: llama" in shown.out, "all else is said, too"
+    factors_for(open_checkpoint(long_file.parent / "model")).save(tmp_path / "factors.json")
+    names = {"MODEL": long_file.parent / "model", "FACTORS.json": tmp_path / "factors.json"}
+    names |= {"FIXED.gguf": tmp_path / "fixed.gguf"}
+    words = [str(names.get(word, word)) for word in problem["mend"].split()]
+    assert run_cli(*words[1:]).code == 0, problem["mend"]
+    assert problems(tmp_path / "fixed.gguf") == {}
+    known = ("--reference", names["MODEL"], "--factors", names["FACTORS.json"], "--static")
+    assert run_cli("validate", tmp_path / "fixed.gguf", *known).code == 0, problem["mend"]
 
 
 # Of a file without our record: two sets, and a key that makes them another model.
@@ -337,3 +368,27 @@ def test_curves_in_a_terminal() -> None:
     assert lines[3][9] != " " != lines[0][28]
     assert lines[4].endswith("slowest, 3")
     assert {type(line) for line in log_plot({"factor": [1.0, 2.0]})} == {Text}
+
+
+def test_what_it_says_fits_a_terminal_of_80_columns(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    for path in (*artifacts.values(), pico_folder(tmp_path / "plain", rope_theta=1e7)):
+        shown = on_a_terminal("inspect", path.name, folder=path.parent)
+        assert shown
+        assert max(map(len, shown.splitlines())) <= 80, shown
+        assert "e+0" not in shown
+
+
+def on_a_terminal(*arguments: str, folder: Path) -> str:
+    """What a command shows on a terminal of 80 columns, without colours."""
+    ours, theirs = pytest.importorskip("pty").openpty()
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "longrope_export", *arguments]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=folder) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # which is how Linux says that the other end is closed
+            while chunk := os.read(ours, 1 << 16):
+                shown += chunk
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return "\n".join(Text.from_ansi(line).plain for line in shown.decode().splitlines())

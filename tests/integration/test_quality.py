@@ -102,7 +102,8 @@ def test_quality_is_judged_again_and_reported(result: Path, tmp_path: Path) -> N
     assert run_cli("validate", "--from", result, "--policy", policy, *again).code == 1
     assert quality_of(tmp_path / "again.json")[f"inside.{L}"]["status"] == "fail"
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert f"<code>quality.beyond.NTK.{FURTHER}</code> | <code>" in report
+    assert f"| {FURTHER} | <code>NTK</code> | 0 %, the same | " in report
+    assert f"| {L} | <code>original model</code> | +" in report
     junit = (tmp_path / "junit.xml").read_text(encoding="utf-8")
     assert junit_faults(junit) == []
     assert f'name="quality.beyond.NTK.{FURTHER}"' in junit

@@ -9,7 +9,7 @@ import pytest
 
 from longrope_export.report import write_comparison, write_report
 from tests.browser import AXE, CHROMIUM, Page
-from tests.runs import fail, run_documents, write_run
+from tests.runs import explain, fail, run_documents, with_quality, write_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the PATH")
 PHONE, DESK = 390, 1200
@@ -18,9 +18,12 @@ PHONE, DESK = 390, 1200
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     room = tmp_path_factory.mktemp("pages")
-    bad = run_documents(dual=False)
+    good, bad = run_documents(), run_documents(dual=False)
+    for documents in (good, bad):
+        with_quality(documents)
+    explain(bad, 1)
     fail(bad, 1, "gguf.factors.long", message="8 of 8 factors differ")
-    one, other = write_run(room / "one", run_documents()), write_run(room / "other", bad)
+    one, other = write_run(room / "one", good), write_run(room / "other", bad)
     return [write_report(one), write_report(other), write_comparison(one, other)]
 
 

@@ -14,10 +14,12 @@ import jsonschema
 import junitparser
 import pytest
 
+from longrope.errors import InputError
 from longrope_export.ci import github, junit, markdown
 from longrope_export.ci.suites import Suite, suites_of
 from longrope_export.validation_schema import schema_text
 from tests.common import REPOSITORY, junit_faults
+from tests.runs import explain, run_documents, with_quality
 
 # What strangers may put into names and messages.
 HOSTILE = (
@@ -84,7 +86,7 @@ def test_a_case_has_one_outcome_and_its_text(tmp_path: Path) -> None:
         "gguf.tokenizer": ["Skipped"],
     }
     failure = cases["gguf.factors.long"].result[0]
-    assert failure.message == failure.text == "Expected 2.5, found 1.0. 1 of 8 factors differ, the first at pair 3"
+    assert failure.message == failure.text == "Expected 2.5, found 1: 1 of 8 factors differ, the first at pair 3"
     assert "kl_mean ≤ 1e-06" in cases["gguf.crossing"].system_out
     assert {case.classname for case in suite} == {"gguf.model_gguf"}
 
@@ -240,13 +242,47 @@ def test_a_long_report_keeps_its_verdict_and_says_what_is_left_out(limit: int) -
         assert text.count("<details>") == text.count("</details>")
 
 
+def measured(name: str, **changes: Any) -> dict[str, Any]:
+    """An artifact whose failure is explained, with a quality that fails, too."""
+    documents = run_documents()
+    with_quality(documents)
+    explain(documents, 1, **changes)
+    found = documents["validation"]["artifacts"][1]
+    failed = check("gguf.rope.freq_base", "fail", 10000, 500000), check("quality.inside.64", "fail")
+    return {**mixed(name), "checks": list(failed), **{part: found[part] for part in ("quality", "explanation")}}
+
+
+def test_what_an_extension_costs_and_brings_is_said_once() -> None:
+    one, other = (measured(name) for name in ("a.gguf", "b.gguf"))
+    text = html.unescape(markdown.text(suites(one, other)))
+    assert text.count("### Quality of the extension") == 1
+    assert "### Quality of the extension: <code>a.gguf</code>, <code>b.gguf</code>" in text
+    assert "Perplexity inside 64 tokens against the original model: +0.80 ± 0.06 %, worse beyond noise." in text
+    assert (
+        "Perplexity at 256 tokens against YaRN, the best published method there: +2.02 ± 0.59 %, within noise." in text
+    )
+    assert "5 of 5 at 64 tokens and 3 of 5 at 256 tokens; the original model finds 5 of 5 at 64." in text
+    assert "| 256 | <code>PI</code> | −63.2 ± 2.1 %, better beyond noise | 22.1980 in place of 60.3403 | – |" in text
+    assert "| 64 | <code>original model</code> | +0.80 ± 0.06 %, worse beyond noise | 16.57" in text
+
+
+def test_an_explanation_of_a_stranger_is_text_and_one_of_another_form_is_refused() -> None:
+    texts = {"title": HOSTILE, "where": HOSTILE, "advice": HOSTILE, "evidence": [HOSTILE]}
+    text = markdown.text(suites(measured(HOSTILE, **texts)))
+    assert set(re.findall(r"</?(\w+)", text)) == {"code", "details", "summary"}
+    assert all(line.isprintable() for line in github.annotation_lines(suites(measured(HOSTILE, **texts))))
+    for wrong in ({"title": 3}, {"trials": [{}]}, {"shapes": [1]}, {"evidence": "x"}):
+        with pytest.raises(InputError, match=r"m\.gguf: explanation: "):
+            suites(measured("m.gguf", **wrong))
+
+
 # -- GitHub
 
 
 def test_failures_and_warnings_become_annotations() -> None:
     assert github.annotation_lines(suites(mixed())) == [
-        "::error title=gguf.factors.long (model.gguf)::Expected 2.5, found 1.0. 1 of 8 factors differ, the first at pair 3",
-        "::warning title=gguf.crossing (model.gguf)::Expected kl_mean ≤ 1e-06, found kl_mean 0.25. the cache keeps keys",
+        "::error title=gguf.factors.long (model.gguf)::Expected 2.5, found 1: 1 of 8 factors differ, the first at pair 3",
+        "::warning title=gguf.crossing (model.gguf)::Expected kl_mean ≤ 1e-06, found kl_mean 0.25: the cache keeps keys",
     ]
 
 

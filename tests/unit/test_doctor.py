@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import getpass
+import json
 import re
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,8 +62,19 @@ def test_commands_stand_below_the_table_each_once(monkeypatch: pytest.MonkeyPatc
     ]
     monkeypatch.setattr("longrope_export.commands.doctor.examine", lambda: findings)
     lines = run_cli("doctor").out.splitlines()
-    assert lines.count("  pip install 'longrope-export[onnx]'") == 1
+    assert lines.count("  pip install 'longrope-export[onnx]'   # extra onnx, extra more") == 1
+    assert "To mend:" in lines
     assert "not in order: extra onnx: missing, extra more: missing" in lines
+
+
+def test_an_extra_that_is_not_there_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in `sys.modules` is a module that cannot be found."""
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    found = {each["what"]: each for each in json.loads(run_cli("doctor", "--json", "-").out)}
+    missing = found["extra gguf"]
+    assert (missing["state"], missing["command"]) == ("missing", "pip install 'longrope-export[gguf]'")
+    assert missing["detail"] == "llama-cpp-python is not installed; for GGUF files; `inspect` needs gguf alone"
+    assert re.fullmatch(r"sentencepiece \d.*", found["extra sentencepiece"]["detail"])
 
 
 def test_the_block_for_a_bug_report_gives_nobody_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,6 +85,7 @@ def test_the_block_for_a_bug_report_gives_nobody_away(monkeypatch: pytest.Monkey
     assert done.code == 0, done.err
     block = done.out.split("```")[1]
     assert "torch " in block
+    assert all(len(line) <= 80 for line in block.splitlines())
     assert "longrope-export 0." in block
     for private in (socket.gethostname(), getpass.getuser(), str(tmp_path), str(Path.home()), secret):
         assert not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", block), private

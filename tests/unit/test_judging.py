@@ -18,6 +18,7 @@ from converters import check_table
 from converters import policy as policies
 from converters.base import Check
 from converters.baseline import Subject, baseline_of
+from converters.explain.causes import Explanation, Part, Shape, Trial
 from converters.judging import judge, judged
 from converters.measurements import Validation, measured_of
 from converters.own_weights import WeightKind
@@ -477,3 +478,27 @@ def test_intervals_at_their_ends() -> None:
     assert mean_interval([3.0, 3.0]) == (3.0, 3.0)
     assert math.isnan(quantile_low(np.array([1.0, math.nan]), 0.5))
     assert quantile_low(np.array([1.0, 2.0]), 0.99) == 1.0
+
+
+def test_an_explanation_is_kept_as_long_as_the_artifact_fails() -> None:
+    """Its sentences name no folder of the machine."""
+    why = Explanation(
+        cause="rope.theta",
+        title="The base of the rotary frequencies is another.",
+        advice="Write the reference's theta.",
+        evidence=("its runtime does not open it: /home/me/a.gguf: 4 factors",),
+        shapes=(Shape(64, "long", math.nan, (0, 1), (0.0, 0.5), (0.0, 2.0), "from position 1 on"),),
+        trials=(Trial("rope.theta", "theta 5 in place of 1", 64, 0.1, 0.5),),
+        parts=(Part("layer 0", 0.2, 0.0, True),),
+    )
+    wrong = Check("gguf.rope.freq_base", "fail", 1, 5)
+    failing = judged(Validation("/home/me/a.gguf", "gguf", "model", findings=[wrong], explanation=why), DEFAULT)
+    text = json_text(failing.to_json())
+    assert "/home" not in text
+    again = judged(measured_of(json.loads(text), "result.json"), DEFAULT)
+    assert again.explanation is not None
+    expected = dataclasses.replace(why, evidence=("its runtime does not open it: a.gguf: 4 factors",))
+    assert json_text(dataclasses.asdict(again.explanation)) == json_text(dataclasses.asdict(expected))
+    assert hash(again.explanation.shapes), "lists became tuples"
+    harmless = policy_of({"checks": {"gguf.rope.freq_base": "warn"}}, "harmless")
+    assert judged(again, harmless).explanation is None

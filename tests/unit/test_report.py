@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import json
 import math
@@ -24,7 +23,18 @@ from longrope_export.report import write_comparison, write_report
 from longrope_export.report.chart import MAX_SERIES, Axis, Chart, Series, Table, apart, ticks
 from longrope_export.words import perplexity, share, signed, tiny, value_words
 from tests.common import REPOSITORY, pico_factors, run_cli
-from tests.runs import TARGET, WINDOW, Documents, changed, check_of, fail, run_documents, write_run
+from tests.runs import (
+    TARGET,
+    WINDOW,
+    Documents,
+    changed,
+    check_of,
+    explain,
+    fail,
+    run_documents,
+    with_quality,
+    write_run,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 LARGEST = 1_000_000
@@ -64,6 +74,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     room = tmp_path_factory.mktemp("report")
     good, bad = run_documents(), run_documents(dual=False)
     fail(bad, 1, "gguf.factors.long", actual=[1.0] * 8, message="8 of 8 factors differ, the first at pair 0")
+    for documents in (good, bad):
+        with_quality(documents)
+    explain(bad, 1)
     check_of(bad, 1, f"gguf.parity.crossing.{WINDOW + 8}").update(status="warn", message="stale keys")
     check_of(bad, 2, "onnx.switch").update(status="skip", message="not run")
     bad["validation"]["artifacts"][1]["windows"][1].update(dict.fromkeys(("ppl", "ppl_delta_percent", "kl_mean")))
@@ -294,6 +307,7 @@ def two_failures(documents: Documents) -> None:
 def nothing_ran(documents: Documents) -> None:
     for entry in documents["validation"]["artifacts"]:
         entry["windows"] = []
+        entry["provenance"]["text_fingerprint"] = None
 
 
 def beaten(documents: Documents) -> None:
@@ -381,14 +395,187 @@ def test_a_path_that_a_shell_would_read_is_not_put_into_commands(tmp_path: Path)
     assert f"vllm serve ./PATH --max-model-len {TARGET}" in blocks
 
 
+# -- quality, and why an artifact fails
+
+
+def measured(change: Callable[[Documents], object] = lambda _: None) -> Documents:
+    documents = run_documents()
+    with_quality(documents)
+    change(documents)
+    return documents
+
+
+def another_extension(documents: Documents) -> None:
+    """The first artifact has one set, which costs more."""
+    texts = documents["validation"]["artifacts"][0]["quality"]["inside"][0]["texts"]
+    for each in texts:
+        each["nll"] += 0.1
+
+
+def one_window(documents: Documents) -> None:
+    for entry in documents["validation"]["artifacts"]:
+        quality = entry["quality"]
+        quality["inside"][0]["texts"] = quality["inside"][0]["texts"][:1]
+        for score in quality["beyond"]:
+            score |= {"extended": [3.0], "methods": {"original": [4.4], "PI": [None]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: None, "4× longer; +0.80 % perplexity inside 64 tokens; every format is the same model."),
+        (lambda _: None, "Perplexity inside 64 tokens against the original model: +0.80 ± 0.06 %, worse beyond noise."),
+        (lambda _: None, "against YaRN, the best published method there: +2.02 ± 0.59 %, within noise."),
+        (
+            lambda _: None,
+            "Passkeys found: 5 of 5 at 64 tokens and 3 of 5 at 256 tokens; the original model finds 5 of 5",
+        ),
+        (lambda _: None, "hf, gguf:f16 and onnx: quality.beyond.YaRN.256 warned: no"),
+        (lambda _: None, "64 (inside) original model +0.80 ± 0.06 % worse ✓ passed 16.577 16.440"),
+        (
+            lambda _: None,
+            "The extended model is 1.0e-02 nats per token (mean KL) from the original one inside 64 tokens",
+        ),
+        (lambda _: None, "256 PI −63.2 ± 2.1 % better – 22.198 60.340"),
+        (lambda _: None, "Not measured: beyond.512: no text is that long"),
+        (another_extension, "+0.80 to +11.4 % perplexity inside 64 tokens"),
+        (another_extension, "gguf:f16 and onnx: perplexity inside 64 tokens against the original model: +0.80"),
+        (another_extension, "hf: perplexity inside 64 tokens against the original model: +11.4"),
+        (another_extension, "model finds 5 of 5 at 64. The passkey was found in"),
+        (one_window, "Perplexity inside 64 tokens against the original model: +0.70 %, one window."),
+        (one_window, "256 PI – one window – 20.086 –"),
+        (lambda d: d["run"]["extension"]["methods"].update(lengths=[], rows=[]), "+0.80 % perplexity inside 64 tokens"),
+        (lambda d: d.pop("evaluation"), "Quality: what the extension costs and brings"),
+    ],
+)
+def test_what_the_extension_costs_and_brings_is_said(
+    tmp_path: Path, change: Callable[[Documents], None], words: str
+) -> None:
+    found = said(tmp_path / "run", measured(change))
+    assert words in found
+    assert "Retrieval was not measured" not in found, "passkeys were"
+
+
+def test_a_failure_that_is_explained_says_why_first_and_beside_its_checks(tmp_path: Path) -> None:
+    documents = run_documents()
+    fail(documents, 1, "gguf.readable")
+    explain(documents, 1)
+    tree = tree_of(report_of(tmp_path / "run", documents))
+    found, folded = texts(tree), " ".join(texts(details) for details in tree.iter("details"))
+    title = "the base of the rotary frequencies is another: theta 500000 in place of 10000"
+    assert f"gguf:f16 is not the same model; likely cause: {title}." in found
+    assert f"gguf:f16: likely cause: {title} (at every length). Write the reference's theta." in found
+    beside = found[found.index("gguf:f16: ✗ 1 check failed") : found.index("gguf:f16: failed")]
+    for words in ("Likely cause: The base", "What to do: Write", "KL 0.38, from position 2 on", "256 tokens, long set"):
+        assert words in beside
+        assert words not in folded or words == "256 tokens, long set"
+    assert "theta 500000 in place of 10000 256 0.34 3.0e-04 0.08824 %".replace("0.34", "3.4e-01") in folded
+    assert "layer 0 18 % 0.99 % yes" in folded
+
+
+def two_explained(documents: Documents) -> None:
+    fail(documents, 2, "onnx.readable")
+    explain(documents, 2)
+
+
+def nothing_found(documents: Documents) -> None:
+    explain(
+        documents, 1, cause="unknown", title="The cause was not found.", shapes=[], trials=[], parts=[], evidence=[]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (two_explained, "every format"),
+        (two_explained, "gguf:f16 and onnx are not the same model."),
+        (nothing_found, "1 check of gguf:f16 failed."),
+    ],
+)
+def test_the_headline_names_one_cause_at_most(tmp_path: Path, change: Callable[[Documents], None], words: str) -> None:
+    documents = run_documents()
+    fail(documents, 1, "gguf.readable")
+    explain(documents, 1)
+    change(documents)
+    found = said(tmp_path / "run", documents)
+    assert (words in found) == (words != "every format")
+
+
+def test_a_report_takes_what_validate_wrote_elsewhere(tmp_path: Path) -> None:
+    """Its artifacts go by their files' names; the others keep what the run says of them."""
+    folder, documents, result = write_run(tmp_path / "run", run_documents()), measured(), tmp_path / "result.json"
+    entry = documents["validation"]["artifacts"][1] | {"artifact": "m-f16.gguf"}
+    result.write_text(json.dumps(entry), encoding="utf-8")
+    done = run_cli("report", folder, "--validation", result, "-o", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    found = texts(tree_of(tmp_path / "page.html"))
+    assert "gguf:f16: ! 9 checks passed, 1 did not" in found
+    assert "onnx: ✓ 8 checks passed" in found
+    assert "+0.80 % perplexity inside 64 tokens" in found
+    result.write_text(json.dumps(entry | {"artifact": "another.gguf"}), encoding="utf-8")
+    refused = run_cli("report", folder, "--validation", result)
+    assert (refused.code, "it is about another.gguf" in refused.err) == (2, True)
+    refused = run_cli("report", folder, folder, "--validation", result)
+    assert (refused.code, "about one run" in refused.err) == (2, True)
+
+
+def test_artifacts_that_validation_json_is_not_about_are_named(tmp_path: Path) -> None:
+    """As where `validate --json` of one artifact was written over it."""
+    documents = measured()
+    documents["validation"] = documents["validation"]["artifacts"][0]
+    assert "gguf:f16 and onnx: not validated" in said(tmp_path / "run", documents)
+
+
+def later(documents: Documents, more: float, *, windows: bool = True) -> None:
+    """A later release, a little worse on every window of the long length."""
+    for entry in documents["validation"]["artifacts"]:
+        score = entry["quality"]["beyond"][0]
+        score["extended"] = [loss + more * (1 + n / 10) for n, loss in enumerate(score["extended"])]
+        for window in entry["windows"] if windows else ():
+            window["texts"] = [{"nll": 2.7 + more * n} for n in (1.0, 1.1, 1.2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: later(d, 0.02), "Worse beyond noise: hf short 64 tokens (+2.22 ± 0.12 %)"),
+        (lambda d: later(d, 0.02), "the extended model at 256 tokens (+2.22 ± 0.12 %)"),
+        (lambda d: later(d, -0.02), "Better beyond noise: hf short 64"),
+        (
+            lambda d: later(d, 0.0, windows=False),
+            "On the same windows no perplexity changed beyond noise (2 comparisons).",
+        ),
+        (one_window, "One window of each length was measured, which does not tell a change from noise."),
+    ],
+)
+def test_a_comparison_says_what_got_worse_beyond_noise(
+    tmp_path: Path, change: Callable[[Documents], None], words: str
+) -> None:
+    first, second = measured(lambda d: later(d, 0.0)), measured(change)
+    if change is one_window:
+        one_window(first)
+    room = [write_run(tmp_path / name, each) for name, each in (("a", first), ("b", second))]
+    assert words in texts(tree_of(write_comparison(*room)))
+
+
+def test_windows_of_other_texts_are_not_paired(tmp_path: Path) -> None:
+    first, second = measured(), measured(lambda d: later(d, 0.5))
+    for entry in second["validation"]["artifacts"]:
+        entry["provenance"]["text_fingerprint"] = "0ther"
+    found = texts(tree_of(write_comparison(write_run(tmp_path / "a", first), write_run(tmp_path / "b", second))))
+    assert "beyond noise" not in found
+    assert "256 tokens, against YaRN +2.02 ± 0.59 % +" in found
+
+
 # -- two runs
 
 
 def test_a_comparison_says_what_differs(pages: dict[str, Path]) -> None:
     found = texts(tree_of(pages["comparison"]))
-    assert "bad against good: +2.97 % perplexity at 64 tokens (16.160 → 16.640)" in found
+    cause = "gguf:f16 is not the same model; likely cause: the base of the rotary frequencies is another: theta 500000"
+    assert f"bad against good: {cause} in place of 10000; +2.97 % perplexity at 64 tokens (16.160 → 16.640)" in found
     assert "the same perplexity at 256 tokens (20.000 → 20.000); 3 checks changed." in found
-    assert "good: every format is the same model. bad: 1 check of gguf:f16 failed." in found
+    assert "good: every format is the same model. bad: gguf:f16 is not the same model; likely cause: the base" in found
     assert "options.search.max_evals 24 48 versions.torch 2.13.0 2.14.1" in found
     rows = [texts(row) for row in tree_of(pages["comparison"]).iter("tr")]
     at = [
@@ -397,6 +584,19 @@ def test_a_comparison_says_what_differs(pages: dict[str, Path]) -> None:
     ]
     assert at == sorted(at), "what has got worst stands first"
     assert "Are they comparable?" not in found
+
+
+def test_checks_that_one_run_alone_has_are_folded_where_they_are_well(tmp_path: Path) -> None:
+    first, second = run_documents(), run_documents()
+    checks = second["validation"]["artifacts"][1]["checks"]
+    checks += [checks[0] | {"id": "gguf.new"}, checks[0] | {"id": "gguf.odd", "status": "warn"}]
+    tree = tree_of(write_comparison(write_run(tmp_path / "a", first), write_run(tmp_path / "b", second)))
+    folded = " ".join(texts(details) for details in tree.iter("details"))
+    assert "1 check that one run alone has" in folded
+    assert "gguf:f16: gguf.new not there ✓ passed" in folded
+    assert "gguf.odd" not in folded
+    assert "gguf:f16: gguf.odd not there ! warning" in texts(tree)
+    assert "1 check changed" in texts(tree)
 
 
 def test_runs_of_other_models_and_texts_are_not_compared_in_silence(tmp_path: Path) -> None:
@@ -411,9 +611,11 @@ def test_runs_of_other_models_and_texts_are_not_compared_in_silence(tmp_path: Pa
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
-    one, other = (write_run(tmp_path / name / "run", run_documents()) for name in "ab")
+    one, other = (write_run(tmp_path / name / "run", measured()) for name in "ab")
     found = texts(tree_of(write_comparison(one, other)))
     assert "no check changed" in found
+    assert "256 tokens, against YaRN +2.02 ± 0.59 % +2.02 ± 0.59 % 0 % the same" in found
+    assert "no perplexity changed beyond noise (2 comparisons)" in found
     assert "The settings are the same." in found
     assert "run (B) against run (A)" in found
 
@@ -445,7 +647,7 @@ def with_every_text(data: Any, text: str) -> Any:
     match data:
         case dict():
             return {
-                key: value if key in ("status", "state") else with_every_text(value, text)
+                key: value if key in ("status", "state", "rope", "regime") else with_every_text(value, text)
                 for key, value in data.items()
             }
         case list():
@@ -457,7 +659,7 @@ def with_every_text(data: Any, text: str) -> Any:
 
 
 def test_names_from_files_are_text_and_nothing_else(tmp_path: Path) -> None:
-    documents = {name: with_every_text(data, HOSTILE) for name, data in run_documents().items()}
+    documents = {name: with_every_text(data, HOSTILE) for name, data in all_documents().items()}
     documents["factors"] = run_documents()["factors"] | {"method": HOSTILE}
     documents["run"]["configuration"][HOSTILE] = {HOSTILE: HOSTILE}
     documents["validation"]["artifacts"][0]["checks"][0]["expected"] = {HOSTILE: [HOSTILE]}
@@ -484,13 +686,21 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
-PLACES = [(name, path) for name, data in run_documents().items() for path in places(data)]
+def all_documents() -> Documents:
+    """A run whose artifacts have all that validate writes."""
+    documents = run_documents()
+    with_quality(documents)
+    explain(documents, 1)
+    return documents
+
+
+PLACES = [(name, path) for name, data in all_documents().items() for path in places(data)]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), NUMBERS), min_size=1, max_size=6))
 def test_any_number_gives_a_sound_page_or_a_line(tmp_path_factory: pytest.TempPathFactory, edits: list[Any]) -> None:
-    documents = copy.deepcopy(run_documents())
+    documents = all_documents()
     for (name, path), value in edits:
         at: Any = documents[name]
         for key in path[:-1]:
@@ -524,6 +734,9 @@ def test_figures_have_the_digits_that_they_deserve() -> None:
         ([], "none"),
         ({}, "none"),
         (2.5, "2.5"),
+        (10000.0, "10000"),
+        (1 + 2**-52, "1.0000000000000002"),
+        (math.nan, "–"),
         ("\x1b[31m", "?[31m"),
         ({"kl_mean": "≤ 1e-06", "found": 0.25}, "kl_mean ≤ 1e-06, found 0.25"),
         (["input_ids: int64", [1, 2], {}], "input_ids: int64, (2 values), (none)"),
@@ -537,7 +750,7 @@ def test_values_are_said_in_words(value: Any, words: str) -> None:
 def test_a_validation_with_fields_of_later_versions_is_shown(tmp_path: Path) -> None:
     documents = json.loads(json.dumps(run_documents()))
     entry = documents["validation"]["artifacts"][0]
-    entry |= {"policy": {"name": "default"}, "quality": [1, 2]}
+    entry |= {"policy": {"name": "default"}, "qualities": [1, 2]}
     entry["windows"][0] |= {"kl_median": 1e-9, "positions": [0.0] * 64}
     entry["checks"][0] |= {"severity": "error"}
     assert "every format is the same model" in said(tmp_path / "run", documents)
