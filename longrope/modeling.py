@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +57,7 @@ def build_config(checkpoint: Checkpoint, factors: BoundFactors | None) -> Any:
 # -- models
 
 
-def require_sharding() -> None:
+def _require_accelerate() -> None:
     """Raise MissingRequirementError where nothing spreads models over devices."""
     if importlib.util.find_spec("accelerate") is None:
         raise MissingRequirementError(
@@ -113,7 +113,7 @@ def build_model(
     """
     options: dict[str, Any] = {"weights": weights, "dtype": DTYPES[dtype]}
     if device == SHARDED:
-        require_sharding()
+        _require_accelerate()
         options["device_map"] = "auto"
     else:
         require_device(device)
@@ -515,7 +515,7 @@ class TorchSource:
 
     def _kept_passes(self, ids: TokenIds, factor_set: FactorSet, tokens: int) -> Iterator[Tensor]:
         """The hidden states [t, D] of `_passes`, from the cache where they are in it."""
-        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
+        ids_BT = self._ids(ids)
         if self.passes is None or len(ids) > tokens:  # several passes are of this size only
             yield from self._passes(ids_BT, factor_set, tokens)
             return
@@ -543,12 +543,7 @@ class TorchSource:
         Returns:
             [T - prefill + 1, V] float32: the rows of positions prefill - 1 … T - 1.
         """
-        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
-        rows, cache = list[Tensor](), None
-        for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
-            output, cache = read_on(self.model, part, cache, logits_to_keep=1)
-            rows.append(output.logits[0, -1])
-        return torch.stack(rows).float().cpu()
+        return self._decoded(ids, prefill)
 
     @torch.inference_mode()
     def stale_logits(self, ids: TokenIds, prefill: int, original: int) -> Tensor:
@@ -556,15 +551,22 @@ class TorchSource:
 
         That is what a runtime gives whose graph is right, and which does not fill its cache again there.
         """
-        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
+        return self._decoded(ids, prefill, lambda length: "short" if length <= original else "long")
+
+    def _decoded(self, ids: TokenIds, prefill: int, set_of: Callable[[int], FactorSet] | None = None) -> Tensor:
+        """`decode_logits`, by the set of each length where one is given."""
         rows, cache, length = list[Tensor](), None, 0
-        for part in ids_BT.split([prefill, *[1] * (len(ids) - prefill)], dim=1):
+        for part in self._ids(ids).split([prefill, *[1] * (len(ids) - prefill)], dim=1):
             length += part.shape[1]
-            if self._pin is not None:
-                self._pin.use("short" if length <= original else "long")
+            if self._pin is not None and set_of is not None:
+                self._pin.use(set_of(length))
             output, cache = read_on(self.model, part, cache, logits_to_keep=1)
             rows.append(output.logits[0, -1])
         return torch.stack(rows).float().cpu()
+
+    def _ids(self, ids: TokenIds) -> Tensor:
+        """Tokens [T] as [1, T] where the model takes them."""
+        return torch.as_tensor(ids, device=input_device(self.model))[None]
 
     @torch.inference_mode()
     def shifted_logits(self, ids: TokenIds, factor_set: FactorSet, start: int) -> Tensor:
@@ -574,7 +576,7 @@ class TorchSource:
         """
         if self._pin is not None:
             self._pin.use(factor_set)
-        ids_BT = torch.as_tensor(ids, device=input_device(self.model))[None]
+        ids_BT = self._ids(ids)
         positions_BT = torch.arange(start, start + len(ids), device=ids_BT.device)[None]
         output = decoder(self.model)(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
         return head_logits(self.model, output.last_hidden_state[0]).float().cpu()
@@ -607,9 +609,7 @@ class TorchSource:
         if self._pin is not None:
             self._pin.use(factor_set)
         needed = ids[: self.prefill_tokens] if self._switches else ids[:keep]
-        return residual_stream(self.model, torch.as_tensor(needed, device=input_device(self.model))[None]).states[
-            :, :keep
-        ]
+        return residual_stream(self.model, self._ids(needed)).states[:, :keep]
 
     def close(self) -> None:
         """Free the model."""
@@ -624,7 +624,7 @@ class TorchSource:
         rows = []
         while start < len(ids):
             stop = min(start + (self._first_pass(factor_set) if start == 0 else LATER_TOKENS), len(ids))
-            part_BT = torch.as_tensor(ids[start:stop], device=input_device(self.model))[None]
+            part_BT = self._ids(ids[start:stop])
             output, cache = read_on(decoder(self.model), part_BT, cache)
             rows.append(output.last_hidden_state[0, max(first - start, 0) :])
             start = stop

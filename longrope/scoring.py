@@ -233,9 +233,7 @@ def compare_windows(
     windows: Sequence[TokenIds],
     *,
     factor_set: FactorSet,
-    reference_set: FactorSet | None = None,
     chunk: int = CHUNK_TOKENS,
-    on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, WindowScore]:
     """Score artifacts against a reference on windows of one length.
 
@@ -243,17 +241,15 @@ def compare_windows(
         reference, artifacts: sources over one vocabulary.
         windows: [T] token ids each.
         factor_set: the set that is measured; also names the regime.
-        reference_set: the reference's set, when it is another (a `single` artifact of a `dual` reference).
         chunk: rows of logits in memory at a time, for each source.
-        on_tokens: called with the number of tokens done since the last call.
 
     Raises:
         InputError: the vocabularies differ in size.
     """
     check_vocabularies(reference, artifacts)
-    runs = [Run(reference, reference_set or factor_set), *(Run(source, factor_set) for source in artifacts.values())]
+    runs = [Run(source, factor_set) for source in (reference, *artifacts.values())]
     pairs = {name: (0, place) for place, name in enumerate(artifacts, 1)}
-    return compare_runs(runs, pairs, windows, regime=factor_set, chunk=chunk, on_tokens=on_tokens)
+    return compare_runs(runs, pairs, windows, regime=factor_set, chunk=chunk)
 
 
 @dataclass(frozen=True)
@@ -278,8 +274,9 @@ def compare_runs(
     Args:
         runs: sources over one vocabulary.
         pairs: name → the places in `runs` of what is the reference and of what is compared with it.
-        windows, chunk, on_tokens: as of `compare_windows`.
+        windows, chunk: as of `compare_windows`.
         regime: for the scores.
+        on_tokens: called with the number of tokens done since the last call.
     """
     totals = {name: Comparison() for name in pairs}
     for ids in windows:
@@ -323,20 +320,14 @@ def crossing_rows(
     return torch.cat((short_rows, expected[len(short_rows) :]))
 
 
-def compare_crossing(expected: Tensor, decoded: Tensor, ids: TokenIds, *, prefill: int) -> WindowScore:
-    """Score what an artifact decodes through its cache.
+def compare_rows(expected: Tensor, actual: Tensor, ids: TokenIds, *, prefill: int) -> WindowScore:
+    """Score rows across the original window.
 
     Args:
-        expected: [T - prefill, V], from `crossing_rows`.
-        decoded: [T - prefill + 1, V], from `LogitSource.decode_logits`.
+        expected, actual: [T - prefill, V], which predict ids[prefill:]: of `crossing_rows`, and what an artifact decodes.
         ids: [T].
         prefill: tokens that went in at once.
     """
-    return compare_rows(expected, decoded[:-1], ids, prefill=prefill)
-
-
-def compare_rows(expected: Tensor, actual: Tensor, ids: TokenIds, *, prefill: int) -> WindowScore:
-    """Score rows [T - prefill, V] that predict ids[prefill:] across the original window."""
     total = Comparison()
     total.add(expected, actual, torch.as_tensor(ids[prefill:]))
     return total.score(len(ids), "crossing")

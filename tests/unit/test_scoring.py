@@ -14,7 +14,16 @@ from torch import Tensor
 
 from longrope.errors import InputError, LongRopeError
 from longrope.factors import FactorSet
-from longrope.scoring import Comparison, WindowScore, compare_crossing, compare_windows, crossing_rows, nll
+from longrope.scoring import (
+    Comparison,
+    Run,
+    WindowScore,
+    compare_rows,
+    compare_runs,
+    compare_windows,
+    crossing_rows,
+    nll,
+)
 from longrope.text import TokenIds
 
 VOCABULARY = 50
@@ -147,7 +156,8 @@ def test_several_artifacts_are_scored_in_one_pass_of_the_reference() -> None:
 
 def test_the_reference_may_be_held_to_another_set() -> None:
     """A single artifact of a dual reference: its short regime is the reference's long set."""
-    found = compare_windows(Table(0), {"a": Table(0)}, WINDOWS, factor_set="short", reference_set="long")["a"]
+    runs = [Run(Table(0), "long"), Run(Table(0), "short")]
+    found = compare_runs(runs, {"a": (0, 1)}, WINDOWS, regime="short")["a"]
     assert found.kl_mean > 0.1
     assert found.regime == "short"
 
@@ -171,7 +181,8 @@ def test_kl_sees_what_perplexity_cannot() -> None:
 
 def test_progress_counts_every_row_once() -> None:
     seen: list[int] = []
-    compare_windows(Table(0), {"a": Table(0)}, WINDOWS, factor_set="long", chunk=40, on_tokens=seen.append)
+    runs = [Run(Table(0), "long")] * 2
+    compare_runs(runs, {"a": (0, 1)}, WINDOWS, regime="long", chunk=40, on_tokens=seen.append)
     assert sum(seen) == sum(map(len, WINDOWS))
 
 
@@ -256,9 +267,8 @@ def test_crossing_with_one_set_per_context_is_long_throughout() -> None:
 def test_crossing_scores_the_decoded_tokens() -> None:
     ids, source = token_ids(48), Table(0)
     rows = crossing_rows(source, ids, 40, prefill=32, rule="per_context")
-    found = compare_crossing(rows, source.decode_logits(ids, 32), ids, prefill=32)
+    found = compare_rows(rows, source.decode_logits(ids, 32)[:-1], ids, prefill=32)
     assert (found.regime, found.length, found.tokens, found.kl_mean) == ("crossing", 48, 16, 0.0)
-    stale = compare_crossing(
-        crossing_rows(source, ids, 40, prefill=32, rule="per_forward"), source.decode_logits(ids, 32), ids, prefill=32
-    )
+    switched = crossing_rows(source, ids, 40, prefill=32, rule="per_forward")
+    stale = compare_rows(switched, source.decode_logits(ids, 32)[:-1], ids, prefill=32)
     assert stale.kl_mean > 0.1
