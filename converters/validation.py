@@ -5,11 +5,12 @@ artifacts, reference, texts ─validate_all─► Validation …: static checks,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 from converters import registry
 from converters.base import Check, Converter
@@ -32,86 +33,7 @@ if TYPE_CHECKING:
     from converters.isolation import Isolate, Workplace
     from converters.parity import Artifact, ValidateOptions  # imports torch, which writing a file does not need
 
-
-def validate(
-    artifact: str | Path,
-    reference: Checkpoint,
-    corpus: Corpus | None,
-    *,
-    factors: RescaleFactors | None = None,
-    factor_sets: str = "auto",
-    windows: Sequence[int] = (),
-    windows_per_length: int | None = None,
-    crossing: bool | None = None,
-    effort: str = "default",
-    budget: float | None = None,
-    device: str = "auto",
-    reference_dtype: str = "float32",
-    threads: int | None = None,
-    isolate: Isolate = "auto",
-    cache: bool = True,
-    quality: bool | None = None,
-    policy: Policy | str = "default",
-    explain: bool = False,
-    progress: Progress | None = None,
-) -> Validation:
-    """Check one artifact's keys, tensors, factors and weights, then compare its runtime's logits with the reference's.
-
-    Args:
-        artifact: a Hugging Face folder, a `.gguf` file or an ONNX folder.
-        reference: the model it was made from, extended or not; it runs in transformers.
-        corpus: token ids to compare on; None for the static checks alone, with a skipped check `FORMAT.parity`.
-        factors: what the artifact must carry; None for the reference's, or else what its exporter recorded in it.
-        factor_sets: `single` or `dual` where the artifact must have that; `auto` takes what it has.
-        windows: lengths in tokens; empty for those of the effort: by default the original window and the target.
-        windows_per_length: at most so many windows of each length; None for the effort's, by default 4.
-        crossing: decode token by token across the original window, too; None for the effort's, by default True.
-        effort: `quick`, `default` or `thorough`: what holds for the three above where they are left open. `quick` makes no
-            second reference and takes a minute.
-        budget: seconds; what does not fit, by the rate of a first window, is left out, and a skipped check says so.
-            None for the effort's, by default no limit.
-        device: torch device of the reference; `auto` is the GPU when there is one, and `sharded` all GPUs, layer by layer.
-        reference_dtype: what it computes in: `float32`, or `bfloat16` or `float16` with the limits of such arithmetic.
-        threads: CPU threads of every runtime; None for their defaults.
-        isolate: whether its runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
-        cache: keep the reference's passes in the user's cache folder, and take those of earlier calls with the same model,
-            factors, texts, machine and versions.
-        quality: measure, too, what the extension costs inside the original window and brings beyond it; None for the
-            effort's. Takes no budget.
-        policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
-        explain: find the likeliest cause of a failure; needs the corpus.
-        progress: where bars and warnings go; None for nowhere.
-
-    Returns:
-        Every check with its id, and for each window perplexities (per token), KL(reference || artifact) in nats per
-        token, top-1 agreement (0 … 1) and the largest logit difference.
-
-    Raises:
-        InputError: no such artifact, a window that no document is long enough for, other vocabularies.
-        MissingRequirementError: a library of the format is missing.
-    """
-    (result,) = validate_all(
-        [artifact],
-        reference,
-        corpus,
-        factors=factors,
-        factor_sets=factor_sets,
-        windows=windows,
-        windows_per_length=windows_per_length,
-        crossing=crossing,
-        effort=effort,
-        budget=budget,
-        device=device,
-        reference_dtype=reference_dtype,
-        threads=threads,
-        isolate=isolate,
-        cache=cache,
-        quality=quality,
-        policy=policy,
-        explain=explain,
-        progress=progress,
-    )
-    return result
+Options = ParamSpec("Options")
 
 
 def validate_all(
@@ -136,16 +58,43 @@ def validate_all(
     explain: bool = False,
     progress: Progress | None = None,
 ) -> list[Validation]:
-    """`validate` of several artifacts of one model; those that must carry the same factors share one pass of the reference.
+    """Check artifacts' keys, tensors, factors and weights, then compare their runtimes' logits with the reference's.
+
+    `validate` takes one artifact and returns its `Validation`; of several, those that must carry the same factors share the
+    passes of the reference.
 
     Args:
-        artifacts: Hugging Face folders, `.gguf` files, ONNX folders.
-        reference, corpus, factors, factor_sets: as of `validate`.
-        windows, windows_per_length, crossing, effort, budget: as of `validate`; the budget is for all of them.
-        device, reference_dtype, threads, isolate, cache, quality, policy, explain, progress: as of `validate`.
+        artifacts: Hugging Face folders, `.gguf` files, ONNX folders, of one model.
+        reference: the model they were made from, extended or not; it runs in transformers.
+        corpus: token ids to compare on; None for the static checks alone, with a skipped check `FORMAT.parity`.
+        factors: what an artifact must carry; None for the reference's, or else what its exporter recorded in it.
+        factor_sets: `single` or `dual` where an artifact must have that; `auto` takes what it has.
+        windows: lengths in tokens; empty for those of the effort: by default the original window and the target.
+        windows_per_length: at most so many windows of each length; None for the effort's, by default 4.
+        crossing: decode token by token across the original window, too; None for the effort's, by default True.
+        effort: `quick`, `default` or `thorough`: what holds for the three above where they are left open. `quick` makes no
+            second reference and takes a minute.
+        budget: seconds; what does not fit, by the rate of a first window, is left out, and a skipped check says so.
+            None for the effort's, by default no limit. It is for all artifacts together.
+        device: torch device of the reference; `auto` is the GPU when there is one, and `sharded` all GPUs, layer by layer.
+        reference_dtype: what it computes in: `float32`, or `bfloat16` or `float16` with the limits of such arithmetic.
+        threads: CPU threads of every runtime; None for their defaults.
+        isolate: whether an artifact's runtime gets a process of its own, with limits; `auto`: llama.cpp and onnxruntime do.
+        cache: keep the reference's passes in the user's cache folder, and take those of earlier calls with the same model,
+            factors, texts, machine and versions.
+        quality: measure, too, what the extension costs inside the original window and brings beyond it; None for the
+            effort's. Takes no budget.
+        policy: `strict`, `default`, `quantized`, the path of a file, or a `Policy`: what counts, and the limits.
+        explain: find the likeliest cause of a failure; needs the corpus.
+        progress: where bars and warnings go; None for nowhere.
 
     Returns:
-        One `Validation` for each, in their order.
+        One for each artifact, in their order: every check with its id, and for each window perplexities (per token),
+        KL(reference || artifact) in nats per token, top-1 agreement (0 … 1) and the largest logit difference.
+
+    Raises:
+        InputError: no such artifact, a window that no document is long enough for, other vocabularies.
+        MissingRequirementError: a library of the format is missing.
     """
     wanted, preset = read_policy(policy) if isinstance(policy, str) else policy, effort_of(effort)
     if reference_dtype not in REFERENCE_ARITHMETIC:
@@ -202,6 +151,23 @@ def validate_all(
         _explained(job, result, reference, corpus, options, isolate, progress)
         for job, result in zip(jobs, results, strict=True)
     ]
+
+
+def _of_one(
+    measure: Callable[Concatenate[Sequence[str | Path], Options], list[Validation]],
+) -> Callable[Concatenate[str | Path, Options], Validation]:
+    """The same of one artifact."""
+
+    @wraps(measure)
+    def one(artifact: str | Path, /, *given: Options.args, **options: Options.kwargs) -> Validation:
+        (result,) = measure([artifact], *given, **options)
+        return result
+
+    one.__name__ = one.__qualname__ = "validate"
+    return one
+
+
+validate = _of_one(validate_all)
 
 
 _NO_TIME = Quality(
