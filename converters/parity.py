@@ -362,7 +362,9 @@ class _Runs:
         """What can be measured until `end`, by the rate of a first window, which counts where nothing longer fits."""
         first, shape = texts[min(texts)][0][:FIRST_TOKENS], DecoderShape.of(self.checkpoint.config)
         begin = time.monotonic()
+        self.reference.passes = None  # a pass that is kept says nothing of those that are not
         self._score_length(len(first), [first], [subject for subject in subjects if subject.runs])
+        self.reference.passes = self.passes
         now = time.monotonic()
 
         def work(length: int) -> float:

@@ -165,3 +165,11 @@ def test_sets_and_tokens_have_files_of_their_own(tmp_path: Path) -> None:
     again = PassCache(tmp_path, {"weights": 1}).get(ids, "long")
     assert again is not None
     assert torch.equal(again, torch.ones(8, 4))
+
+
+def test_a_rate_is_measured_on_passes_that_are_run(setting: Setting, tmp_path: Path) -> None:
+    """What fits in a time would else be reckoned by passes that cost nothing, and windows that are not kept do not fit."""
+    first = setting.validate(budget=600.0)
+    assert first.provenance["reference_passes"] == FIRST
+    assert len(kept(tmp_path)) == PASSES - 1
+    assert setting.passes(budget=600.0) == AGAIN
