@@ -28,6 +28,17 @@ from longrope.measures import WindowScore
 _UNKNOWN = WeightKind("f32", rounded=False, arithmetic="f32")
 # What a reference loses by its own type: as much as an artifact whose runtime multiplies in it.
 REFERENCE_ARITHMETIC = {"float32": "same", "float16": "f16", "bfloat16": "bf16"}
+# Statistics in words.
+_WORDS: Mapping[str, str] = {
+    "kl_mean": "mean KL",
+    "kl_median": "median KL",
+    "kl_p99": "99th percentile of KL",
+    "kl_max": "largest KL",
+    "ppl_delta_percent": "change of perplexity",
+    "top1_agreement": "top-1 agreement",
+    "max_logit_diff": "largest logit difference",
+    "logit_diff_median": "median logit difference",
+}
 # What is measured whatever the limits are, and has to be finite.
 _ALWAYS = ("ppl_delta_percent", "kl_mean", "top1_agreement", "max_logit_diff")
 _STALE = "the cache keeps keys of the short set past the original window: re-prefill there, or use a single set"
@@ -174,10 +185,9 @@ def _window_check(id: str, score: WindowScore, limits: Mapping[str, float], faul
     actual = {name: _value(score, name) for name in names}
     if words := non_finite(score):
         return Check(id, "fail", expected, actual, words)
-    out = broken(score, limits)
-    return Check(
-        id, "fail" if out else "pass", expected, actual, f"{fault}: {', '.join(out)} out of bounds" if out else ""
-    )
+    out = [_WORDS[name] for name in broken(score, limits)]
+    message = f"{fault}: {', '.join(out)} beyond {'its limit' if len(out) == 1 else 'their limits'}" if out else ""
+    return Check(id, "fail" if out else "pass", expected, actual, message)
 
 
 def non_finite(score: WindowScore) -> str:

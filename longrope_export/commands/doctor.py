@@ -325,7 +325,9 @@ def _device_path() -> list[Finding]:
     device = resolve_device(AUTO)
     if device == "cpu":
         return [
-            Finding("GPU path", "ok", f"no GPU; with one, on the built-in model against float32 on the CPU: {CHECKED}")
+            Finding(
+                "GPU path", "untested", f"no GPU; with one, on the built-in model against the CPU's float32: {CHECKED}"
+            )
         ]
     return [Finding(each.what, "ok" if each.right else "broken", each.detail) for each in device_path(device)]
 
