@@ -28,8 +28,11 @@ def own_checks(file: GgufFile) -> Iterator[Check]:
     sets = [name for name in (SHORT, LONG) if name in file.tensors]
     factors = factors_of(file)
     found = [*_rope(file), *(_of_sets(file) if sets else ())]
-    if recorded := record_of(file):
-        found += _of_record(factors, recorded) if factors else [_lost()]
+    recorded = record_of(file)
+    if recorded and factors:
+        found += _of_record(factors, recorded)
+    elif recorded and recorded.family is None:  # a family's formula stands in keys, without factors
+        found.append(_lost())
     found += [*_types(file), *_vocabulary(file)]
     yield from (check for check in found if check.status != "pass")
 

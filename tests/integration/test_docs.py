@@ -103,7 +103,8 @@ def run_commands(block: Block, where: str) -> None:
         arguments = own_command(words)
         assert arguments, f"{where}: {' '.join(words)} is not ours; mark the block no-run"
         arguments = [translated(word) for word in arguments]
-        done = run_cli(*arguments, *BUDGETS.get(arguments[0], "").split())
+        runs = not {"--static", "--from"} & set(arguments)
+        done = run_cli(*arguments, *(BUDGETS.get(arguments[0], "").split() if runs else ()))
         expected = EXIT_CODES.get(tuple(arguments[:2]), 0)  # type: ignore[call-overload]
         assert done.code == expected, f"{where}: {' '.join(words)}\n{done.out}\n{done.err}"
 
