@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -410,8 +411,8 @@ class _Runs:
 
     def _look_for_twin(self, subject: Subject, texts: Mapping[int, Sequence[TokenIds]]) -> None:
         """Whether an artifact in transformers is its reference, so that one pass serves both."""
-        base, used = subject.own or self.reference, {subject.runtime.set_for(length) for length in texts}
-        sets = {name: self._reference_set(subject.artifact, name) for name in used}
+        base, both = subject.own or self.reference, get_args(FactorSet)  # a budget's first window may use either
+        sets = {name: self._reference_set(subject.artifact, name) for name in both}
         if is_twin(subject.runtime, base, sets, texts[max(texts)][0], self.factors.original):
             subject.is_twin = True
             message = f"{TWIN}; its windows are the reference's, which was run for both"

@@ -1,7 +1,7 @@
 """Is an artifact's model, as transformers loads it, the reference itself? Then its windows need not be run twice.
 
 class, settings, parameters, buffers, frequencies of each set ─ equal, bit for bit ─────────────────┐
-logits of a few tokens at the beginning, and across the end of the original window ─ the same, too ─┴─► one computation
+logits of a few tokens at the end of the original window, and across it ────────── the same, too ─┴─► one computation
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OF_FILES = ("_name_or_path", "transformers_version", "architectures", "dtype", 
 def is_twin(
     source: LogitSource, base: TorchSource, sets: Mapping[FactorSet, FactorSet], ids: TokenIds, original: int
 ) -> bool:
-    """Whether a source computes what `base` does, in the regimes that count.
+    """Whether a source computes what `base` does.
 
     Args:
         source: an artifact in its runtime, which chooses its sets itself.
@@ -39,8 +39,8 @@ def is_twin(
     if not isinstance(source, TorchSource) or not same_model(source.model, base.model, sets):
         return False
     probe = ids[: min(PROBE_TOKENS, original)]
-    # The last position lies one beyond the original window, which makes transformers use the long set.
-    starts = {"short": 0, "long": original + 1 - len(probe)}
+    # The last position is the original window's, and one beyond, which makes transformers use the long set.
+    starts = {"short": original - len(probe), "long": original + 1 - len(probe)}
     return all(
         torch.equal(
             *(each.shifted_logits(probe, name, starts[used]) for each, name in ((source, used), (base, expected)))

@@ -112,11 +112,20 @@ def test_another_model_is_run(
     assert any(check.id.startswith("hf.parity.") for check in found.failures)
 
 
-@pytest.mark.parametrize("regime", ["short", "long"])
+@pytest.mark.parametrize(
+    ("moved", "failing"),
+    [
+        (range(WINDOW), f"short.{WINDOW}"),
+        (range(WINDOW - 1, WINDOW), f"short.{WINDOW}"),
+        (range(WINDOW, TARGET), f"long.{TARGET}"),
+    ],
+    ids=["short", "switch", "long"],
+)
 def test_a_model_that_computes_otherwise_is_run(
-    regime: str, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moved: range, failing: str, pico: Checkpoint, dual: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal to the last bit, but for what its code does with one of its sets."""
+    """Equal to the last bit, but for what its code does in passes whose last position lies in a range."""
+    monkeypatch.setattr("converters.twins.PROBE_TOKENS", 16)
     path, open_source = written(pico, dual, tmp_path / "hf", "dual"), HuggingFaceConverter.open_source
 
     def otherwise(self: HuggingFaceConverter, *given: Any, **named: Any) -> Any:
@@ -124,18 +133,29 @@ def test_a_model_that_computes_otherwise_is_run(
         rotary = source.model.model.rotary_emb
         forward = rotary.forward
 
-        def moved(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        def changed(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
             cos, sin = forward(x, position_ids)
-            return (cos * (1 + 1e-6), sin) if (position_ids.max() >= WINDOW) == (regime == "long") else (cos, sin)
+            return (cos * (1 + 1e-6), sin) if int(position_ids.max()) in moved else (cos, sin)
 
-        rotary.forward = moved
+        rotary.forward = changed
         return source
 
     monkeypatch.setattr(HuggingFaceConverter, "open_source", otherwise)
     found = measured(path, pico, dual)
     assert "hf.same_model" not in {check.id for check in found.checks}
-    length = WINDOW if regime == "short" else TARGET
-    assert f"hf.parity.{regime}.{length}" in {check.id for check in found.failures}
+    assert f"hf.parity.{failing}" in {check.id for check in found.failures}
+
+
+def test_a_twin_has_both_sets_wherever_its_windows_lie(
+    pico: Checkpoint, dual: BoundFactors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first window of a budget may lie inside the original window, and be all that is measured."""
+    monkeypatch.setattr("converters.parity.FIRST_TOKENS", WINDOW // 2)
+    path = written(pico, dual, tmp_path / "hf", "dual")
+    rope(lambda data: data["short_factor"].__setitem__(3, data["short_factor"][3] * 1.001))(path)
+    found = measured(path, pico, dual, windows=(TARGET,), budget=1e-6)
+    assert "hf.same_model" not in {check.id for check in found.checks}
+    assert f"hf.parity.short.{WINDOW // 2}" in {check.id for check in found.failures}
 
 
 def test_a_reference_in_another_precision_has_no_twin(pico: Checkpoint, dual: BoundFactors, tmp_path: Path) -> None:
