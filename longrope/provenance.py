@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}(?=/|$)")
+# Lines of Linux's /proc/cpuinfo that name a model: of x86, and of ARM.
+_OF_PROCESSOR = ("model name", "cpu family", "model\t", "CPU implementer", "CPU part")
 
 PACKAGES = (
     "longrope-export",
@@ -43,6 +45,15 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Kind of machine, without its name."""
     return {"system": platform.system(), "machine": platform.machine(), "cpus": usable_cpus()}
+
+
+def processor() -> str:
+    """The processor's model, as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return "; ".join(sorted({line for line in lines if line.startswith(_OF_PROCESSOR)}))
 
 
 def usable_cpus() -> int:

@@ -16,6 +16,7 @@ from converters.validation import validate
 from longrope import pass_cache
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
+from longrope.owners import Owner
 from longrope.pass_cache import PassCache
 from longrope.text import Corpus, load_corpus
 from tests.common import TARGET, WINDOW, pico_checkpoint, run_cli
@@ -117,9 +118,27 @@ def of_other_shape(setting: Setting, room: Path) -> dict[str, Any]:
     return {}
 
 
+def other_bits(setting: Setting, room: Path) -> dict[str, Any]:
+    for path in kept(room):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    return {}
+
+
+def of_other_width(setting: Setting, room: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file, save_file
+
+    for path in kept(room):
+        save_file({name: states[:, :-1].contiguous() for name, states in load_file(path).items()}, path)
+    return {}
+
+
 @pytest.mark.parametrize(
     "change",
-    [other_texts, other_factors, other_precision, other_threads, one_weight, broken_files, of_other_shape],
+    [
+        *(other_texts, other_factors, other_precision, other_threads, one_weight),
+        *(broken_files, of_other_shape, of_other_width, other_bits),
+    ],
     ids=lambda change: change.__name__,
 )
 def test_nothing_is_taken_that_another_pass_left(
@@ -129,7 +148,26 @@ def test_nothing_is_taken_that_another_pass_left(
     assert setting.passes(**change(setting, tmp_path)) == FIRST
 
 
-def test_a_cache_that_cannot_be_written_is_none(setting: Setting, tmp_path: Path) -> None:
+def test_a_pass_under_another_setting_of_torch_is_another(setting: Setting) -> None:
+    setting.validate()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert setting.passes() == FIRST
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_pass_of_another_processor_is_another(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting.validate()
+    monkeypatch.setattr("longrope.pass_cache.processor", lambda: "another")
+    assert setting.passes() == FIRST
+
+
+@pytest.mark.parametrize("name", ["cache", "c" * 300], ids=["a file", "too long"])
+def test_a_cache_that_cannot_be_written_is_none(
+    name: str, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(pass_cache.VARIABLE, str(tmp_path / name))
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert [setting.passes() for _ in range(2)] == [{"kept": 0, "run": PASSES}] * 2
 
@@ -154,6 +192,35 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: p
     cache.put(windows[1], "long", torch.zeros(8, 300))
     assert cache.get(windows[1], "long") is None, "larger than the limit, so that it would only push out the rest"
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 4096
+
+
+def test_files_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model, for example, in the folder that the variable names; what dead processes left of passes goes."""
+    monkeypatch.setattr(pass_cache, "LIMIT", 4096)
+    others = [tmp_path / name for name in ("model.safetensors", ".download.partial", f"{'e' * 64}.safetensors/model")]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(8000))
+    dead = dataclasses.replace(Owner.current(), pid=2**22, started=1).text
+    (tmp_path / f".{'f' * 64}.safetensors.{dead}-0.partial").write_bytes(bytes(8000))
+    cache, ids = PassCache(tmp_path, {}), np.arange(8)
+    cache.put(ids, "long", torch.zeros(8, 32))
+    assert cache.get(ids, "long") is not None
+    assert sorted(path for path in tmp_path.rglob("*.*") if path.stat().st_size == 8000) == sorted(others[:2])
+    assert others[2].exists()
+
+
+def test_a_pass_lies_in_memory_and_not_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, ids, states = PassCache(tmp_path, {}), np.arange(8), torch.ones(8, 4)
+    cache.put(ids, "long", states)
+    taken = cache.get(ids, "long")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(bytes(file.stat().st_size))
+    assert taken is not None
+    assert torch.equal(taken, states)
+    cache.put(ids, "long", states)
+    monkeypatch.setattr(pass_cache, "LIMIT", 64)
+    assert cache.get(ids, "long") is None, "no file of ours is as large"
 
 
 def test_sets_and_tokens_have_files_of_their_own(tmp_path: Path) -> None:
