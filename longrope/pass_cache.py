@@ -83,6 +83,7 @@ class PassCache:
             "dtype": dtype,
             "device": [device, *chips, torch.get_num_threads(), _products()],
             "versions": versions(),
+            "engine": [sha256_of(file) for file in sorted(Path(__file__).parent.rglob("*.py"))],  # between two versions
         }
         return cls(folder, about)
 

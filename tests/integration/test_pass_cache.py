@@ -16,6 +16,7 @@ from converters.validation import validate
 from longrope import pass_cache
 from longrope.checkpoint import Checkpoint, open_checkpoint
 from longrope.factors import BoundFactors
+from longrope.files import sha256_of
 from longrope.owners import Owner
 from longrope.pass_cache import PassCache
 from longrope.text import Corpus, load_corpus
@@ -157,9 +158,12 @@ def test_a_pass_under_another_setting_of_torch_is_another(setting: Setting) -> N
         torch.set_float32_matmul_precision("highest")
 
 
-def test_a_pass_of_another_processor_is_another(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_of_another_processor_or_engine_is_another(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     setting.validate()
-    monkeypatch.setattr("longrope.pass_cache.processor", lambda: "another")
+    with monkeypatch.context() as patched:
+        patched.setattr(pass_cache, "processor", lambda: "another")
+        assert setting.passes() == FIRST
+    monkeypatch.setattr(pass_cache, "sha256_of", lambda path: path.name if path.suffix == ".py" else sha256_of(path))
     assert setting.passes() == FIRST
 
 
