@@ -62,7 +62,8 @@ class Facts:
             validation: what `validate --json` wrote about some of its artifacts; it counts instead of the folder's own.
 
         Raises:
-            InputError: it is not the folder of a finished run, a file of it is broken, or a validation is of other artifacts.
+            InputError: it is not the folder of a finished run, a file of it is broken, or a validation is of other artifacts,
+                or of other files of the same names.
         """
         if not (folder / RUN).is_file():
             raise InputError(f"{folder / RUN}: no such file; expected the folder of a finished run")
@@ -175,7 +176,20 @@ def _replaced(entries: Entries, newer: Entries, name: Path) -> Entries:
             f"{name}: it is about {listed(strangers)}, which the run's own validation is not about; expected "
             f"{listed(known) or 'a run with artifacts'}"
         )
+    for artifact, entry in zip(known, entries, strict=True):
+        if artifact in found and (changed := _changed_file(entry, found[artifact])):
+            raise InputError(
+                f"{name}: {changed} of {artifact} is not the file that this run validated; expected a validation of the "
+                f"run's own artifacts. Where they were changed since, `validate --json RUN_DIR/{VALIDATION}` replaces the "
+                "run's"
+            )
     return [found.get(artifact, entry) for artifact, entry in zip(known, entries, strict=True)]
+
+
+def _changed_file(entry: Mapping[str, Any], newer: Mapping[str, Any]) -> str | None:
+    """The first file of which two entries know other bytes."""
+    ours, theirs = ((each.get("provenance") or {}).get("files") or {} for each in (entry, newer))
+    return next((file for file in sorted(ours) if theirs.get(file, ours[file]) != ours[file]), None)
 
 
 def has_passed(suite: Suite) -> bool:

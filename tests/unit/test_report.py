@@ -515,6 +515,11 @@ def test_a_report_takes_what_validate_wrote_elsewhere(tmp_path: Path) -> None:
     result.write_text(json.dumps(entry | {"artifact": "another.gguf"}), encoding="utf-8")
     refused = run_cli("report", folder, "--validation", result)
     assert (refused.code, "it is about another.gguf" in refused.err) == (2, True)
+    other = entry | {"provenance": entry["provenance"] | {"files": {"model.gguf": "00", "added.json": "11"}}}
+    documents["validation"]["artifacts"][1]["provenance"]["files"] = {"model.gguf": "22"}
+    result.write_text(json.dumps(other), encoding="utf-8")
+    refused = run_cli("report", write_run(tmp_path / "of others", documents), "--validation", result)
+    assert (refused.code, "model.gguf of gguf:f16 is not the file" in refused.err) == (2, True)
     refused = run_cli("report", folder, folder, "--validation", result)
     assert (refused.code, "about one run" in refused.err) == (2, True)
 
