@@ -47,7 +47,8 @@ _FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
 def cache_folder() -> Path | None:
     """Where passes are kept: what `VARIABLE` says, or the user's cache folder by the system's custom; None for nowhere."""
     if (given := os.environ.get(VARIABLE)) is not None:
-        return Path(given) if given else None
+        # pathlib's raises where there is no home
+        return Path(os.path.expanduser(given)) if given else None  # noqa: PTH111
     from platformdirs import user_cache_path
 
     return user_cache_path("longrope-export", appauthor=False) / "passes"

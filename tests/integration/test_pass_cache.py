@@ -183,6 +183,14 @@ def test_the_cache_can_be_left_out(setting: Setting, tmp_path: Path, monkeypatch
     assert "reference_passes" not in setting.validate().provenance
 
 
+def test_the_variable_may_name_a_folder_as_a_shell_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipelines set variables without a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv(pass_cache.VARIABLE, "~/passes")
+    assert pass_cache.cache_folder() == tmp_path / "passes"
+
+
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states, cache = torch.zeros(8, 32), PassCache(tmp_path, {})
     windows = [np.arange(8) + start for start in range(4)]
