@@ -163,5 +163,5 @@ def test_kl_catches_what_lowers_perplexity(studio: Studio, tmp_path: Path, kind:
     assert window["kl_mean"] > 1e-2
     (parity,) = (check for check in data["checks"] if check["id"].startswith(f"{kind}.parity."))
     assert parity["status"] == "fail"
-    assert "kl_mean" in parity["message"]
+    assert "mean KL" in parity["message"]
     assert id in failed(data)

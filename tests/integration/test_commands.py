@@ -547,7 +547,9 @@ def test_doctor_finds_everything_that_setup_installs() -> None:
     for what in ("torch", "transformers", "extra gguf", "extra onnx", "extra report"):
         assert findings[what]["state"] == "ok", findings[what]
     assert set(findings["torch"]) == {"what", "state", "detail", "required", "command"}
-    assert {found["state"] for found in findings.values()} <= {"ok", "missing"}  # ray is left out
+    odd = {name: found["state"] for name, found in findings.items() if found["state"] != "ok"}
+    assert odd.pop("GPU path", None) in ("untested", None)  # where there is no GPU
+    assert set(odd.values()) <= {"missing"}  # ray is left out
     assert "float32, bfloat16, float16" in findings["GPU path"]["detail"]
     assert "GiB free on cpu" in findings["memory"]["detail"]
 
