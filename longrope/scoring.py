@@ -32,8 +32,8 @@ from longrope.text import TokenIds
 
 # Rows of logits held at a time for each source: 256 rows of a 128k vocabulary are 134 MB in float32.
 CHUNK_TOKENS = 256
-# Numbers of a vocabulary's rows that are compared at a time: their float64 exponentials (2 MiB) stay in a core's cache,
-# which is eleven times as fast as whole blocks.
+# Numbers of a vocabulary's rows that are compared at a time: their float64 exponentials (2 MiB) stay in the processor's
+# cache, which is five times as fast as whole blocks.
 _TILE = 2**18
 
 
