@@ -22,7 +22,7 @@ from longrope.provenance import published_name
 
 @dataclass(frozen=True)
 class Subject:
-    """What an earlier release is looked for: the artifact's name and format, the texts, and the model that it is held to."""
+    """What an earlier release is looked for by: the artifact's name and format, and the fingerprint of the texts."""
 
     artifact: str
     format: str

@@ -450,8 +450,9 @@ class _Runs:
             if subject.own is not None:
                 own = len(runs)
                 runs.append(Run(subject.own, reference_set))
-            artifact = own if subject.is_twin else len(runs)
+            artifact = own
             if not subject.is_twin:
+                artifact = len(runs)
                 runs.append(Run(subject.runtime, used))
             pairs[f"{place} windows"] = (0, artifact)
             if subject.own is not None:

@@ -21,7 +21,7 @@ from converters.base import Check
 from converters.policy import Compared, Policy
 from longrope.intervals import mean_interval, standard_error, wilson
 from longrope.measures import BeyondScore, PasskeyScore, Quality, WindowScore
-from longrope.metrics import perplexity
+from longrope.metrics import mean_perplexity, perplexity
 
 Judged = Iterator[tuple[Check, bool]]
 # Of mean NLLs of one window, in nats: what float32 angles in place of float64 ones may change.
@@ -92,11 +92,6 @@ class Rise:
         return {"ppl_rise_percent": self.percent, "standard_error": self.error}
 
 
-def _ppl(losses: Sequence[float]) -> float:
-    """All windows of a length predict as many tokens."""
-    return perplexity(float(np.mean(losses)))
-
-
 def _judged(
     id: str, limits: Mapping[str, float], actual: Mapping[str, Any], lows: Mapping[str, float], fault: str, note: str
 ) -> Check:
@@ -121,7 +116,7 @@ def _inside(score: WindowScore, limits: Mapping[str, float]) -> tuple[Check, boo
 
 def _beyond(score: BeyondScore, method: str, limits: Mapping[str, float]) -> tuple[Check, bool]:
     id, losses = f"quality.beyond.{method}.{score.length}", score.methods[method]
-    actual = {"ppl": _ppl(score.extended), "ppl_method": _ppl(losses)}
+    actual = {"ppl": mean_perplexity(score.extended), "ppl_method": mean_perplexity(losses)}
     if not all(map(math.isfinite, score.extended)):
         return Check(id, "fail", None, actual, "the extended model's perplexity is non-finite"), False
     if not all(map(math.isfinite, losses)):

@@ -9,12 +9,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from converters.base import Status
 from converters.quality_checks import Rise
 from longrope.measures import Quality
-from longrope.metrics import perplexity
+from longrope.metrics import mean_perplexity
 from longrope_export.ci.suites import QUALITY, Suite
 from longrope_export.words import listed, tokens, with_error
 
@@ -48,7 +46,7 @@ class Row:
     @property
     def ppl(self) -> float:
         """The extended model's."""
-        return _mean_perplexity(self.losses)
+        return mean_perplexity(self.losses)
 
     @property
     def against_words(self) -> str:
@@ -169,10 +167,5 @@ def _rows(quality: Quality, statuses: Mapping[str, Status]) -> Iterator[Row]:
     for beyond in quality.beyond:
         for method, losses in beyond.methods.items():
             status = statuses.get(f"{QUALITY}beyond.{method}.{beyond.length}")
-            rise, other = Rise.of(beyond.extended, losses), _mean_perplexity(losses)
+            rise, other = Rise.of(beyond.extended, losses), mean_perplexity(losses)
             yield Row(beyond.length, method, False, beyond.extended, other, rise, None, status)
-
-
-def _mean_perplexity(losses: Sequence[float]) -> float:
-    """All windows of a length predict as many tokens."""
-    return perplexity(float(np.mean(losses)))

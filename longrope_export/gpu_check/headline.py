@@ -14,7 +14,7 @@ from longrope.finetune.options import TrainOptions
 from longrope.finetune.stages import Stage
 from longrope.finetune.trainer import finetune
 from longrope.machine import Machine
-from longrope.metrics import perplexity
+from longrope.metrics import mean_perplexity
 from longrope.modeling import TorchSource, build_model
 from longrope.search.measure import WindowModel
 from longrope.search.methods import known_candidates
@@ -105,7 +105,7 @@ def _table(setting: Setting, checkpoint: Checkpoint, rows: Mapping[str, Candidat
         windows = [Window(ids) for ids in setting.test_corpus.windows(length, setting.budget.windows)]
         for name, candidate in rows.items():
             losses = [model.nll(candidate, window) for window in windows]
-            ppl = perplexity(float(np.mean(losses)))
+            ppl = mean_perplexity(losses)
             error = f" ± {ppl * np.std(losses, ddof=1) / len(losses) ** 0.5:.2f}" if len(losses) > 1 else ""
             yield Row(f"{name}: perplexity at {length}, {len(losses)} windows", f"{ppl:.2f}{error}", ppl)
 
